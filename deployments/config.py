@@ -1,0 +1,131 @@
+"""The arguments of the application: what `serve_config.yaml` may say, checked by pydantic. Imports no model library."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class Task(StrEnum):
+    """What a model does, in the Hugging Face Hub's words."""
+
+    CLASSIFICATION = "image-classification"
+    SEGMENTATION = "image-segmentation"
+    TEXT = "text-generation"
+
+
+class Scaling(BaseModel):
+    """Replicas of one deployment and what each asks of Ray. Fractions share a core or a card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_replicas: Annotated[int, Field(ge=1)] = 1
+    autoscaling: dict[str, Any] | None = Field(
+        default=None, description="Ray Serve's autoscaling_config, in place of num_replicas"
+    )
+    num_cpus: Annotated[float, Field(ge=0.0)] = 0.1
+    num_gpus: Annotated[float, Field(ge=0.0)] | None = Field(
+        default=None, description="None: an equal share of one card where Ray sees one, else none"
+    )
+
+
+class ModelSpec(BaseModel):
+    """One model to serve: its id, its task, where it comes from, and what calibrates it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the id that clients name")]
+    task: Task
+    source: str = Field(
+        description="`torchvision:<architecture>`, a local folder, a hub id, or `package:<import name>/<file>` for a"
+        " file that a Python package ships (GGUF)"
+    )
+    weights: str | None = Field(
+        default=None, description="torchvision only: a weights enum such as IMAGENET1K_V2, or a state-dict file"
+    )
+    labels: tuple[str, ...] | None = Field(default=None, description="class names, where the source has none")
+    input_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
+        default=None, description="square input side in pixels, for a state dict without its own transforms"
+    )
+    calibration: str | None = Field(
+        default=None,
+        description="unlabelled inputs that the model was not trained on: a folder of images, a text file,"
+        " or a bundled sample of features (.safetensors)",
+    )
+    dtype: str = Field(default="float32", pattern=r"^(float32|bfloat16|float16)$")
+    length_scale: Annotated[float, Field(gt=0.0)] = Field(
+        default=0.8, description="ell of the noise field, in median distances between features of one class"
+    )
+    depth: Annotated[int, Field(ge=8, le=1024)] | None = Field(
+        default=None, description="D, random features of the noise field; None: 64 for text, 128 for images"
+    )
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=16, description="rows of a batch: images, or running sequences"
+    )
+    max_batch_wait_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = 4.0
+    max_queue_per_tenant: Annotated[int, Field(ge=1)] = 256
+    max_context: Annotated[int, Field(ge=16)] | None = Field(
+        default=None, description="text: most tokens of prompt and answer together; None: the model's own limit"
+    )
+    scaling: Scaling = Scaling()
+
+    @model_validator(mode="after")
+    def _weights_only_for_torchvision(self) -> ModelSpec:
+        if self.weights is not None and not self.source.startswith("torchvision:"):
+            raise ValueError("weights applies to a torchvision source only; name the folder or hub id in source")
+        return self
+
+
+def resolve_path(path: str) -> Path:
+    """A path of the configuration: as it stands, or below the repository where the working folder has none."""
+    here = Path(path).expanduser()
+    return here.resolve() if here.is_absolute() or here.exists() else REPOSITORY / here
+
+
+class StoreArgs(BaseModel):
+    """Where entitlements live."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    redis_url: str = Field(
+        default="embedded",
+        description="`embedded` (a Valkey server of this application's own), or redis://, rediss://, redis+sentinel://."
+        " The environment's REDIS_URL goes before; keep credentials there",
+    )
+    data_dir: str = Field(default=".data", description="folder of the embedded server and of the demo keys")
+    cache_ttl_s: Annotated[float, Field(gt=0.0, le=60.0)] = 1.0
+    stale_grace_s: Annotated[float, Field(ge=0.0)] = 300.0
+
+
+class GatewayArgs(BaseModel):
+    """The tenant-policy gateway and its limits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
+    max_image_pixels: Annotated[int, Field(ge=64 * 64)] = 25_000_000
+    deadline_s: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="to the whole answer of a request")
+    scaling: Scaling = Scaling()
+
+
+class AppArgs(BaseModel):
+    """All arguments of `deployments.app:build_app`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    store: StoreArgs = StoreArgs()
+    gateway: GatewayArgs = GatewayArgs()
+
+    @field_validator("models")
+    @classmethod
+    def _ids_are_unique(cls, models: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
+        ids = [model.id for model in models]
+        if twice := {name for name in ids if ids.count(name) > 1}:
+            raise ValueError(f"model ids must be unique; given twice: {', '.join(sorted(twice))}")
+        return models

@@ -1,0 +1,212 @@
+"""Calibration: which position of the noise ladder delivers which level, solved on the installation's own field."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from policies.ladder import NoiseLadder
+
+MIN_ROWS_PER_CLASS = 20
+_CHUNK_ELEMENTS = 2**25
+Readout = Callable[[Tensor], Tensor]
+"""Logits [N, K] at the model's resolution to the logits [M, K] from which the client's answer is read."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a model needs to be sold by level; a refit moves levels along the same path and draws no new noise.
+
+    Attributes:
+        fingerprint: the model's.
+        length_scale: ell of the noise field, in the units of the features. Pinned: another ell is another field.
+        depth: D of the noise field. Pinned likewise.
+        curve: (ladder position, measured agreement), by rising position from (0, 1.0).
+        favour_gap: per class, median margin of the rows where it is the runner-up, in logit units.
+        avoid_gap: per class, median margin of the rows where it is first. One value stands for all classes of a model
+            whose vocabulary is too large to be seen class by class.
+        rows: how many rows were judged.
+    """
+
+    fingerprint: str
+    length_scale: float
+    depth: int
+    curve: tuple[tuple[int, float], ...]
+    favour_gap: tuple[float, ...]
+    avoid_gap: tuple[float, ...]
+    rows: int
+
+    @property
+    def floor(self) -> float:
+        """The lowest level the field delivers, a multiple of 0.01."""
+        lowest = min(value for _, value in self.curve)
+        return min(1.0, max(1, math.ceil(lowest * 100 - 1e-6)) / 100)
+
+    def position(self, level: float) -> int:
+        """The first position at which agreement falls to `level`; linear within a cell. Falls as the level rises.
+
+        Raises:
+            ValueError: a level out of (0, 1] or below the floor.
+        """
+        if not self.floor <= level <= 1.0:
+            raise ValueError(f"level must lie in [{self.floor}, 1], not {level}")
+        if level == 1.0:
+            return 0
+        for (low, value_low), (high, value_high) in zip(self.curve, self.curve[1:], strict=False):
+            if value_high <= level:
+                share = (value_low - level) / (value_low - value_high) if value_low > value_high else 1.0
+                return max(1, low + round(max(0.0, share) * (high - low)))
+        return self.curve[-1][0]
+
+    @classmethod
+    def fit(
+        cls,
+        secret: bytes,
+        fingerprint: str,
+        features: Tensor,
+        logits: Tensor,
+        *,
+        depth: int,
+        relative_length_scale: float = 0.8,
+        length_scale: float | None = None,
+        readout: Readout | None = None,
+        contention: int = 2,
+        tolerance: float = 0.004,
+        progress: Callable[[float], None] | None = None,
+    ) -> Calibration:
+        """Solve every level on the actual field over a sample of unlabelled inputs.
+
+        Args:
+            features: [N, H] inputs of the final layer, rows that the model was not trained on; thousands of them.
+            logits: [N, K] the final layer's clean answers to them.
+            relative_length_scale: ell in median distances between features of one predicted class.
+            length_scale: ell itself, for a refit of an existing field.
+            readout: for masks, interpolation to the client's resolution.
+            contention: how many of the highest logits contend for focus.
+            tolerance: agreement between neighbouring points of the curve, below which it is taken as linear.
+            progress: called with the share done, 0 to 1.
+
+        Raises:
+            ValueError: too few rows, or shapes that do not match.
+        """
+        if features.shape[0] != logits.shape[0] or features.shape[0] < 100:
+            raise ValueError(f"calibration needs at least 100 rows of features and logits, not {features.shape[0]}")
+        ell = length_scale or _round(relative_length_scale * _median_distance(features, logits.argmax(dim=1)))
+        ladder = NoiseLadder(
+            secret, fingerprint, features=features.shape[1], classes=logits.shape[1], length_scale=ell, depth=depth
+        )
+        measure = _Agreement(ladder.phi(features), logits, readout)
+        curve = ladder.explore(measure, tolerance, progress)
+        favour, avoid = _focus_gaps(logits, contention)
+        return cls(fingerprint, ell, depth, _falling(curve), favour, avoid, measure.rows)
+
+    def ladder(self, secret: bytes, *, features: int, classes: int) -> NoiseLadder:
+        """The field that this calibration was solved on."""
+        return NoiseLadder(
+            secret,
+            self.fingerprint,
+            features=features,
+            classes=classes,
+            length_scale=self.length_scale,
+            depth=self.depth,
+        )
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """Parse what `to_json` wrote.
+
+        Raises:
+            ValueError: not a calibration.
+        """
+        try:
+            fields = json.loads(text)
+            return cls(
+                fingerprint=str(fields["fingerprint"]),
+                length_scale=float(fields["length_scale"]),
+                depth=int(fields["depth"]),
+                curve=tuple((int(p), float(a)) for p, a in fields["curve"]),
+                favour_gap=tuple(map(float, fields["favour_gap"])),
+                avoid_gap=tuple(map(float, fields["avoid_gap"])),
+                rows=int(fields["rows"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a stored calibration: {error!r}") from None
+
+    def save(self, path: Path) -> None:
+        """Write to a JSON file."""
+        path.write_text(self.to_json() + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what `save` wrote."""
+        return cls.from_json(path.read_text())
+
+
+class _Agreement:
+    """Measured agreement of clean and noisy answers, for a matrix C."""
+
+    def __init__(self, phi: Tensor, logits: Tensor, readout: Readout | None) -> None:
+        self._phi, self._logits, self._readout = phi, logits, readout
+        self._clean = (readout(logits.float()) if readout else logits).argmax(dim=1)
+        self.rows = len(self._clean)
+
+    def __call__(self, matrix: Tensor) -> float:
+        matrix = matrix.to(self._phi.device)
+        if self._readout:
+            noisy = self._readout(self._logits.float() + self._phi @ matrix).argmax(dim=1)
+        else:
+            step = max(1, _CHUNK_ELEMENTS // matrix.shape[1])
+            chunks = zip(torch.split(self._logits, step), torch.split(self._phi, step), strict=True)
+            noisy = torch.cat([torch.addmm(z.float(), phi, matrix).argmax(dim=1) for z, phi in chunks])
+        return float((noisy == self._clean).float().mean())
+
+
+def _median_distance(features: Tensor, labels: Tensor, sample: int = 2000) -> float:
+    """Median distance between features [N, H] of one class, over a strided sample; of all where too few share one."""
+    stride = max(1, features.shape[0] // sample)
+    x, y = features[::stride].float(), labels[::stride]
+    distances = torch.cdist(x, x)
+    upper = torch.ones_like(distances, dtype=torch.bool).triu(diagonal=1)
+    same = upper & (y[:, None] == y[None, :])
+    chosen = distances[same] if int(same.sum()) >= 1000 else distances[upper]
+    return float(chosen.median())
+
+
+def _round(value: float) -> float:
+    """Two significant digits: rounding differences between machines must not select another field."""
+    return float(f"{value:.2g}")
+
+
+def _falling(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """The running minimum: a level is delivered where it is first crossed, so levels stay monotone."""
+    kept = [curve[0]]
+    for position, value in curve[1:]:
+        if value < kept[-1][1]:
+            kept.append((position, value))
+    return tuple(kept)
+
+
+def _focus_gaps(logits: Tensor, contention: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Median margins for favouring and avoiding, per class, or one for all where most classes are never seen."""
+    top, index = logits.float().topk(min(contention, logits.shape[1]), dim=1)
+    margins = top[:, :1] - top[:, 1:]
+    favour_all, avoid_all = float(margins.median()), float(margins[:, 0].median())
+    classes = logits.shape[1]
+    if contention > 2 or classes > 1000:
+        return (favour_all,), (avoid_all,)
+    favour, avoid = [], []
+    for k in range(classes):
+        second, first = margins[index[:, 1:] == k], margins[index[:, 0] == k, 0]
+        favour.append(float(second.median()) if len(second) >= MIN_ROWS_PER_CLASS else favour_all)
+        avoid.append(float(first.median()) if len(first) >= MIN_ROWS_PER_CLASS else avoid_all)
+    return tuple(favour), tuple(avoid)

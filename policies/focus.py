@@ -1,0 +1,62 @@
+"""Focus modulation: half-normal noise on chosen classes, where they are in contention.
+
+z'_t = z'_t + s * delta_t * |xi_t(h)|, s = +1 to favour and -1 to avoid (AIM, arXiv 2603.12755). The unitless strength
+and the restriction to rows in contention are this project's: on all rows a strong focus drowns the picture.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from policies.terms import FOCUS_LIMIT
+
+
+def focus_std(strength: float, median_gap: float) -> float:
+    """delta = G / Phi^{-1}(1 - |f| / 2): at a margin of G the half-normal wins with probability |f|.
+
+    Args:
+        strength: f in [-0.99, 0.99].
+        median_gap: G >= 0 in logit units, the median margin of rows in contention.
+
+    Returns:
+        delta >= 0 in logit units, the standard deviation of the underlying normal.
+
+    Raises:
+        ValueError: a strength or a gap out of range.
+    """
+    if not abs(strength) <= FOCUS_LIMIT:
+        raise ValueError(f"focus strength must lie in [-{FOCUS_LIMIT}, {FOCUS_LIMIT}], not {strength}")
+    if not 0.0 <= median_gap < float("inf"):
+        raise ValueError(f"median_gap must be finite and >= 0, not {median_gap}")
+    if strength == 0.0:
+        return 0.0
+    return median_gap / NormalDist().inv_cdf(1.0 - abs(strength) / 2.0)
+
+
+def apply_focus(logits: Tensor, targets: Tensor, delta: Tensor, xi: Tensor, contention: int) -> Tensor:
+    """Add signed half-normal noise to target classes in the rows where they contend.
+
+    To favour, a target acts where it is among the `contention` highest but not first. To avoid, it acts where it is
+    first; other avoided targets in contention give way with it, or the next spelling of the same word would step in.
+
+    Args:
+        logits: [N, K] float32, after utility.
+        targets: [T] int64, distinct classes.
+        delta: [N, T] float32, signed standard deviations in logit units; 0 for no focus.
+        xi: [N, T] float32, the focus field at the targets, N(0, 1) over keys.
+        contention: how many of the highest logits contend, at least 2.
+
+    Returns:
+        [N, K] float32, a new tensor.
+    """
+    at_targets = logits[:, targets]
+    threshold = logits.topk(min(contention, logits.shape[1]), dim=1).values[:, -1:]
+    first = logits.argmax(dim=1, keepdim=True) == targets[None, :]
+    contends = at_targets >= threshold
+    yields = (first & (delta < 0)).any(dim=1, keepdim=True)
+    acts = torch.where(delta > 0, contends & ~first, contends & yields) & (delta != 0)
+    moved = at_targets + torch.where(acts, delta * xi.abs(), 0.0)
+    return logits.index_copy(1, targets, moved)

@@ -1,0 +1,160 @@
+"""The noise ladder: utility noise as one fixed Brownian motion in the variance, over a smooth field on the features.
+
+phi(h) = cos(h w / ell + b), scaled to unit length (random Fourier features, Rahimi and Recht, NIPS 2007), and
+noise(h, v) = phi(h) C(v), with C a D x K matrix of Brownian motions in v. Over the keys the noise of a fixed h is
+exactly N(0, v I_K); levels are nested: the noise at v is the noise at u < v plus an independent N(0, v - u). C is built
+by Lévy's midpoint construction, so any of its 2^15 positions costs 16 normal matrices, depends on no other level in
+use, and two positions however near differ by a fresh increment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[np.float32]
+
+POSITIONS = 2**15
+"""Grid positions above 0. Neighbours differ by 0.1 % in variance: far below what a level can be measured to."""
+MIN_VARIANCE = 1e-8
+MAX_VARIANCE = 1e8
+"""An absolute grid in squared logit units: a grid scaled to a sample would move, and redraw the noise, at a refit."""
+
+
+def variance(position: int) -> float:
+    """Noise variance of a grid position in squared logit units: 0 at 0, then geometric from 1e-8 to 1e8.
+
+    Raises:
+        ValueError: a position outside 0 to `POSITIONS`.
+    """
+    if not 0 <= position <= POSITIONS:
+        raise ValueError(f"position must lie in 0..{POSITIONS}, not {position}")
+    if position == 0:
+        return 0.0
+    return MIN_VARIANCE * math.exp(math.log(MAX_VARIANCE / MIN_VARIANCE) * (position - 1) / (POSITIONS - 1))
+
+
+class NoiseLadder:
+    """The noise of one installation and model: a function of secret, model, variance and input only.
+
+    Args:
+        secret: the installation's noise secret, at least 16 bytes.
+        fingerprint: identifies the model's weights.
+        features: H, width of the final layer's input.
+        classes: K, width of its output.
+        length_scale: ell, in the units of the features; inputs nearer than this get nearly the same noise.
+        depth: D, number of random features.
+
+    Raises:
+        ValueError: a secret too short or a size out of range; the message names it.
+    """
+
+    def __init__(
+        self, secret: bytes, fingerprint: str, *, features: int, classes: int, length_scale: float, depth: int
+    ) -> None:
+        if len(secret) < 16:
+            raise ValueError("the noise secret must hold at least 16 bytes")
+        if min(features, classes, depth) < 1 or not length_scale > 0.0:
+            raise ValueError("features, classes, depth and length_scale must be positive")
+        self.features, self.classes, self.depth, self.length_scale = features, classes, depth, length_scale
+        self._key = hashlib.sha256(
+            b"\0".join([secret, fingerprint.encode(), f"{length_scale!r}".encode(), str(depth).encode()])
+        ).digest()
+        self.w = torch.from_numpy(self._normal("w", (features, depth)) / np.float32(length_scale))
+        uniform = self._generator("b").random(depth, dtype=np.float32)
+        self.b = torch.from_numpy(uniform * np.float32(2.0 * math.pi))
+
+    def phi(self, features: Tensor) -> Tensor:
+        """Features [N, H] of any float dtype to unit vectors [N, D] float32, on the features' device."""
+        if self.w.device != features.device:
+            self.w, self.b = self.w.to(features.device), self.b.to(features.device)
+        waves = torch.cos(features.float() @ self.w + self.b)
+        return torch.nn.functional.normalize(waves, dim=1)
+
+    def matrix(self, position: int) -> Tensor:
+        """C at a grid position: [D, K] float32 on the CPU, each entry N(0, variance(position)) over the keys."""
+        low, high = 0, POSITIONS
+        at_low, at_high = self._start(), self._end()
+        if position in (low, high):
+            return torch.from_numpy(at_low if position == low else at_high)
+        variance(position)  # refuses a position off the grid
+        while True:
+            middle = (low + high) // 2
+            at_middle = self._bridge(low, at_low, high, at_high, middle)
+            if middle == position:
+                return torch.from_numpy(at_middle)
+            if position < middle:
+                high, at_high = middle, at_middle
+            else:
+                low, at_low = middle, at_middle
+
+    def focus_matrix(self) -> Tensor:
+        """The focus field's own [D, K] standard normal matrix, float32 on the CPU."""
+        return torch.from_numpy(self._normal("focus", (self.depth, self.classes)))
+
+    def noise(self, features: Tensor, positions: Tensor) -> Tensor:
+        """Utility noise of rows: features [N, H] and grid positions [N] int64 to [N, K] float32."""
+        phi = self.phi(features)
+        out = torch.zeros(features.shape[0], self.classes, device=features.device)
+        for position in torch.unique(positions).tolist():
+            if position:
+                rows = positions == position
+                out[rows] = phi[rows] @ self.matrix(position).to(features.device)
+        return out
+
+    def explore(
+        self, measure: Callable[[Tensor], float], tolerance: float, progress: Callable[[float], None] | None = None
+    ) -> list[tuple[int, float]]:
+        """Measure a quantity along the path, subdividing where it changes: sorted (position, value) pairs.
+
+        Args:
+            measure: called with C [D, K] at positions of the dyadic grid; 1 at position 0 and falling.
+            tolerance: a cell whose ends differ by no more is not divided further.
+            progress: called with the share of the way from 1 down to the last value that is done.
+        """
+        found = [(0, measure(torch.from_numpy(self._start()))), (POSITIONS, measure(torch.from_numpy(self._end())))]
+        cells = [(0, self._start(), found[0][1], POSITIONS, self._end(), found[1][1])]
+        while cells:
+            low, at_low, value_low, high, at_high, value_high = cells.pop()
+            if progress:
+                progress((1.0 - value_low) / max(1e-9, 1.0 - found[1][1]))
+            middle = (low + high) // 2
+            if middle == low or abs(value_low - value_high) <= tolerance:
+                continue
+            at_middle = self._bridge(low, at_low, high, at_high, middle)
+            value = measure(torch.from_numpy(at_middle))
+            found.append((middle, value))
+            cells.append((middle, at_middle, value, high, at_high, value_high))
+            cells.append((low, at_low, value_low, middle, at_middle, value))
+        return sorted(found)
+
+    def _start(self) -> Array:
+        return np.zeros((self.depth, self.classes), dtype=np.float32)
+
+    def _end(self) -> Array:
+        return self._normal("C", (self.depth, self.classes), POSITIONS) * np.float32(math.sqrt(MAX_VARIANCE))
+
+    def _bridge(self, low: int, at_low: Array, high: int, at_high: Array, middle: int) -> Array:
+        """Brownian bridge: the path at `middle` given both ends (Lévy's construction, at any split of the interval)."""
+        v_low, v, v_high = variance(low), variance(middle), variance(high)
+        share = (v - v_low) / (v_high - v_low)
+        spread = math.sqrt((v - v_low) * (v_high - v) / (v_high - v_low))
+        fresh = self._normal("C", (self.depth, self.classes), middle)
+        # In place: at a vocabulary of 49,152 each temporary would be another 12 MB.
+        fresh *= np.float32(spread)
+        fresh += at_low
+        fresh += (at_high - at_low) * np.float32(share)
+        return fresh
+
+    def _normal(self, name: str, shape: tuple[int, int], index: int = 0) -> Array:
+        return self._generator(name, index).standard_normal(shape, dtype=np.float32)
+
+    def _generator(self, name: str, index: int = 0) -> np.random.Generator:
+        digest = hashlib.sha256(self._key + f"{name}:{index}".encode()).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
