@@ -1,0 +1,189 @@
+"""Admission: one atomic round trip before a request runs, one settlement after it, off its path."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from types import TracebackType
+
+from policies.errors import LimitExceeded, Unavailable
+from tenants import keyspace, limits, scripts
+from tenants.entitlements import Entitlements
+from tenants.limits import Standing
+from tenants.local import LocalLimits
+from tenants.settlement import Settlement, Settler, today
+from tenants.store import TenantStore
+
+logger = logging.getLogger(__name__)
+
+LEASE_S = 300.0
+_ADMIT = scripts.load("admit")
+
+
+class Admission:
+    """Admits requests against a tenant's limits and books what they use.
+
+    Args:
+        stale_grace_s: how long requests are admitted under limits of this process alone while the store is away.
+    """
+
+    def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0) -> None:
+        self.settler = Settler(store)
+        self.local = LocalLimits()
+        self._store = store
+        self._grace = stale_grace_s
+        self._away_since: float | None = None
+
+    def admit(
+        self,
+        entitlements: Entitlements,
+        *,
+        model: str,
+        requests: int = 1,
+        images: int = 0,
+        tokens: int = 0,
+        lease_s: float = LEASE_S,
+    ) -> Lease:
+        """A lease to enter with `async with`; entering asks the store.
+
+        Args:
+            tokens: prompt and most tokens of the answer together; what is not used is returned.
+            lease_s: seconds after which a lease whose process has died no longer counts as running.
+
+        Raises (on entering):
+            LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
+            Unavailable: the store has been away for longer than the grace.
+        """
+        return Lease(self, entitlements, model, requests, images, tokens, lease_s)
+
+    async def remaining(self, entitlements: Entitlements) -> dict[str, float]:
+        """What is left of each limit that is set, by name; of this process's own counts while the store is away."""
+        try:
+            _, _, standing = await self.ask("look", Lease(self, entitlements, "", 0, 0, 0, 0.0))
+        except Unavailable:
+            _, _, standing = self.local.judge(entitlements.tenant, entitlements.limits, 0, 0)
+        return limits.remaining(entitlements.limits, standing)
+
+    async def drain(self, timeout_s: float = 5.0) -> bool:
+        """Wait until every settlement is with the store; False if that takes longer."""
+        return await self.settler.drain(timeout_s)
+
+    async def aclose(self, timeout_s: float = 5.0) -> None:
+        """Settle what is left, within `timeout_s`."""
+        await self.settler.aclose(timeout_s)
+
+    async def ask(self, mode: str, lease: Lease) -> tuple[str, int, Standing]:
+        """One run of `admit.lua`; raises Unavailable while the store is away."""
+        tenant = lease.entitlements.tenant
+        keys = (
+            keyspace.requests_window(tenant),
+            keyspace.tokens_window(tenant),
+            keyspace.leases(tenant),
+            keyspace.lease(tenant, lease.id),
+            keyspace.usage(tenant),
+        )
+        amounts = (lease.requests, lease.images, lease.tokens, *limits.as_arguments(lease.entitlements.limits))
+        # Only a concurrency limit minds leases that have ended but are not settled yet.
+        ended = () if lease.entitlements.limits.concurrency is None else self.settler.ended(tenant)
+        arguments = (mode, lease.id, round(lease.lease_s * 1000), lease.model, *amounts, *ended)
+        answer = limits.read_answer(await self._store.run(_ADMIT, keys, arguments))
+        self._away_since = None
+        return answer
+
+    def ask_locally(self, lease: Lease, error: Unavailable) -> tuple[str, int, Standing]:
+        """The answer of this process's own counts, within the grace; raises `error` after it."""
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+            logger.warning("admitting under local limits: the tenant store is away")
+        if now - self._away_since > self._grace:
+            raise error
+        return self.local.judge(lease.entitlements.tenant, lease.entitlements.limits, lease.requests, lease.tokens)
+
+
+class Lease:
+    """One request's admission. Leaving its `async with` releases it, whatever happened, and settles what was used.
+
+    What is booked: what `settle` last said; without it, all that was reserved, or only the request where it failed.
+    """
+
+    __slots__ = (
+        *("id", "entitlements", "model", "requests", "images", "tokens", "lease_s"),
+        *("_admission", "_standing", "_used", "_held"),
+    )
+
+    def __init__(
+        self,
+        admission: Admission,
+        entitlements: Entitlements,
+        model: str,
+        requests: int,
+        images: int,
+        tokens: int,
+        lease_s: float,
+    ) -> None:
+        # Never a client's id: a repeated one would settle another's request.
+        self.id = secrets.token_hex(12)
+        self.entitlements = entitlements
+        self.model = model
+        self.requests = requests
+        self.images = images
+        self.tokens = tokens
+        self.lease_s = lease_s
+        self._admission = admission
+        self._standing = Standing()
+        self._used: tuple[int, int, int] | None = None
+        self._held = ""
+
+    def settle(self, *, tokens_in: int = 0, tokens_out: int = 0, images: int | None = None) -> None:
+        """Record what the request has used so far, in all; `images` None is as admitted. Sends nothing yet."""
+        self._used = (self.images if images is None else images, tokens_in, tokens_out)
+
+    def headers(self) -> dict[str, str]:
+        """The `x-ratelimit-*` headers of the limits that are set, as of the admission or of the refusal."""
+        return limits.headers(self.entitlements.limits, self._standing)
+
+    async def __aenter__(self) -> Lease:
+        tenant = self.entitlements.tenant
+        uncertain = True
+        try:
+            try:
+                verdict, wait_ms, self._standing = await self._admission.ask("admit", self)
+                uncertain = False
+            except Unavailable as error:
+                uncertain = error.__cause__ is not None
+                verdict, wait_ms, self._standing = self._admission.ask_locally(self, error)
+                # The store may have admitted it just before its answer was lost; a held settlement covers both.
+                self._held = today()
+            if verdict:
+                raise self._refusal(verdict, wait_ms)
+        except BaseException:
+            if uncertain:
+                self._abandon()
+            raise
+        self._admission.local.start(tenant, self.requests, self.tokens)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission.local.end(self.entitlements.tenant)
+        if self._used is None:
+            self._used = (self.images, self.tokens, 0) if kind is None else (0, 0, 0)
+        images, tokens_in, tokens_out = self._used
+        self._put(self.requests, images, tokens_in, tokens_out)
+
+    def _refusal(self, verdict: str, wait_ms: int) -> LimitExceeded:
+        return limits.exceeded(verdict, self.entitlements.limits, wait_ms)
+
+    def _abandon(self) -> None:
+        """Undo an admission that the store may have made without our hearing of it."""
+        self._held = ""
+        self._put(0, 0, 0, 0, abandoned=True)
+
+    def _put(self, requests: int, images: int, tokens_in: int, tokens_out: int, *, abandoned: bool = False) -> None:
+        tenant = self.entitlements.tenant
+        self._admission.settler.put(
+            Settlement(tenant, self.id, self.model, requests, images, tokens_in, tokens_out, self._held, abandoned)
+        )

@@ -1,0 +1,243 @@
+"""Who a key is and what it may do, from memory: dropped when the server announces an edit, kept while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from policies.errors import NotEntitled, ServiceError, Unauthenticated, Unavailable
+from tenants import keyspace, scripts
+from tenants.entitlements import Entitlements
+from tenants.fields import iso
+from tenants.invalidation import InvalidationFeed
+from tenants.resolution import Refusal, Resolution, resolve
+from tenants.store import TenantStore
+
+logger = logging.getLogger(__name__)
+
+CAPACITY = 10_000
+LONGEST_KEY = 512
+TOUCH_EVERY_S = 300.0
+TOUCH_FLUSH_S = 5.0
+_TOUCH = scripts.load("touch")
+_NEVER = float("-inf")
+INVALID = "invalid_api_key"
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A resolution, when it was fetched, and when it was last known to be current, in monotonic seconds."""
+
+    resolution: Resolution
+    fetched_at: float
+    confirmed_at: float
+
+
+class EntitlementCache:
+    """Entitlements by API key, for one gateway replica.
+
+    Args:
+        ttl_s: how long an entry is used without asking the store again; the bound where announcements fail.
+        stale_grace_s: how long known keys go on while the store is away.
+    """
+
+    def __init__(
+        self, store: TenantStore, ttl_s: float = 1.0, stale_grace_s: float = 300.0, *, capacity: int = CAPACITY
+    ) -> None:
+        self._store = store
+        self._ttl = ttl_s
+        self._grace = stale_grace_s
+        self._capacity = capacity
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._dependents: dict[str, set[str]] = {}
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._fetching: dict[str, asyncio.Task[Resolution | None | Unavailable]] = {}
+        self._epoch = 0
+        self._touched: dict[str, float] = {}
+        self._touching: set[str] = set()
+        self._feed = InvalidationFeed(store, self)
+        self._toucher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to listen for edits. Raises nothing while the store is away."""
+        await self._feed.start()
+        if self._toucher is None:
+            self._toucher = asyncio.create_task(self._touch_loop(), name="tenants-last-used")
+
+    async def aclose(self) -> None:
+        """Stop listening. The store stays open."""
+        if self._toucher is not None:
+            self._toucher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._toucher
+            self._toucher = None
+        await self._feed.aclose()
+        for task in list(self._fetching.values()):
+            task.cancel()
+
+    @property
+    def healthy(self) -> tuple[bool, str]:
+        """Whether the store answers, and what is wrong; for readiness, never for liveness."""
+        away = self._store.breaker.open_for()
+        if away:
+            return False, f"the tenant store has been away for {away:.0f} s; known keys are served from cache"
+        if not self._feed.connected:
+            refused = self._feed.problem.startswith("the server refuses")
+            return refused, f"edits of entitlements are not announced: {self._feed.problem}"
+        return True, "ok"
+
+    async def authenticate(self, api_key: str) -> Entitlements:
+        """The entitlements behind an API key.
+
+        Raises:
+            Unauthenticated: no key, or one that is unknown, revoked or expired (`invalid_api_key`).
+            NotEntitled: the tenant is suspended (`tenant_suspended`), or its records are broken
+                (`entitlements_invalid`; key and field are in the log).
+            Unavailable: the store is away and the key not known, or the grace is over.
+        """
+        if not api_key:
+            raise Unauthenticated("No API key was given; send it as `Authorization: Bearer <key>`.", code=INVALID)
+        if len(api_key) > LONGEST_KEY:
+            raise _unknown_key()
+        digest = keyspace.key_digest(api_key)
+        resolution = self._cached(digest) or await self._refreshed(digest)
+        # Asked at every use: a key may run out while it is cached.
+        if resolution.expires_at is not None and time.time() >= resolution.expires_at:
+            raise _unknown_key()
+        if isinstance(resolution.outcome, Refusal):
+            raise _error(resolution.outcome)
+        self._touch(digest)
+        return resolution.outcome
+
+    def _cached(self, digest: str) -> Resolution | None:
+        now = time.monotonic()
+        entry = self._entries.get(digest)
+        if entry is not None:
+            self._entries.move_to_end(digest)
+            return entry.resolution if now - entry.fetched_at < self._ttl else None
+        if self._unknown.get(digest, _NEVER) > now:
+            raise _unknown_key()
+        return None
+
+    async def _refreshed(self, digest: str) -> Resolution:
+        task = self._fetching.get(digest)
+        if task is None:
+            task = self._fetching[digest] = asyncio.create_task(self._fetch(digest))
+            task.add_done_callback(lambda _: self._fetching.pop(digest, None))
+        # One client that hangs up must not fail the others that wait for the same answer.
+        found = await asyncio.shield(task)
+        if isinstance(found, Unavailable):
+            return self._despite(digest, found)
+        if found is None:
+            raise _unknown_key()
+        return found
+
+    async def _fetch(self, digest: str) -> Resolution | None | Unavailable:
+        epoch = self._epoch
+        known = self._entries.get(digest)
+        try:
+            found = await resolve(self._store, digest, known.resolution.keys if known else ())
+        except Unavailable as error:
+            return error
+        now = time.monotonic()
+        self._drop(digest)
+        if found is None:
+            self._unknown[digest] = now + self._ttl
+            while len(self._unknown) > self._capacity:
+                self._unknown.popitem(last=False)
+            return None
+        self._log_refusal(known, found)
+        # An edit announced while the answer was on its way may be newer than it: good for this request, not the next.
+        self._entries[digest] = _Entry(found, now if epoch == self._epoch else _NEVER, now)
+        for key in found.keys:
+            self._dependents.setdefault(key, set()).add(digest)
+        while len(self._entries) > self._capacity:
+            self._drop(next(iter(self._entries)))
+        return found
+
+    def _despite(self, digest: str, error: Unavailable) -> Resolution:
+        """What is known while the store is away."""
+        entry = self._entries.get(digest)
+        if entry is not None:
+            current = self._feed.connected and entry.fetched_at > _NEVER
+            confirmed_at = max(entry.confirmed_at, self._feed.alive_at) if current else entry.confirmed_at
+            if time.monotonic() - confirmed_at <= self._grace:
+                return entry.resolution
+        raise Unavailable(error.message, retry_after=error.retry_after, code="store_unavailable")
+
+    def _drop(self, digest: str) -> None:
+        entry = self._entries.pop(digest, None)
+        for key in entry.resolution.keys if entry else ():
+            dependents = self._dependents.get(key)
+            if dependents is not None:
+                dependents.discard(digest)
+                if not dependents:
+                    del self._dependents[key]
+
+    def _log_refusal(self, known: _Entry | None, found: Resolution) -> None:
+        problem = found.problem
+        if problem is not None and (known is None or str(known.resolution.problem) != str(problem)):
+            logger.error("entitlements_invalid: %s field %r: %s", problem.key, problem.field, problem.problem)
+
+    def changed(self, key: str | None) -> None:
+        """`key` was edited, or everything (None): what came from it is dropped, and not even kept for an outage."""
+        self._epoch += 1
+        if key is None:
+            self._entries.clear()
+            self._dependents.clear()
+            self._unknown.clear()
+            return
+        digest = key.removeprefix(keyspace.APIKEY)
+        self._unknown.pop(digest, None)
+        if digest in self._touching and digest in self._entries:
+            self._entries[digest].fetched_at = _NEVER
+            return
+        for dependent in list(self._dependents.get(key, ())):
+            self._drop(dependent)
+
+    def resumed(self) -> None:
+        """The feed is up again; what was edited meanwhile is not known, so every entry is asked for at its next use."""
+        self._epoch += 1
+        self._unknown.clear()
+        for entry in self._entries.values():
+            entry.fetched_at = _NEVER
+
+    def lost(self, alive_at: float) -> None:
+        """The feed is down; every entry that was current then was so until `alive_at`."""
+        for entry in self._entries.values():
+            if entry.fetched_at > _NEVER:
+                entry.confirmed_at = max(entry.confirmed_at, alive_at)
+
+    def _touch(self, digest: str) -> None:
+        now = time.time()
+        if now - self._touched.get(digest, _NEVER) >= TOUCH_EVERY_S:
+            self._touched[digest] = now
+            self._touching.add(digest)
+
+    async def _touch_loop(self) -> None:
+        while True:
+            await asyncio.sleep(TOUCH_FLUSH_S)
+            batch = list(self._touching)
+            if batch:
+                calls = [([keyspace.apikey(digest)], [iso(self._touched[digest])]) for digest in batch]
+                with contextlib.suppress(Unavailable):
+                    await self._store.run_many(_TOUCH, calls)
+                # Our own writes are announced too; a moment covers the announcement.
+                await asyncio.sleep(0.1)
+                self._touching.difference_update(batch)
+            if len(self._touched) > 2 * self._capacity:
+                self._touched.clear()
+
+
+def _unknown_key() -> Unauthenticated:
+    return Unauthenticated("The API key is not valid: it is unknown, revoked or expired.", code=INVALID)
+
+
+def _error(refusal: Refusal) -> ServiceError:
+    if refusal.code == INVALID:
+        return _unknown_key()
+    return NotEntitled(refusal.message, code=refusal.code)

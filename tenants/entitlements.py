@@ -1,0 +1,122 @@
+"""What one API key may do: its tenant's record, its tier's and its own, merged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from policies.terms import FOCUS_LIMIT, Share, Tier
+from tenants.records import KeyRecord, RawHash, TenantRecord, Terms, TierRecord
+
+
+class Limits(BaseModel):
+    """A tenant's limits; None is unlimited. Per minute, at once, per UTC day and month; `weight` is its fair share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    quota_requests_day: int | None = None
+    quota_requests_month: int | None = None
+    quota_images_day: int | None = None
+    quota_images_month: int | None = None
+    quota_tokens_day: int | None = None
+    quota_tokens_month: int | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlements:
+    """One key's rights, resolved. `version` changes with any edit of the records behind it."""
+
+    tenant: str
+    name: str
+    tier: Tier
+    limits: Limits
+    models: frozenset[str] | None
+    standing_focus: Mapping[str, Mapping[str, float]]
+    key_prefix: str
+    scopes: frozenset[str] | None
+    key_expires_at: float | None
+    status: str
+    version: str
+
+    def may_use(self, model: str) -> bool:
+        """Whether this key may use `model`."""
+        return self.models is None or model in self.models
+
+    def focus(self, model: str) -> Mapping[str, float]:
+        """The tenant's standing focus on `model`."""
+        return self.standing_focus.get(model, {})
+
+    def share(self) -> Share:
+        """Whose work a request is, for fair batching."""
+        return Share(flow=self.tenant, weight=self.limits.weight)
+
+
+def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) -> Entitlements:
+    """Resolve three records to one: a tenant's field goes before its tier's, and one for a model before one for all."""
+    own, base = tenant.overrides, tier.terms
+
+    def pick(name: str, default: Any = None) -> Any:
+        for terms in (own, base):
+            if name in terms.model_fields_set:
+                return getattr(terms, name)
+        return default
+
+    return Entitlements(
+        tenant=tenant.id,
+        name=tenant.name,
+        tier=Tier(
+            name=tier.name,
+            utility=pick("utility"),
+            utility_by_model=_levels(own, base),
+            # Unset differs from 'all' here: the level then decides, as `Tier.disclosure` does.
+            labels=_revealed(pick("labels", _UNSET)),
+            digits=_revealed(pick("digits", _UNSET), most=16),
+            logprobs=pick("logprobs"),
+            focus_max=pick("focus_max", FOCUS_LIMIT),
+            focus_allow=pick("focus_allow"),
+            focus_locked=tenant.focus_locked,
+        ),
+        limits=Limits(**{name: pick(name, field.default) for name, field in Limits.model_fields.items()}),
+        models=pick("models"),
+        standing_focus=tenant.standing_focus,
+        key_prefix=key.prefix,
+        scopes=key.scopes,
+        key_expires_at=key.expires_at,
+        status=tenant.status,
+        version=version,
+    )
+
+
+_UNSET = object()
+_ALL_LABELS = 2**31
+
+
+def _revealed(value: Any, most: int = _ALL_LABELS) -> int | None:
+    if value is _UNSET:
+        return None
+    return most if value is None else int(value)
+
+
+def _levels(own: Terms, base: Terms) -> dict[str, float]:
+    # A tenant's general level beats what its tier says of a single model.
+    inherited = {} if own.utility is not None else base.utility_by_model
+    return {**inherited, **own.utility_by_model}
+
+
+def digest(records: Iterable[tuple[str, RawHash]]) -> str:
+    """Twelve hex digits over raw records (key, hash), `last_used` left out: any client's edit changes it."""
+    state = hashlib.sha256()
+    for key, raw in records:
+        state.update(key.encode())
+        for name, value in sorted(raw.items()):
+            if name != b"last_used":
+                state.update(b"%d:%s%d:%s" % (len(name), name, len(value), value))
+    return state.hexdigest()[:12]

@@ -1,0 +1,49 @@
+"""How a record's fields are written: `unlimited`, comma lists, times."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+
+def _listed(value: Any) -> Any:
+    """`*` is everything (None); a comma list is its names."""
+    if not isinstance(value, str):
+        return value
+    if value.strip() == "*":
+        return None
+    return frozenset(part for part in (piece.strip() for piece in value.split(",")) if part)
+
+
+def unbounded(word: str) -> BeforeValidator:
+    """Reads `word` as no bound (None)."""
+    return BeforeValidator(lambda value: None if isinstance(value, str) and value.strip() == word else value)
+
+
+def parse_moment(text: str) -> float:
+    """ISO 8601 (UTC where it names no zone) or unix seconds, to unix seconds. Raises ValueError."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        parsed = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError("expected ISO 8601 such as 2030-01-31T12:00:00Z, or unix seconds") from None
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+
+
+def _moment(value: Any) -> Any:
+    return parse_moment(value) if isinstance(value, str) else value
+
+
+Names = Annotated[frozenset[str] | None, BeforeValidator(_listed)]
+Limit = Annotated[int | None, Field(ge=0, le=2**53), unbounded("unlimited")]
+Moment = Annotated[float | None, Field(ge=0.0, le=253402300799.0, allow_inf_nan=False), BeforeValidator(_moment)]
+
+
+def iso(moment: float) -> str:
+    """Unix seconds as ISO 8601 in UTC, to the second."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

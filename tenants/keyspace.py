@@ -1,0 +1,78 @@
+"""Every Redis key name, in one place. A tenant's counters share a hash tag, so that one script may touch them all."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+TIER = "tier:"
+TENANT = "tenant:"
+APIKEY = "apikey:"
+TRACKED_PREFIXES = (TIER, TENANT, APIKEY)
+"""What entitlements are resolved from: the prefixes whose edits the server announces."""
+
+AUDIT = "audit"
+NOISE_SECRET = "secret:noise"
+SEED_GUARD = "seed:demo"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` may name a tenant, a tier or a model: letters, digits, `.`, `_`, `-`, 64 characters at most."""
+    return _NAME.fullmatch(text) is not None
+
+
+def tier(name: str) -> str:
+    return TIER + name
+
+
+def tenant(tenant_id: str) -> str:
+    return TENANT + tenant_id
+
+
+def apikey(digest: str) -> str:
+    return APIKEY + digest
+
+
+def key_digest(secret: str) -> str:
+    """SHA-256 of an API key, 64 hex digits: the only form in which a key is stored."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def calibration(fingerprint: str) -> str:
+    return f"calibration:{fingerprint}"
+
+
+def usage(tenant_id: str) -> str:
+    """Stem of the usage counters; `:<yyyy-mm-dd>` (a day) or `:<yyyy-mm>` (a month), both UTC, follows."""
+    return f"usage:{{{tenant_id}}}"
+
+
+def usage_period(tenant_id: str, period: str) -> str:
+    return f"{usage(tenant_id)}:{period}"
+
+
+def requests_window(tenant_id: str) -> str:
+    """Hash of one-second buckets: unix second to requests."""
+    return f"rpm:{{{tenant_id}}}"
+
+
+def tokens_window(tenant_id: str) -> str:
+    """Hash of one-second buckets: unix second to tokens."""
+    return f"tpm:{{{tenant_id}}}"
+
+
+def leases(tenant_id: str) -> str:
+    """Sorted set of running requests: lease id to expiry in unix milliseconds."""
+    return f"leases:{{{tenant_id}}}"
+
+
+def lease(tenant_id: str, lease_id: str) -> str:
+    """Hash of what one running request was booked with."""
+    return f"lease:{{{tenant_id}}}:{lease_id}"
+
+
+def held(tenant_id: str, lease_id: str) -> str:
+    """Marker of a settlement that was held while the store was away: it is booked once."""
+    return f"held:{{{tenant_id}}}:{lease_id}"

