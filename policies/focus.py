@@ -31,9 +31,9 @@ def focus_std(strength: float, median_gap: float) -> float:
         raise ValueError(f"focus strength must lie in [-{FOCUS_LIMIT}, {FOCUS_LIMIT}], not {strength}")
     if not 0.0 <= median_gap < float("inf"):
         raise ValueError(f"median_gap must be finite and >= 0, not {median_gap}")
-    if strength == 0.0:
-        return 0.0
-    return median_gap / NormalDist().inv_cdf(1.0 - abs(strength) / 2.0)
+    # By symmetry in the lower tail, where a small strength keeps its precision.
+    tail = abs(strength) / 2.0
+    return median_gap / -NormalDist().inv_cdf(tail) if tail > 0.0 else 0.0
 
 
 def apply_focus(logits: Tensor, targets: Tensor, delta: Tensor, xi: Tensor, contention: int) -> Tensor:
