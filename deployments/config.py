@@ -97,6 +97,12 @@ class StoreArgs(BaseModel):
         description="`embedded` (a Valkey server of this application's own), or redis://, rediss://, redis+sentinel://."
         " The environment's REDIS_URL goes before; keep credentials there",
     )
+    public_url: str = Field(
+        default="http://127.0.0.1:8000", description="where clients reach the gateway; written to demo.env"
+    )
+    noise_secret_file: str | None = Field(
+        default=None, description="file with the noise secret; None: the environment's AIM_NOISE_SECRET, or the store"
+    )
     data_dir: str = Field(default=".data", description="folder of the embedded server and of the demo keys")
     cache_ttl_s: Annotated[float, Field(gt=0.0, le=60.0)] = 1.0
     stale_grace_s: Annotated[float, Field(ge=0.0)] = 300.0

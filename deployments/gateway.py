@@ -1,0 +1,158 @@
+"""TenantGateway: the ingress and tenant-policy deployment in one. A request's way through it is `admit`, below."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.catalog import ModelInfo
+from deployments.config import AppArgs
+from deployments.http.api import build_api
+from deployments.http.middleware import Receipt
+from deployments.store import StoreAccess
+from deployments.ticket import Cost, Ticket
+from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
+from policies.terms import Focus, Modulation, resolve
+from tenants.admission import Admission
+from tenants.cache import EntitlementCache
+from tenants.entitlements import Entitlements
+
+logger = logging.getLogger("deployments.gateway")
+
+
+@serve.ingress()
+class TenantGateway:
+    """Authenticates, entitles, admits, resolves a `Modulation`, routes to a shared replica, settles.
+
+    Args:
+        args: the application's arguments.
+        models: a handle for each model, by id.
+        access: how to find the store.
+    """
+
+    async def __init__(
+        self,
+        args: AppArgs,
+        models: Mapping[str, DeploymentHandle],
+        access: StoreAccess,
+    ) -> None:
+        self.args = args
+        self.infos: dict[str, ModelInfo] = {}
+        self._handles = dict(models)
+        self.store = await access.connect()
+        self.cache = EntitlementCache(self.store, ttl_s=args.store.cache_ttl_s, stale_grace_s=args.store.stale_grace_s)
+        await self.cache.start()
+        self.admission = Admission(self.store, stale_grace_s=args.store.stale_grace_s)
+        self._discovery = [asyncio.create_task(self._discover(model_id)) for model_id in models]
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self)
+
+    async def authenticate(self, request: Request) -> Entitlements:
+        """Who calls: the key's tenant with its entitlements.
+
+        Raises:
+            Unauthenticated, NotEntitled (suspended, or an invalid record), Unavailable (the store is away).
+        """
+        entitlements = await self.cache.authenticate(_api_key(request))
+        receipt: Receipt = request.state.receipt
+        receipt.headers["x-tenant-tier"] = quote(entitlements.tier.name)
+        receipt.headers["x-policy-version"] = entitlements.version
+        return entitlements
+
+    def entitle(self, entitlements: Entitlements, model_id: str) -> ModelInfo:
+        """What the tenant may use: the model, if it exists for it.
+
+        Raises:
+            NotFound, NotEntitled, Unavailable (its replica is still starting).
+        """
+        if model_id not in self._handles:
+            known = ", ".join(m for m in self._handles if entitlements.may_use(m))
+            raise NotFound(f"No model '{model_id}'. This key may use: {known}.", param="model", code="model_not_found")
+        if not entitlements.may_use(model_id):
+            raise NotEntitled(
+                f"This key is not entitled to the model '{model_id}'.", param="model", code="model_not_entitled"
+            )
+        if model_id not in self.infos:
+            raise Unavailable(f"The model '{model_id}' is starting.", retry_after=5, code="model_starting")
+        return self.infos[model_id]
+
+    @asynccontextmanager
+    async def admit(
+        self,
+        request: Request,
+        model_id: str,
+        cost: Cost,
+        *,
+        utility: float | None = None,
+        focus: Focus | None = None,
+        entitlements: Entitlements | None = None,
+    ) -> AsyncIterator[Ticket]:
+        """A request's way in: authenticate, entitle, resolve, admit; on the way out its lease is released and settled.
+
+        Within, `Ticket.call` routes to the shared replica and `Ticket.lease.settle` books what was really used.
+        """
+        receipt: Receipt = request.state.receipt
+        entitlements = entitlements or await self.authenticate(request)
+        model = self.entitle(entitlements, model_id)
+        modulation = resolve(
+            entitlements.tier,
+            model.id,
+            floor=model.floor,
+            classes=model.classes,
+            standing=entitlements.standing_focus.get(model.id),
+            utility=utility,
+            focus=focus,
+        )
+        deadline = self.args.gateway.deadline_s
+        until = asyncio.get_running_loop().time() + deadline
+        lease = self.admission.admit(
+            entitlements, model=model.id, images=cost.images, tokens=cost.tokens, lease_s=deadline + 30.0
+        )
+        try:
+            async with lease:
+                receipt.headers.update(lease.headers() | _modulation_headers(modulation))
+                yield Ticket(entitlements, model, modulation, lease, self._handles[model.id], receipt, until)
+        except LimitExceeded:
+            receipt.headers.update(lease.headers())
+            raise
+
+    def models_for(self, entitlements: Entitlements) -> list[ModelInfo]:
+        """The models that are ready and that the tenant may use."""
+        return [info for info in self.infos.values() if entitlements.may_use(info.id)]
+
+    def readiness(self) -> list[str]:
+        """Reasons why this gateway cannot serve everything now; empty when it can."""
+        reasons = [f"model {model_id} is starting" for model_id in self._handles if model_id not in self.infos]
+        healthy, reason = self.cache.healthy
+        return reasons if healthy else [reason, *reasons]
+
+    async def _discover(self, model_id: str) -> None:
+        """Ask a replica what it serves, until it answers: Serve holds the call while the replica starts."""
+        while model_id not in self.infos:
+            try:
+                self.infos[model_id] = await self._handles[model_id].info.remote()
+            except Exception as error:  # a replica that fails to start is Serve's to restart
+                logger.warning("model %s is not ready: %s", model_id, type(error).__name__)
+                await asyncio.sleep(1.0)
+
+
+def _api_key(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return request.headers.get("x-api-key", "").strip()
+
+
+def _modulation_headers(modulation: Modulation) -> dict[str, str]:
+    headers = {"x-utility": f"{modulation.utility:g}"}
+    if modulation.focus:
+        headers["x-focus"] = ",".join(f"{quote(name)}={f:g}" for name, f in modulation.focus.items())
+    return headers

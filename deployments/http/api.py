@@ -1,0 +1,40 @@
+"""The FastAPI application of a gateway: one router per API, an explicit list of middlewares, one error mapping."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from deployments.http import entitlements, errors, health, openai, vision
+from deployments.http.middleware import BodyLimit, ReceiptHeaders
+
+if TYPE_CHECKING:
+    from deployments.gateway import TenantGateway
+
+DESCRIPTION = """\
+One model, sold at many qualities. Send your key as `Authorization: Bearer <key>` (or `X-API-Key`).
+
+Every answer of a model carries a receipt: `x-tenant-tier`, `x-utility` (the level applied), `x-focus`, and
+`x-policy-version` (a digest of the records the policy was resolved from).
+"""
+
+
+def build_api(gateway: TenantGateway) -> FastAPI:
+    """The HTTP surface of a gateway."""
+    app = FastAPI(
+        title="Tiered model serving",
+        version=version("aim-serve"),
+        description=DESCRIPTION,
+        middleware=[
+            Middleware(ReceiptHeaders),
+            Middleware(BodyLimit, max_bytes=gateway.args.gateway.max_body_bytes),
+        ],
+    )
+    app.state.gateway = gateway
+    errors.install(app)
+    for router in (openai.router, vision.router, entitlements.router, health.router):
+        app.include_router(router)
+    return app

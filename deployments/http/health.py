@@ -1,0 +1,32 @@
+"""Liveness and readiness."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from deployments.http.context import Gateway
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """State of this gateway."""
+
+    status: str = Field(description="`ok`, or `unready`.")
+    reasons: list[str] = Field(default_factory=list, description="Why it is not ready.")
+
+
+@router.get("/healthz", response_model=Health, summary="Liveness")
+async def healthz() -> Health:
+    """Always 200 while the process serves, whatever the store or the models do."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", response_model=Health, responses={503: {"model": Health}}, summary="Readiness")
+async def readyz(gateway: Gateway) -> JSONResponse:
+    """200 when the store answers and every model is up, else 503 with the reasons."""
+    reasons = gateway.readiness()
+    health = Health(status="unready" if reasons else "ok", reasons=reasons)
+    return JSONResponse(health.model_dump(), status_code=503 if reasons else 200)

@@ -1,0 +1,78 @@
+"""Two pure ASGI middlewares: what every response carries, and how large a body may be."""
+
+from __future__ import annotations
+
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.http.errors import error_response
+from policies.errors import PayloadTooLarge
+
+
+class Receipt:
+    """What a request has learnt so far for its response headers; lives in `request.state.receipt`."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.model_seconds = 0.0
+        self.headers: dict[str, str] = {}
+
+    def overhead_ms(self) -> float:
+        """Milliseconds since the request arrived, less those spent waiting for a model."""
+        return (time.perf_counter() - self.started - self.model_seconds) * 1000.0
+
+
+class ReceiptHeaders:
+    """Puts the receipt's headers on every response, errors and streams included.
+
+    `x-request-id` is not set here: Serve's own middleware echoes or makes it, and it must stand once.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        receipt = scope.setdefault("state", {})["receipt"] = Receipt()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(receipt.headers)
+                if receipt.headers:
+                    headers["x-overhead-duration-ms"] = f"{receipt.overhead_ms():.1f}"
+            await send(message)
+
+        return await self._app(scope, receive, send_with_headers)
+
+
+class BodyLimit:
+    """Refuses a body over the limit: at once by its Content-Length, else as soon as it has grown past it."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max:
+            return await error_response(self._error())(scope, receive, send)
+        received = 0
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max:
+                raise self._error()
+            return message
+
+        return await self._app(scope, limited_receive, send)
+
+    def _error(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"The request body is larger than {self._max / 2**20:.0f} MiB.", code="body_too_large")

@@ -1,0 +1,246 @@
+"""`make serve` and `make stop`: check first, start `serve run`, show what it is doing, and say how to call it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+import yaml
+from pydantic import ValidationError
+
+from deployments.config import AppArgs
+from deployments.console import FAILED, MARK
+from deployments.first_calls import first_calls
+from deployments.store import store_url
+from policies.errors import Unavailable
+from tenants.store import TenantStore
+
+app = typer.Typer(add_completion=False, help="Start and stop the application on this machine.")
+
+END_TIMEOUT_S = 60.0
+ENVIRONMENT = {
+    # Read when Ray is imported, so they cannot stand in the YAML: HAProxy in front of the gateway, no proxy hop.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # gRPC's own limit of 4 MB is below the largest image that the gateway takes.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
+    "RAY_DEDUP_LOGS": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration."""
+
+    path: Path
+    args: AppArgs
+    host: str
+    port: int
+
+    @property
+    def base_url(self) -> str:
+        """Where this machine reaches the gateway."""
+        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+
+    @property
+    def data(self) -> Path:
+        """Folder of demo.env, serve.log and serve.pid."""
+        return Path(self.args.store.data_dir)
+
+
+def fail(message: str) -> typer.Exit:
+    """One clear line on stderr; raise what it returns."""
+    typer.echo(f"✗ {message}", err=True)
+    return typer.Exit(1)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and check a Serve configuration. Ends the command with one line a mistake."""
+    try:
+        config: dict[str, Any] = yaml.safe_load(path.read_text())
+        application = config["applications"][0]
+        http = config.get("http_options") or {}
+        args = AppArgs.model_validate(application.get("args") or {})
+        return Plan(path, args, str(http.get("host", "127.0.0.1")), int(http.get("port", 8000)))
+    except FileNotFoundError:
+        raise fail(f"{path} does not exist.") from None
+    except ValidationError as error:
+        for detail in error.errors():
+            field = ".".join(str(part) for part in detail["loc"])
+            typer.echo(f"✗ {path}: applications[0].args.{field}: {detail['msg']}", err=True)
+        raise typer.Exit(1) from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise fail(
+            f"{path} is not a Serve configuration with one application: {' '.join(str(error).split())}"
+        ) from None
+
+
+@app.command()
+def serve(config: Annotated[Path, typer.Argument(help="Serve configuration.")] = Path("serve_config.yaml")) -> None:
+    """Check the configuration, start the application, and print keys and first calls once it is up."""
+    plan = read_plan(config)
+    if _answers(plan.base_url):
+        typer.echo(f"Already running at {plan.base_url}; `make stop` ends it.\n")
+        typer.echo(first_calls(plan.args, plan.base_url))
+        return
+    _check_port(plan)
+    _check_store(plan)
+    plan.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    typer.echo(f"Starting {len(plan.args.models)} models at {plan.base_url} (log: {plan.data / 'serve.log'})")
+    # A shell's background job starts with SIGINT ignored, which the child would inherit and then never end in order.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command = [str(Path(sys.executable).parent / "serve"), "run", str(config)]
+    child = subprocess.Popen(
+        command,
+        env=ENVIRONMENT | dict(os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    (plan.data / "serve.pid").write_text(f"{os.getpid()} {child.pid}")
+    try:
+        console = Console(child, plan.data / "serve.log")
+        _wait_until_ready(plan, child, console)
+        typer.echo("\n" + first_calls(plan.args, plan.base_url) + "\n\nCtrl-C or `make stop` ends it.")
+        child.wait()
+        raise fail(f"The application ended by itself; see {plan.data / 'serve.log'}.")
+    except KeyboardInterrupt:
+        typer.echo("\nStopping ...")
+    finally:
+        _end(child)
+        (plan.data / "serve.pid").unlink(missing_ok=True)
+
+
+@app.command()
+def stop(config: Annotated[Path, typer.Argument(help="Serve configuration.")] = Path("serve_config.yaml")) -> None:
+    """End what `make serve` started in this folder."""
+    pid_file = read_plan(config).data / "serve.pid"
+    pids = [int(pid) for pid in pid_file.read_text().split()] if pid_file.exists() else []
+    running = [pid for pid in pids if _is_ours(pid)]
+    if not running:
+        typer.echo("Nothing runs that `make serve` started here.")
+        return
+    # The launcher first: it ends its child in order. The child alone is left where the launcher was killed.
+    os.kill(running[0], signal.SIGTERM if running[0] == pids[0] else signal.SIGINT)
+    waited = time.monotonic()
+    while any(_is_ours(pid) for pid in running):
+        if time.monotonic() - waited > END_TIMEOUT_S + 10.0:
+            os.killpg(pids[1], signal.SIGKILL)
+        time.sleep(0.2)
+    typer.echo("Stopped.")
+
+
+class Console:
+    """Keeps a child's output in a file, shows the lines meant for a person, and remembers a failure."""
+
+    def __init__(self, child: subprocess.Popen[str], log: Path) -> None:
+        self.failure: str | None = None
+        self.tail: deque[str] = deque(maxlen=200)
+        self._thread = threading.Thread(target=self._read, args=(child, log), daemon=True)
+        self._thread.start()
+
+    def _read(self, child: subprocess.Popen[str], log: Path) -> None:
+        assert child.stdout is not None
+        with log.open("w") as file:
+            for line in child.stdout:
+                file.write(line)
+                file.flush()
+                self.tail.append(line.rstrip())
+                _, mark, text = line.rstrip().partition(MARK)
+                if mark and FAILED in text:
+                    self.failure = self.failure or text
+                elif mark and not self.failure:
+                    typer.echo(f"  {text}")
+
+    def last_error(self) -> str:
+        """The last line that looks like an exception, or the last line."""
+        self._thread.join(timeout=2.0)
+        errors = [line for line in self.tail if "Error" in line or "Exception" in line]
+        return (errors or list(self.tail) or ["no output"])[-1].strip()
+
+
+def _wait_until_ready(plan: Plan, child: subprocess.Popen[str], console: Console) -> None:
+    while True:
+        if console.failure:
+            raise fail(console.failure)
+        if child.poll() is not None:
+            raise fail(f"{console.last_error()} (see {plan.data / 'serve.log'})")
+        try:
+            if httpx.get(f"{plan.base_url}/readyz", timeout=2.0).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.5)
+
+
+def _answers(base_url: str) -> bool:
+    """Whether this application is up at the address."""
+    try:
+        return httpx.get(f"{base_url}/healthz", timeout=2.0).json() == {"status": "ok", "reasons": []}
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+def _check_port(plan: Plan) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((plan.host, plan.port))
+        except OSError as error:
+            raise fail(
+                f"Port {plan.port} on {plan.host} cannot be used ({error.strerror}); end what uses it, or change"
+                f" http_options.port in {plan.path}."
+            ) from None
+
+
+def _check_store(plan: Plan) -> None:
+    url = store_url(plan.args.store.redis_url)
+    if url == "embedded":
+        return
+
+    async def ping() -> None:
+        async with await TenantStore.connect(url):
+            pass
+
+    try:
+        asyncio.run(ping())
+    except (Unavailable, ValueError) as error:
+        raise fail(f"The store named by REDIS_URL or store.redis_url cannot be used: {error}") from None
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process of this id still is a launcher or a `serve run`: ids are recycled."""
+    try:
+        return b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Serve's own shutdown first; what does not end by itself is killed."""
+    if child.poll() is None:
+        child.send_signal(signal.SIGINT)
+        try:
+            child.wait(timeout=END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+if __name__ == "__main__":
+    app()

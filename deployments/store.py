@@ -1,0 +1,72 @@
+"""The embedded store's deployment, and how replicas and gateways find their store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.config import StoreArgs
+from deployments.console import announce
+from tenants.embedded import EmbeddedValkey
+from tenants.seed import seed_demo
+from tenants.store import TenantStore
+
+
+class EmbeddedStore:
+    """Owns a Valkey server on loopback, with its data under `data_dir`, seeded once with demo tenants."""
+
+    async def __init__(self, args: StoreArgs) -> None:
+        self._valkey = await asyncio.to_thread(EmbeddedValkey, args.data_dir)
+        async with await TenantStore.connect(self._valkey.url) as store:
+            demo = await seed_demo(store, args.data_dir, args.public_url)
+        # Printed from a worker, so Ray logs it: the place of the keys, never the keys.
+        announce("store", f"embedded Valkey is up; demo keys are in {demo}")
+
+    def url(self) -> str:
+        """The server's URL. A secret: it travels by handle, never in arguments, which Ray logs."""
+        return self._valkey.url
+
+    def __del__(self) -> None:
+        if hasattr(self, "_valkey"):
+            self._valkey.stop()
+
+
+@dataclass(frozen=True)
+class StoreAccess:
+    """How a deployment finds the store: by the embedded store's handle, or by a URL of its own environment.
+
+    Attributes:
+        embedded: handle of `EmbeddedStore`, or None.
+        configured_url: `store.redis_url`, used where the environment has no REDIS_URL.
+        noise_secret_file: `store.noise_secret_file`.
+    """
+
+    embedded: DeploymentHandle | None
+    configured_url: str
+    noise_secret_file: str | None = None
+
+    async def connect(self) -> TenantStore:
+        """A connection to the store.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        url: str = await self.embedded.url.remote() if self.embedded else store_url(self.configured_url)
+        return await TenantStore.connect(url)
+
+    async def noise_secret(self, store: TenantStore) -> bytes:
+        """The installation's noise secret: from the environment (AIM_NOISE_SECRET), else a file, else the store."""
+        if value := os.environ.get("AIM_NOISE_SECRET"):
+            return value.encode()
+        if self.noise_secret_file:
+            return Path(self.noise_secret_file).expanduser().read_bytes().strip()
+        return (await store.noise_secret()).encode()
+
+
+def store_url(configured: str) -> str:
+    """`embedded`, or the store's URL; the environment's REDIS_URL goes before the configuration."""
+    return os.environ.get("REDIS_URL") or configured
