@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +28,9 @@ class Engine(Protocol):
     @property
     def floor(self) -> float: ...
 
-    def calibrate(self, path: Any, secret: bytes, say: Callable[[str], None]) -> Calibration: ...
+    def calibration_sample(self, path: Path, progress: Callable[[str], None]) -> Any: ...
+
+    def fit(self, sample: Any, secret: bytes, *, progress: Callable[[float], None]) -> Calibration: ...
 
     def install(self, calibration: Calibration, secret: bytes) -> None: ...
 
@@ -59,7 +63,16 @@ def _calibrate(engine: Engine, spec: ModelSpec, secret: bytes) -> Calibration:
             f"model {spec.id} has no calibration: name a folder of images or a text file that it was not trained on"
             " in its `calibration` field"
         )
-    return engine.calibrate(resolve_path(spec.calibration), secret, lambda text: announce(spec.id, text))
+    sample = engine.calibration_sample(resolve_path(spec.calibration), partial(announce, spec.id))
+    said = 0
+
+    def quarters(share: float) -> None:
+        nonlocal said
+        if int(share * 4) > said:
+            said = int(share * 4)
+            announce(spec.id, f"calibrating, {25 * said} %")
+
+    return engine.fit(sample, secret, progress=quarters)
 
 
 def _calibration_key(fingerprint: str, spec: ModelSpec, secret: bytes) -> str:

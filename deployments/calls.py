@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, NoReturn
 
 from ray.exceptions import RayError, RayTaskError
@@ -34,7 +34,7 @@ async def call_replica(handle: DeploymentHandle, method: str, *args: Any, deadli
         response.cancel()
 
 
-async def stream_replica(handle: DeploymentHandle, method: str, *args: Any, deadline: float) -> AsyncIterator[Any]:
+async def stream_replica(handle: DeploymentHandle, method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
     """Stream from `method` on a replica; as `call_replica`, and closing the iterator cancels the replica's work."""
     response = getattr(handle.options(stream=True), method).remote(*args)
     try:

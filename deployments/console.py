@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +13,8 @@ FAILED = "failed:"
 
 def announce(subject: str, text: str) -> None:
     """Say what a deployment is doing, in one line."""
-    # Serve may have put its logger in the place of sys.stdout; the process's own is what Ray forwards.
-    print(f"{MARK}{subject}: {text}", file=sys.__stdout__, flush=True)
+    # Not print: Serve puts its logger in the place of both of Python's streams, and Ray forwards the descriptor.
+    os.write(1, f"{MARK}{subject}: {text}\n".encode())
 
 
 @contextmanager

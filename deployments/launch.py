@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # gRPC's own limit of 4 MB is below the largest image that the gateway takes.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
+    # How long a gateway that is shut down goes on answering; Serve's 30 s are meant for a fleet behind a balancer.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     "RAY_DEDUP_LOGS": "0",
     "PYTHONUNBUFFERED": "1",
 }
@@ -220,7 +222,7 @@ def _check_store(plan: Plan) -> None:
     try:
         asyncio.run(ping())
     except (Unavailable, ValueError) as error:
-        raise fail(f"The store named by REDIS_URL or store.redis_url cannot be used: {error}") from None
+        raise fail(f"The store that REDIS_URL or store.redis_url names cannot be used: {error}") from None
 
 
 def _is_ours(pid: int) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,16 @@ class Ticket:
         finally:
             self.receipt.model_seconds += time.perf_counter() - started
 
-    def stream(self, method: str, *args: Any) -> AsyncIterator[Any]:
+    async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """Stream from a method of the model's replica; closing the iterator cancels the work."""
-        return stream_replica(self.handle, method, *args, self.modulation, self.share, deadline=self.deadline)
+        items = stream_replica(self.handle, method, *args, self.modulation, self.share, deadline=self.deadline)
+        async with aclosing(items):
+            while True:
+                started = time.perf_counter()
+                try:
+                    item = await anext(items, None)
+                finally:
+                    self.receipt.model_seconds += time.perf_counter() - started
+                if item is None:
+                    return
+                yield item

@@ -111,21 +111,25 @@ class NoiseLadder:
     def explore(
         self, measure: Callable[[Tensor], float], tolerance: float, progress: Callable[[float], None] | None = None
     ) -> list[tuple[int, float]]:
-        """Measure a quantity along the path, subdividing where it changes: sorted (position, value) pairs.
+        """Measure a quantity along the path, subdividing where it first falls: sorted (position, value) pairs.
+
+        A cell that goes no lower than the path has been before holds no first crossing, and is left alone.
 
         Args:
             measure: called with C [D, K] at positions of the dyadic grid; 1 at position 0 and falling.
-            tolerance: a cell whose ends differ by no more is not divided further.
+            tolerance: a cell that ends no further below the lowest value before it is not divided.
             progress: called with the share of the way from 1 down to the last value that is done.
         """
         found = [(0, measure(torch.from_numpy(self._start()))), (POSITIONS, measure(torch.from_numpy(self._end())))]
         cells = [(0, self._start(), found[0][1], POSITIONS, self._end(), found[1][1])]
+        lowest = found[0][1]
         while cells:
             low, at_low, value_low, high, at_high, value_high = cells.pop()
+            lowest = min(lowest, value_low)
             if progress:
-                progress((1.0 - value_low) / max(1e-9, 1.0 - found[1][1]))
+                progress((1.0 - lowest) / max(1e-9, 1.0 - found[1][1]))
             middle = (low + high) // 2
-            if middle == low or abs(value_low - value_high) <= tolerance:
+            if middle == low or value_high >= lowest - tolerance:
                 continue
             at_middle = self._bridge(low, at_low, high, at_high, middle)
             value = measure(torch.from_numpy(at_middle))

@@ -55,8 +55,9 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        """`redis://:<password>@127.0.0.1:<port>/0`. A secret: never in a log or in arguments."""
-        return f"redis://:{self._password}@{HOST}:{self._port}/0"
+        """`redis://default:<password>@127.0.0.1:<port>/0`. A secret: never in a log or in arguments."""
+        # The user is named because `redis-cli -u` sends an empty one as it stands, and is refused.
+        return f"redis://default:{self._password}@{HOST}:{self._port}/0"
 
     @property
     def pid(self) -> int:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -120,7 +120,7 @@ async def _answer(
         )
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompt, params)))
         # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
-        first = await _first(ticket, deltas)
+        first = await anext(deltas)
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             return _LeasedStream(shape.events(first, deltas, include_usage), stack.pop_all())
@@ -151,7 +151,7 @@ def _most_prompt_tokens(prompt: str | list[dict[str, str]]) -> int:
 
 async def _metered(
     ticket: Ticket, prompt: str | list[dict[str, str]], params: dict[str, Any]
-) -> AsyncIterator[TextDelta]:
+) -> AsyncGenerator[TextDelta]:
     """The engine's deltas, booked on the lease as they come, so that a stream cut short is billed as far as it went."""
     completion = 0
     async with aclosing(ticket.stream("generate", prompt, params)) as deltas:
@@ -159,14 +159,6 @@ async def _metered(
             completion += delta.tokens
             ticket.lease.settle(tokens_in=delta.prompt_tokens, tokens_out=completion)
             yield delta
-
-
-async def _first(ticket: Ticket, deltas: AsyncIterator[TextDelta]) -> TextDelta:
-    started = time.perf_counter()
-    try:
-        return await anext(deltas)
-    finally:
-        ticket.receipt.model_seconds += time.perf_counter() - started
 
 
 class _LeasedStream(StreamingResponse):

@@ -17,7 +17,7 @@ FocusField = Annotated[
     ),
 ]
 UtilityField = Annotated[
-    Level, Field(description="A lower utility level than the key's own, in (0, 1].", examples=[0.8])
+    Level | None, Field(description="A lower utility level than the key's own, in (0, 1].", examples=[0.8])
 ]
 
 
@@ -81,7 +81,7 @@ class GenerationRequest(StrictModel):
     n: Literal[1] = Field(default=1, description="One answer for each request.")
     user: str | None = Field(default=None, description="Accepted and ignored.")
     focus: FocusField = Field(default_factory=dict)
-    utility: UtilityField | None = None
+    utility: UtilityField = None
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class ImageParameters(StrictModel):
         default=None, ge=1, description="Classification: most labels to answer, as far as the tier discloses them."
     )
     focus: FocusField = Field(default_factory=dict)
-    utility: UtilityField | None = None
+    utility: UtilityField = None
 
 
 class ImageRequest(StrictModel):

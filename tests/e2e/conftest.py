@@ -1,0 +1,196 @@
+"""The whole application, started once as `make serve` starts it: real Ray Serve, HAProxy, Valkey and default models."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from deployments.config import REPOSITORY
+from tenants.seed import read_env
+
+SHARED = REPOSITORY.parent / "shared" / "data"
+CLASSIFIER, SEGMENTER, TEXT = "resnet18-cifar10", "segformer-b0-camvid", "smollm2-135m-instruct"
+START_TIMEOUT_S = 600.0
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Application:
+    """A running application and what a client of each tier needs."""
+
+    config: Path
+    base_url: str
+    data: Path
+    env: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until every model answers."""
+        command = [sys.executable, "-m", "deployments.launch", "serve", str(self.config)]
+        with (self.data.parent / "launch.log").open("ab") as log:
+            self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
+        until = time.monotonic() + START_TIMEOUT_S
+        while True:
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the application did not start:\n{self.output()}")
+            if self.ready():
+                break
+            time.sleep(0.5)
+        self.env = read_env(self.data / "demo.env")
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(timeout=120)
+
+    def output(self) -> str:
+        """What the person at the console saw."""
+        return (self.data.parent / "launch.log").read_text()
+
+    def ready(self) -> bool:
+        """Whether /readyz says so."""
+        try:
+            return httpx.get(f"{self.base_url}/readyz", timeout=2.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def key(self, tier: str) -> str:
+        """The demo tenant's key."""
+        return self.env[f"{tier.upper()}_KEY"]
+
+    def client(self, tier: str) -> httpx.Client:
+        """An HTTP client of a tier's demo tenant."""
+        headers = {"Authorization": f"Bearer {self.key(tier)}"}
+        return httpx.Client(base_url=self.base_url, headers=headers, timeout=180.0)
+
+    def tenants(self, *arguments: str) -> str:
+        """Run the `tenants` command against the application's store; its output."""
+        command = [str(Path(sys.executable).parent / "tenants"), *arguments]
+        done = subprocess.run(
+            command, env=os.environ | {"REDIS_URL": self.env["REDIS_URL"]}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def redis(self, *command: str) -> str:
+        """One command of `redis-cli`; skips where Debian's redis-tools is not installed."""
+        if shutil.which("redis-cli") is None:
+            pytest.skip("needs redis-cli (Debian: redis-tools)")
+        done = subprocess.run(
+            ["redis-cli", "-u", self.env["REDIS_URL"], "--no-auth-warning", *command], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    """The application of `serve_config.yaml`, on a port and a data folder of its own."""
+    folder = tmp_path_factory.mktemp("application")
+    port = free_port()
+    config: dict[str, Any] = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = port
+    base_url = f"http://127.0.0.1:{port}"
+    config["applications"][0]["args"]["store"] |= {"data_dir": str(folder / "data"), "public_url": base_url}
+    (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
+    application = Application(folder / "serve_config.yaml", base_url, folder / "data")
+    try:
+        application.start()
+        yield application
+    finally:
+        application.stop()
+
+
+@pytest.fixture(scope="session")
+def ship() -> bytes:
+    """A drawn picture of a ship."""
+    return (REPOSITORY / "examples" / "ship.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def street() -> bytes:
+    """A drawn picture of a street."""
+    return (REPOSITORY / "examples" / "street.jpg").read_bytes()
+
+
+def _archive(name: str) -> zipfile.ZipFile:
+    if not (SHARED / name).exists():
+        pytest.skip(f"needs {SHARED / name}, which is not part of the repository")
+    return zipfile.ZipFile(SHARED / name)
+
+
+@pytest.fixture(scope="session")
+def cifar() -> list[tuple[bytes, str]]:
+    """The 1,000 CIFAR-10 pictures that neither training nor calibration saw, with their classes."""
+    with _archive("cifar10-train.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith("train/") and name.endswith(".jpg"))
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(7))[4000:5000]
+        return [(archive.read(names[i]), names[i].split("/")[1]) for i in order.tolist()]
+
+
+@pytest.fixture(scope="session")
+def camvid() -> list[tuple[bytes, np.ndarray]]:
+    """The 50 CamVid validation pictures that calibration did not see, with their labels [360, 480]."""
+    with _archive("camvid-trainval.zip") as archive:
+        names = sorted(name for name in archive.namelist() if name.startswith("val/images/") and name.endswith(".jpg"))
+        return [
+            (archive.read(name), np.asarray(Image.open(io.BytesIO(archive.read(_labels_of(name))))))
+            for name in names[51:]
+        ]
+
+
+def _labels_of(name: str) -> str:
+    return name.replace("/images/", "/labels/").removesuffix(".jpg") + ".png"
+
+
+def mask_of(answer: list[dict[str, Any]], classes: list[str]) -> np.ndarray:
+    """A segmentation answer as one array of class indices."""
+    import base64
+
+    masks = {part["label"]: np.asarray(Image.open(io.BytesIO(base64.b64decode(part["mask"])))) > 0 for part in answer}
+    out = np.full(next(iter(masks.values())).shape, -1)
+    for name, mask in masks.items():
+        out[mask] = classes.index(name)
+    return out
+
+
+@pytest.fixture(scope="session")
+def street_classes(app: Application) -> list[str]:
+    """The segmenter's class names, as GET /v1/models lists them."""
+    with app.client("gold") as client:
+        return list(client.get(f"/v1/models/{SEGMENTER}").json()["focus_classes"])
+
+
+def within_a_second(condition: Callable[[], bool]) -> bool:
+    """Whether a condition holds within a second from now: the bound is the product's, not the machine's."""
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()

@@ -1,0 +1,69 @@
+"""The package rules, read from the imports themselves: policies ← tenants ← deployments, and what each may load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deployments.config import REPOSITORY
+
+PACKAGES = ("policies", "tenants", "deployments")
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((REPOSITORY / package).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level package of every import in a file, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("policies", {"tenants", "deployments", "ray", "redis", "fastapi", "transformers", "torchvision"}),
+        ("tenants", {"deployments", "ray", "fastapi", "torch", "transformers", "torchvision"}),
+        ("deployments/engines", {"tenants", "ray", "redis", "fastapi"}),
+        ("deployments/http", {"torch", "transformers", "torchvision", "redis", "ray"}),
+    ],
+)
+def test_a_package_imports_only_what_it_may(package: str, forbidden: set[str]) -> None:
+    for path in modules(package):
+        wrong = forbidden & set(imported(path))
+        assert not wrong, f"{path.relative_to(REPOSITORY)} imports {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("name", ["tenants.cli", "tenants.cache", "tenants.admission", "deployments.gateway"])
+def test_the_gateway_and_the_command_load_no_model_library(name: str) -> None:
+    heavy = "{'torch', 'transformers', 'torchvision'}"
+    code = f"import sys, {name}; loaded = {heavy} & set(sys.modules); assert not loaded, loaded"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_one_module_knows_each_redis_key() -> None:
+    for path in [*modules("tenants"), *modules("deployments")]:
+        if path.name != "keyspace.py":
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+                    assert not str(node.values[0].value).startswith(("tier:", "tenant:", "apikey:", "usage:")), path
+
+
+def test_no_path_of_this_machine_is_committed() -> None:
+    here = str(REPOSITORY.parent)
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.split():
+        data = (REPOSITORY / name).read_bytes() if (REPOSITORY / name).exists() else b""
+        assert f"{here}/".encode() not in data, name
