@@ -124,13 +124,16 @@ class AppArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    models: tuple[ModelSpec, ...]
     store: StoreArgs = StoreArgs()
     gateway: GatewayArgs = GatewayArgs()
 
     @field_validator("models")
     @classmethod
-    def _ids_are_unique(cls, models: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
+    def _some_and_unique(cls, models: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
+        # Not by min_length: pydantic then also calls a tuple too short whose only model has a mistake in it.
+        if not models:
+            raise ValueError("name at least one model")
         ids = [model.id for model in models]
         if twice := {name for name in ids if ids.count(name) > 1}:
             raise ValueError(f"model ids must be unique; given twice: {', '.join(sorted(twice))}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -153,6 +155,7 @@ class Console:
     def __init__(self, child: subprocess.Popen[str], log: Path) -> None:
         self.failure: str | None = None
         self.tail: deque[str] = deque(maxlen=200)
+        self._building_failed = False
         self._thread = threading.Thread(target=self._read, args=(child, log), daemon=True)
         self._thread.start()
 
@@ -163,11 +166,18 @@ class Console:
                 file.write(line)
                 file.flush()
                 self.tail.append(line.rstrip())
-                _, mark, text = line.rstrip().partition(MARK)
-                if mark and FAILED in text:
-                    self.failure = self.failure or text
-                elif mark and not self.failure:
-                    typer.echo(f"  {text}")
+                self._judge(line.rstrip())
+
+    def _judge(self, line: str) -> None:
+        _, mark, text = line.partition(MARK)
+        if mark and FAILED in text:
+            self.failure = self.failure or text
+        elif mark and not self.failure:
+            typer.echo(f"  {text}")
+        # Serve retries a graph that cannot be built for minutes; the exception follows a few lines below.
+        self._building_failed |= "build_serve_application failed" in line
+        if self._building_failed and re.match(r"[\w.]*(Error|Exception)\b", line):
+            self.failure = self.failure or f"the graph cannot be built: {line}"
 
     def last_error(self) -> str:
         """The last line that looks like an exception, or the last line."""
@@ -214,6 +224,7 @@ def _check_store(plan: Plan) -> None:
     url = store_url(plan.args.store.redis_url)
     if url == "embedded":
         return
+    logging.getLogger("tenants").setLevel(logging.ERROR)  # the one line below says it
 
     async def ping() -> None:
         async with await TenantStore.connect(url):

@@ -1,4 +1,4 @@
-"""Draws the two example pictures, so that a first call needs no data set: a ship for the classifier, a street for masks.
+"""Draws the two example pictures, so that a first call needs no data set: a ship to classify, a street to segment.
 
 Usage: python examples/draw_pictures.py [FOLDER]
 """
@@ -70,8 +70,12 @@ def street() -> Image.Image:
     for x, y, h in ((396, 214, 92), (430, 220, 100), (60, 232, 84)):
         draw.ellipse((x - h // 14, y, x + h // 14, y + h // 6), fill=(176, 132, 108))
         draw.rounded_rectangle((x - h // 8, y + h // 6, x + h // 8, y + 3 * h // 5), 5, fill=(48, 44, 66))
-        draw.polygon([(x - h // 9, y + 3 * h // 5), (x + h // 9, y + 3 * h // 5), (x + h // 12, y + h)], fill=(30, 30, 40))
-        draw.polygon([(x - h // 9, y + 3 * h // 5), (x + h // 9, y + 3 * h // 5), (x - h // 10, y + h)], fill=(30, 30, 40))
+        draw.polygon(
+            [(x - h // 9, y + 3 * h // 5), (x + h // 9, y + 3 * h // 5), (x + h // 12, y + h)], fill=(30, 30, 40)
+        )
+        draw.polygon(
+            [(x - h // 9, y + 3 * h // 5), (x + h // 9, y + 3 * h // 5), (x - h // 10, y + h)], fill=(30, 30, 40)
+        )
     return picture.filter(ImageFilter.GaussianBlur(1.0))
 
 

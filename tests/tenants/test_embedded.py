@@ -98,7 +98,7 @@ async def test_a_server_that_was_killed_starts_again_with_its_data(tmp_path: Pat
 async def test_after_its_owner_was_killed_the_next_owner_ends_the_orphan_and_keeps_the_data(tmp_path: Path) -> None:
     owner, orphan = owner_process(tmp_path)
     state = json.loads((tmp_path / "store.json").read_text())
-    url = f"redis://:{state['password']}@127.0.0.1:{state['port']}/0"
+    url = f"redis://default:{state['password']}@127.0.0.1:{state['port']}/0"
     async with await TenantStore.connect(url, timeout_s=5.0) as store:
         await store.execute("SET", "k", "v")
     owner.kill()

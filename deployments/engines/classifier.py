@@ -1,0 +1,79 @@
+"""Image classification: torchvision architectures and transformers image classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from deployments.config import ModelSpec, Task
+from deployments.engines.loading import LoadedModel, load_torchvision, load_transformers
+from deployments.engines.sample import CalibrationSample
+from deployments.engines.vision import ItemLogits, VisionEngine
+from policies.terms import Modulation
+
+
+class Label(NamedTuple):
+    """One class of an answer and its probability, in the digits that the terms disclose."""
+
+    label: str
+    score: float
+
+    def to_json(self) -> dict[str, str | float]:
+        """As Hugging Face's Inference API answers it."""
+        return {"label": self.label, "score": self.score}
+
+
+class ImageClassifier(VisionEngine):
+    """An image classifier; an audit row is an image."""
+
+    task = Task.CLASSIFICATION
+    final_kind = nn.Linear
+    calibration_images = 5000
+
+    @classmethod
+    def _load(cls, spec: ModelSpec) -> LoadedModel:
+        from transformers import AutoModelForImageClassification
+
+        return load_torchvision(spec) or load_transformers(spec, AutoModelForImageClassification)
+
+    def predict(
+        self,
+        images: Sequence[Image.Image],
+        modulations: Sequence[Modulation],
+        top_k: Sequence[int | None] | None = None,
+    ) -> list[list[Label]]:
+        """Classify pictures of several tenants in one batch.
+
+        Args:
+            top_k: per picture, most labels wanted; the terms may allow fewer.
+
+        Returns:
+            Per picture, labels by falling score.
+        """
+        items = self.forward([self.preprocess(image) for image in images], modulations)
+        wanted = top_k or [None] * len(items)
+        return [self.answer(*row) for row in zip(items, modulations, wanted, strict=True)]
+
+    def answer(self, item: ItemLogits, modulation: Modulation, top_k: int | None = None) -> list[Label]:
+        """One picture's labels from its modulated logits, as far as its terms disclose them. Safe from any thread."""
+        agreed = bool(item.clean.argmax() == item.utility.argmax())
+        self._count(modulation.utility, 1, int(agreed))
+        shown = modulation.disclosure
+        count = min(len(self.classes), shown.labels or len(self.classes), top_k or len(self.classes))
+        scores, indices = item.logits.softmax(dim=0).topk(count)
+        digits = shown.digits
+        return [
+            Label(self.classes[index], score if digits is None else round(score, digits))
+            for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _take(self, features: Tensor, number: int) -> Tensor:
+        return features
+
+    def _sample(self, features: Tensor, scale: int) -> CalibrationSample:
+        features = features.float()
+        return CalibrationSample(features, torch.cat([self._clean_logits(part) for part in features.split(4096)]))

@@ -1,0 +1,259 @@
+"""The text engine: many tenants' sequences on one model, each step modulated to each tenant's terms."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deployments.catalog import TextDelta
+from deployments.config import ModelSpec
+from deployments.engines.detokenizer import Detokenizer, StopMatcher
+from deployments.engines.language_models import LanguageModel, load_language_model
+from deployments.engines.sampling import SamplingParams
+from deployments.engines.text_calibration import TOLERANCE, calibration_rows
+from deployments.engines.text_engine import TextEngine
+from deployments.engines.words import single_tokens
+from policies.calibration import Calibration
+from policies.errors import InvalidRequest, Unavailable
+from policies.layer import ModulatedLayer, RowTerms
+from policies.terms import Modulation, Share
+
+__all__ = ["Generator", "SamplingParams", "TextDelta"]
+
+DEFAULT_DEPTH = 64
+CONTENTION = 50
+"""How many of a step's most likely tokens contend for focus."""
+_ROLES = ("system", "user", "assistant")
+
+
+class Generator:
+    """A causal language model whose every sequence is answered at its tenant's terms.
+
+    `load`, then `install` a calibration (from `fit` or the store), then `generate` from one asyncio loop.
+
+    Attributes:
+        model_id: the id that clients name.
+        fingerprint: 16 hex digits over weights and dtype; the same in every process.
+        features: H, width of the final layer's input.
+        vocabulary: V.
+        final: the model's own final layer, tied to the embeddings where the model ties them.
+        context: most tokens of prompt and answer together.
+    """
+
+    def __init__(self, spec: ModelSpec, language_model: LanguageModel) -> None:
+        self.spec, self.model_id = spec, spec.id
+        self.language_model = language_model
+        self.tokenizer: Any = language_model.tokenizer
+        self.fingerprint, self.final = language_model.fingerprint, language_model.final
+        self.features, self.vocabulary = self.final.in_features, self.final.out_features
+        self.context = min(language_model.context, spec.max_context or language_model.context)
+        self.depth = spec.depth or DEFAULT_DEPTH
+        self.device = next(self.final.parameters()).device
+        self._engine: TextEngine | None = None
+
+    @classmethod
+    def load(cls, spec: ModelSpec, device: torch.device) -> Generator:
+        """Load the model that `spec` names.
+
+        Raises:
+            LoadError: it cannot be loaded or modulated; the message names the source and says what to change.
+        """
+        return cls(spec, load_language_model(spec, device))
+
+    def calibration_sample(
+        self, path: Path | None = None, progress: Callable[[str], None] = lambda _: None
+    ) -> tuple[Tensor, Tensor]:
+        """Decoding steps to calibrate on: features [N, H] float32 and clean logits [N, V].
+
+        Must not run beside `generate`, since it uses the model itself.
+
+        Args:
+            path: a text file of paragraphs to answer; None for the one written for this project.
+            progress: told how far it is.
+
+        Raises:
+            LoadError: no such file, or too little text.
+        """
+        return calibration_rows(self.language_model, path, progress)
+
+    def fit(
+        self,
+        sample: tuple[Tensor, Tensor],
+        secret: bytes,
+        *,
+        stored: Calibration | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Calibration:
+        """Solve the levels on this installation's noise field.
+
+        Args:
+            sample: from `calibration_sample`.
+            secret: the installation's noise secret.
+            stored: an earlier calibration of this model whose field is kept: a refit.
+            progress: called with the share done, 0 to 1.
+        """
+        return Calibration.fit(
+            secret,
+            self.fingerprint,
+            *sample,
+            depth=stored.depth if stored else self.depth,
+            relative_length_scale=self.spec.length_scale,
+            length_scale=stored.length_scale if stored else None,
+            contention=CONTENTION,
+            tolerance=TOLERANCE,
+            progress=progress,
+        )
+
+    def install(self, calibration: Calibration, secret: bytes) -> None:
+        """Put the modulated layer into the path and start the engine; without it nothing is served.
+
+        Raises:
+            ValueError: a calibration of another model.
+        """
+        if calibration.fingerprint != self.fingerprint:
+            raise ValueError(f"calibration of {calibration.fingerprint}, but {self.model_id} is {self.fingerprint}")
+        layer = ModulatedLayer(self.final, calibration, secret, contention=CONTENTION)
+        self.close()
+        self._engine = TextEngine(self.language_model, layer, self.spec, self.context)
+
+    @property
+    def engine(self) -> TextEngine:
+        """The running engine.
+
+        Raises:
+            RuntimeError: `install` has not been called: a model without it would sell every level at full quality.
+        """
+        if self._engine is None:
+            raise RuntimeError(f"{self.model_id} is not calibrated: call install() first")
+        return self._engine
+
+    @property
+    def floor(self) -> float:
+        """The lowest level that the model delivers."""
+        return self.engine.rows.layer.floor
+
+    def audit(self) -> dict[float, tuple[int, int]]:
+        """Since start, by level: decoding steps, and those whose token after utility, before focus, is the clean."""
+        return self.engine.rows.audit()
+
+    def encode(self, text: str) -> list[int]:
+        """A plain prompt's tokens."""
+        return list(self.tokenizer.encode(text))
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """A conversation's tokens in the model's own chat template, ready for the assistant's answer.
+
+        Raises:
+            InvalidRequest: no messages, an unknown role, or a model without a chat template.
+        """
+        if not messages:
+            raise InvalidRequest("messages must hold at least one message.", param="messages", code="invalid_value")
+        for index, message in enumerate(messages):
+            if message.get("role") not in _ROLES:
+                raise InvalidRequest(
+                    f"The role '{message.get('role')}' is unknown; use one of {', '.join(_ROLES)}.",
+                    param=f"messages[{index}].role",
+                    code="unknown_role",
+                )
+        if not self.tokenizer.chat_template:
+            raise InvalidRequest(
+                f"{self.model_id} has no chat template; use /v1/completions.", param="messages", code="no_chat_template"
+            )
+        return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
+
+    def check_length(self, prompt: Sequence[int], max_tokens: int, *, param: str = "messages") -> None:
+        """Refuse what does not fit the context.
+
+        Raises:
+            InvalidRequest: an empty prompt, or prompt and answer beyond `context`; the message has the numbers.
+        """
+        if not prompt:
+            raise InvalidRequest("The prompt holds no tokens.", param=param, code="invalid_value")
+        if len(prompt) + max_tokens > self.context:
+            raise InvalidRequest(
+                f"The context of {self.model_id} is {self.context} tokens, but the prompt takes {len(prompt)} and the"
+                f" answer up to {max_tokens}; shorten the prompt or lower max_tokens.",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    def focus_tokens(self, word: str) -> tuple[int, ...]:
+        """The token ids that stand for a word, with and without leading space and capital.
+
+        Raises:
+            InvalidRequest: none of its spellings is one token.
+        """
+        return single_tokens(self.tokenizer, word, self.model_id)
+
+    def row_terms(self, modulation: Modulation) -> RowTerms:
+        """A request's terms by token id.
+
+        Raises:
+            InvalidRequest: as `focus_tokens`.
+        """
+        focus = {token: strength for word, strength in modulation.focus.items() for token in self.focus_tokens(word)}
+        return RowTerms(max(modulation.utility, self.floor), focus)
+
+    async def generate(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        modulation: Modulation,
+        share: Share,
+        *,
+        param: str = "messages",
+    ) -> AsyncGenerator[TextDelta]:
+        """Answer one prompt, piece by piece; the last piece has the finish reason. Closing the generator cancels.
+
+        Args:
+            prompt: token ids from `encode` or `encode_chat`.
+            param: the field that a refusal of the prompt names.
+
+        Raises:
+            InvalidRequest: too long for the context, or a focus that the model has no token for.
+            Unavailable: too many of this flow are waiting, or the engine has stopped.
+        """
+        self.check_length(prompt, params.max_tokens, param=param)
+        text, stops = Detokenizer(self._decode, prompt), StopMatcher(params.stop)
+        seen = 0
+        async with aclosing(self.engine.run(prompt, params, self.row_terms(modulation), share)) as steps:
+            async for tokens, last in steps:
+                new, seen = tokens[seen:], len(tokens)
+                piece = stops.push(text.push(new))
+                if last:
+                    piece += stops.push(text.flush()) + stops.flush()
+                reason = self._finish_reason(tokens, last, stops.stopped)
+                yield TextDelta(piece, len(new), reason, len(prompt), seen)
+                if reason is not None:
+                    return
+
+    def healthy(self) -> None:
+        """Check that the engine's loop runs.
+
+        Raises:
+            Unavailable: it does not; only a new replica helps.
+        """
+        if self._engine is None:
+            raise Unavailable(f"{self.model_id} is not ready yet.", retry_after=5, code="starting")
+        self._engine.healthy()
+
+    def close(self) -> None:
+        """Stop the engine; what is running or waiting fails as unavailable."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _finish_reason(self, tokens: list[int], last: bool, stopped: bool) -> str | None:
+        if stopped:
+            return "stop"
+        if not last:
+            return None
+        return "stop" if tokens and tokens[-1] in self.language_model.end_tokens else "length"

@@ -1,0 +1,125 @@
+"""Calibration samples: unlabelled inputs of a model's final layer, bundled as features or made from images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deployments.engines.images import decode_image
+from deployments.engines.loading import LoadError
+from policies.calibration import Readout
+from policies.errors import ServiceError
+
+MIN_IMAGES = 100
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp"}
+_READOUT_ELEMENTS = 2**19
+
+
+@dataclass(frozen=True)
+class CalibrationSample:
+    """What `policies.calibration` solves the levels on.
+
+    Attributes:
+        features: [N, H] float32, inputs of the final layer.
+        logits: [N, K] float32, its clean answers.
+        readout: for masks, interpolation of the logits to the client's resolution.
+    """
+
+    features: Tensor
+    logits: Tensor
+    readout: Readout | None = None
+
+
+class UpsamplingReadout:
+    """Logits of tiles read where the client sees them: bilinearly upsampled, align_corners=False, at random pixels.
+
+    A fit evaluates it hundreds of times and neighbouring pixels say nearly the same, so some pixels stand for all.
+    Those at a tile's edge, whose interpolation needs a neighbour outside the tile, are never chosen.
+
+    Args:
+        tiles: number of tiles; rows come tile by tile, then line by line.
+        height: of a tile, in logits.
+        width: of a tile, in logits.
+        scale: output pixels per logit along each side, at least 1.
+        points: pixels read of each tile.
+
+    Attributes:
+        y, x: [tiles, points] int64, the pixels read, counted in the upsampled tile.
+    """
+
+    def __init__(self, tiles: int, height: int, width: int, scale: int, points: int, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(0)
+        edge = scale // 2
+        self.y, self.x = (
+            torch.randint(edge, size * scale - edge, (tiles, points), generator=generator) for size in (height, width)
+        )
+        (y, below), (x, right) = (_source(at, scale) for at in (self.y, self.x))
+        start = torch.arange(tiles)[:, None] * (height * width)
+        self._corners = []
+        for i, line in enumerate((y, (y + 1).clamp(max=height - 1))):
+            for j, column in enumerate((x, (x + 1).clamp(max=width - 1))):
+                weight = (below if i else 1 - below) * (right if j else 1 - right)
+                index = start + line * width + column
+                self._corners.append((index.flatten().to(device), weight.flatten()[:, None].to(device)))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """[tiles * height * width, K] to [tiles * points, K]."""
+        (index, weight), *others = self._corners
+        out = logits[index] * weight
+        for index, weight in others:
+            out.addcmul_(logits[index], weight)
+        return out
+
+
+def readout_points(tiles: int, classes: int) -> int:
+    """Pixels to read of each tile, so that a readout stays near 2^19 elements."""
+    return max(16, _READOUT_ELEMENTS // (tiles * classes))
+
+
+def write_features(path: Path, features: Tensor, metadata: dict[str, str]) -> None:
+    """Store features [N, H] or [tiles, H, h, w] as float16."""
+    save_file({"features": features.to(torch.float16).contiguous()}, path, metadata=metadata)
+
+
+def read_features(path: Path) -> tuple[Tensor, dict[str, str]]:
+    """The features, float32, and the metadata that `write_features` stored.
+
+    Raises:
+        LoadError: not such a file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("features").float(), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise LoadError(f"{path} is not a calibration sample of features: {error}") from error
+
+
+def pictures(folder: Path, most: int) -> Iterator[Image.Image]:
+    """The pictures below a folder, at any depth and in name order, evenly thinned to at most `most`.
+
+    Raises:
+        LoadError: fewer than 100 image files, or one that cannot be read; the message names it.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if len(files) < MIN_IMAGES:
+        raise LoadError(f"calibration needs at least {MIN_IMAGES} images; {folder} holds {len(files)}")
+    chosen = files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
+    for path in chosen:
+        try:
+            yield decode_image(path.read_bytes())
+        except ServiceError as error:
+            raise LoadError(f"calibration image {path}: {error.message}") from error
+
+
+def _source(at: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    """Output pixels to the source index before each, and the weight of the one after it."""
+    position = ((at + 0.5) / scale - 0.5).clamp(min=0.0)
+    low = position.floor().long()
+    return low, position - low

@@ -1,0 +1,197 @@
+"""Who runs on the model when: fair admission to seats and memory, answers out, cancelling at once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from deployments.config import ModelSpec
+from deployments.engines.language_models import LanguageModel
+from deployments.engines.sampling import SamplingParams
+from deployments.engines.text_rows import ModulatedRows, Seat
+from deployments.engines.text_scheduler import cache_pages, pages_of, start_manager
+from deployments.fair_queue import FairQueue
+from policies.errors import Unavailable
+from policies.layer import ModulatedLayer, RowTerms
+from policies.terms import Share
+
+
+@dataclass(eq=False)
+class _Request:
+    """One answer on its way. `events` brings (all tokens so far, whether that is all), or the error."""
+
+    prompt: list[int]
+    params: SamplingParams
+    terms: RowTerms
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    events: asyncio.Queue[tuple[list[int], bool] | Unavailable] = field(default_factory=asyncio.Queue)
+    seat: int | None = None
+    finished: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + self.params.max_tokens
+
+    @property
+    def pages(self) -> int:
+        return pages_of(self.tokens)
+
+
+class TextEngine:
+    """Transformers' continuous batching in its own thread, behind a fair queue, for callers on one asyncio loop.
+
+    Args:
+        model: the language model.
+        layer: the modulated layer over its final layer.
+        spec: `max_batch_size` running sequences, `max_queue_per_tenant` waiting ones of a flow.
+        context: most tokens of a sequence.
+    """
+
+    def __init__(self, model: LanguageModel, layer: ModulatedLayer, spec: ModelSpec, context: int) -> None:
+        self.rows = ModulatedRows(layer, spec.max_batch_size)
+        self._seats = spec.max_batch_size
+        self._pages_free = cache_pages(model, context, spec.max_batch_size)
+        self._waiting = FairQueue[_Request](spec.max_queue_per_tenant)
+        self._running: dict[str, _Request] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._manager: Any = start_manager(
+            model,
+            self.rows,
+            sequences=self._seats,
+            pages=self._pages_free,
+            on_cancelled=self._cancelled_in_engine,
+        )
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold a seat."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for one."""
+        return len(self._waiting)
+
+    async def run(
+        self, prompt: list[int], params: SamplingParams, terms: RowTerms, share: Share
+    ) -> AsyncGenerator[tuple[list[int], bool]]:
+        """Answer one prompt: all tokens so far, and whether that is all, step by step. Closing it cancels.
+
+        Raises:
+            Unavailable: too many of this flow are waiting, or the engine has stopped.
+        """
+        self.healthy()
+        # A level's first request builds its matrix, which takes a second for a large vocabulary.
+        await asyncio.to_thread(self.rows.layer.prepare, terms)
+        self._loop = asyncio.get_running_loop()
+        request = _Request(prompt, params, terms)
+        self._waiting.push(share.flow, share.weight, request.tokens, request)
+        try:
+            self._admit()
+            last = False
+            while not last:
+                event = await request.events.get()
+                if isinstance(event, Unavailable):
+                    raise event
+                last = event[1]
+                yield event
+        finally:
+            self._abandon(request)
+
+    def healthy(self) -> None:
+        """Check that the engine's loop runs.
+
+        Raises:
+            Unavailable: it does not; only a new replica helps.
+        """
+        status = self._manager.background_thread_status
+        if self._closed or not self._manager.is_running() or status.fatal_error is not None:
+            raise _stopped()
+
+    def close(self) -> None:
+        """Stop the engine; what is running or waiting fails as unavailable. Blocks until the current step is over."""
+        if not self._closed:
+            self._closed = True
+            self._manager.stop(block=True, timeout=60, hard_stop=True)
+            self._manager.destroy()
+            self.rows.close()
+
+    def _admit(self) -> None:
+        """Release waiting requests while there is a seat and memory for the next in turn, its whole answer included.
+
+        The next in turn is waited for, however large, so that small ones cannot starve it.
+        """
+        while len(self._running) < self._seats and (request := self._waiting.peek()):
+            if request.pages > self._pages_free:
+                return
+            self._waiting.pop()
+            self._start(request)
+
+    def _start(self, request: _Request) -> None:
+        self._pages_free -= request.pages
+        self._running[request.id] = request
+        params = request.params
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        request.seat = self.rows.sit(Seat(request.terms, params, seed))
+        # The handler comes first: the engine may answer before add_request returns.
+        self._manager.register_result_handler(request.id, lambda output: self._on_output(request, output))
+        accepted = self._manager.add_request(
+            request.prompt, request_id=request.id, max_new_tokens=params.max_tokens, streaming=True, seat=request.seat
+        )
+        if accepted is None:
+            self._leave(request, _stopped())
+
+    def _on_output(self, request: _Request, output: Any) -> None:
+        if output.error is not None:
+            self._leave(request, _stopped())
+            return
+        request.events.put_nowait((output.generated_tokens, output.is_finished()))
+        if output.is_finished():
+            self._leave(request)
+
+    def _abandon(self, request: _Request) -> None:
+        """The caller is gone: nothing is left of a finished request, a waiting or running one is cancelled."""
+        if request.finished:
+            return
+        if self._waiting.discard(request):
+            self._admit()
+        elif request.id in self._running:
+            self._manager.cancel_request(request.id)
+
+    def _cancelled_in_engine(self, request_id: str) -> None:
+        """In the engine's thread: a cancelled request is out of it, so its seat and memory are free."""
+
+        def leave() -> None:
+            if request := self._running.get(request_id):
+                self._leave(request)
+
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(leave)
+
+    def _leave(self, request: _Request, error: Unavailable | None = None) -> None:
+        """A request is done with the engine, in whatever way: free what it held, and let the next one in."""
+        if request.finished:
+            return
+        request.finished = True
+        if self._running.pop(request.id, None) and request.seat is not None:
+            self._pages_free += request.pages
+            self.rows.leave(request.seat)
+            self._manager.output_router.result_handlers.pop(request.id, None)
+        if error is None:
+            self._admit()
+            return
+        request.events.put_nowait(error)
+        while waiting := self._waiting.pop():  # the engine is gone for them too
+            waiting.finished = True
+            waiting.events.put_nowait(error)
+
+
+def _stopped() -> Unavailable:
+    return Unavailable(
+        "The text engine has stopped; its replica is being restarted.", retry_after=5, code="engine_stopped"
+    )

@@ -1,0 +1,264 @@
+"""What the classifier and the segmenter share: one batch across tenants, the modulated layer, audit, calibration."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from deployments.config import ModelSpec, Task
+from deployments.engines.final_layer import find_final
+from deployments.engines.loading import LoadedModel, LoadError
+from deployments.engines.sample import CalibrationSample, pictures, read_features
+from policies.calibration import Calibration
+from policies.errors import InvalidRequest
+from policies.layer import ModulatedLayer, RowTerms, from_rows, layer_shape
+from policies.terms import Modulation
+
+DEFAULT_DEPTH = 128
+
+
+@dataclass(frozen=True)
+class ItemLogits:
+    """One picture's logits, [K] or [K, h, w]: to answer from, and for the audit alone, clean and after utility."""
+
+    logits: Tensor
+    clean: Tensor
+    utility: Tensor
+
+
+class VisionEngine(ABC):
+    """A vision model whose every picture is answered at its tenant's terms.
+
+    `preprocess`, `row_terms`, `prepare` and `audit` are safe from any thread; `forward`, `install` and
+    `calibration_sample` belong to one thread at a time.
+
+    Attributes:
+        model_id: the id that clients name.
+        classes: K names, in the order of the logits.
+        features: H, width of the final layer's input.
+        final: the model's own final layer.
+        fingerprint: 16 hex digits over weights, classes, preprocessing and dtype; the same in every process.
+    """
+
+    task: ClassVar[Task]
+    final_kind: ClassVar[type[nn.Module]]
+    calibration_images: ClassVar[int]
+
+    def __init__(self, spec: ModelSpec, loaded: LoadedModel, device: str | torch.device) -> None:
+        self.spec = spec
+        self.model_id, self.classes = spec.id, loaded.classes
+        self.device, self.dtype = torch.device(device), getattr(torch, spec.dtype)
+        self.depth = spec.depth or DEFAULT_DEPTH
+        self.weights = loaded.weights_digest()[:16]
+        named = "\n".join([self.weights, spec.dtype, loaded.preprocessing, *loaded.classes])
+        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()[:16]
+        self._preprocess, self._run = loaded.preprocess, loaded.run
+        self.model = loaded.model.requires_grad_(False).to(self.device, self.dtype)
+        blank = self.preprocess(Image.new("RGB", (64, 64), "grey"))[None].to(self.device, self.dtype)
+        self._final_name, self.final = find_final(self.model, self._run, blank, self.final_kind, len(self.classes))
+        self.features, _ = layer_shape(self.final)
+        self._layer: ModulatedLayer | None = None
+        self._audit: dict[float, tuple[int, int]] = {}
+        self._audit_lock = threading.Lock()
+
+    @classmethod
+    def load(cls, spec: ModelSpec, device: str | torch.device = "cpu") -> Self:
+        """Load the model that `spec` names.
+
+        Raises:
+            LoadError: it cannot be loaded or modulated; the message says what to change.
+        """
+        return cls(spec, cls._load(spec), device)
+
+    @classmethod
+    @abstractmethod
+    def _load(cls, spec: ModelSpec) -> LoadedModel: ...
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """An RGB picture of any size to the model's input, [3, h, w] float32 on the CPU."""
+        return self._preprocess(image)
+
+    def fit(
+        self,
+        sample: CalibrationSample,
+        secret: bytes,
+        *,
+        stored: Calibration | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Calibration:
+        """Solve the levels on this installation's noise field.
+
+        Args:
+            sample: from `calibration_sample`.
+            secret: the installation's noise secret.
+            stored: an earlier calibration of this model whose field is kept: a refit.
+            progress: called with the share done, 0 to 1.
+        """
+        return Calibration.fit(
+            secret,
+            self.fingerprint,
+            sample.features,
+            sample.logits,
+            depth=stored.depth if stored else self.depth,
+            relative_length_scale=self.spec.length_scale,
+            length_scale=stored.length_scale if stored else None,
+            readout=sample.readout,
+            progress=progress,
+        )
+
+    def install(self, calibration: Calibration, secret: bytes) -> None:
+        """Put the modulated layer in the place of the model's final layer; without it nothing is served.
+
+        Raises:
+            ValueError: a calibration of another model.
+        """
+        if calibration.fingerprint != self.fingerprint:
+            raise ValueError(f"calibration of {calibration.fingerprint}, but {self.model_id} is {self.fingerprint}")
+        layer = ModulatedLayer(self.final, calibration, secret)
+        self.model.set_submodule(self._final_name, layer)
+        self._layer = layer
+
+    @property
+    def layer(self) -> ModulatedLayer:
+        """The modulated layer in the model's path.
+
+        Raises:
+            RuntimeError: `install` has not been called: a model without it would sell every level at full quality.
+        """
+        if self._layer is None:
+            raise RuntimeError(f"{self.model_id} is not calibrated: call install() first")
+        return self._layer
+
+    @property
+    def floor(self) -> float:
+        """The lowest level that the model delivers."""
+        return self.layer.floor
+
+    def row_terms(self, modulation: Modulation) -> RowTerms:
+        """A request's terms by class index; a name that several classes bear stands for all of them.
+
+        Raises:
+            InvalidRequest: a focus on a class that the model does not have.
+        """
+        focus: dict[int, float] = {}
+        for name, strength in modulation.focus.items():
+            if name not in self.classes:
+                raise InvalidRequest(
+                    f"{self.model_id} has no class '{name}'.", param=f"focus.{name}", code="unknown_class"
+                )
+            focus |= {index: strength for index, known in enumerate(self.classes) if known == name}
+        return RowTerms(max(modulation.utility, self.floor), focus)
+
+    def prepare(self, modulation: Modulation) -> None:
+        """Check a request's terms and build what they need before it joins a batch.
+
+        Raises:
+            InvalidRequest: as `row_terms`.
+        """
+        self.layer.prepare(self.row_terms(modulation))
+
+    @torch.inference_mode()
+    def forward(self, pixels: Sequence[Tensor], modulations: Sequence[Modulation]) -> list[ItemLogits]:
+        """One batch across tenants: item i of `pixels` answered at `modulations[i]`.
+
+        Args:
+            pixels: from `preprocess`; those of one shape run together.
+
+        Raises:
+            InvalidRequest: as `row_terms`.
+            ValueError: other than one modulation per picture.
+        """
+        if len(pixels) != len(modulations):
+            raise ValueError(f"{len(pixels)} pictures, but {len(modulations)} modulations")
+        terms = [self.row_terms(modulation) for modulation in modulations]
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for index, item in enumerate(pixels):
+            shapes.setdefault(tuple(item.shape), []).append(index)
+        answers: dict[int, ItemLogits] = {}
+        for group in shapes.values():
+            batch = torch.stack([pixels[i] for i in group]).to(self.device, self.dtype)
+            answers |= dict(zip(group, self._modulated(batch, [terms[i] for i in group]), strict=True))
+        return [answers[i] for i in range(len(pixels))]
+
+    def _modulated(self, batch: Tensor, terms: Sequence[RowTerms]) -> Iterable[ItemLogits]:
+        layer = self.layer
+        with layer.rows(terms):
+            shape = self._run(batch).shape
+        last, layer.last = layer.last, None
+        if last is None:
+            raise RuntimeError(f"{self.model_id}: the modulated layer was not in the path of this batch")
+        parts = [from_rows(self.final, rows, shape).float() for rows in (last.logits, last.clean, last.utility)]
+        return [ItemLogits(*item) for item in zip(*parts, strict=True)]
+
+    def audit(self) -> dict[float, tuple[int, int]]:
+        """Since start, by level: rows answered (images or mask pixels), and those whose answer after utility, before
+        focus, equals the clean one."""
+        with self._audit_lock:
+            return dict(self._audit)
+
+    def _count(self, level: float, rows: int, agreed: int) -> None:
+        with self._audit_lock:
+            before = self._audit.get(level, (0, 0))
+            self._audit[level] = (before[0] + rows, before[1] + agreed)
+
+    def calibration_sample(self, path: Path, progress: Callable[[str], None] = lambda _: None) -> CalibrationSample:
+        """Features to calibrate on, from a bundled .safetensors or from a folder of at least 100 images.
+
+        Raises:
+            LoadError: not such a file or folder, too few images, or features of another model.
+        """
+        progress(f"reading {path.name}")
+        if path.is_dir():
+            features, scale = self.sample_features(pictures(path, self.calibration_images))
+        else:
+            features, metadata = read_features(path)
+            if metadata.get("weights") != self.weights or features.shape[1] != self.features:
+                raise LoadError(f"{path} was made with other weights than {self.model_id}'s; make it again")
+            scale = int(metadata.get("scale", "1"))
+        return self._sample(features.to(self.device), scale)
+
+    def sample_features(self, images: Iterable[Image.Image]) -> tuple[Tensor, int]:
+        """Inputs of the final layer for pictures, float16 on the CPU, and output pixels per logit (1: no mask).
+
+        Returns:
+            [N, H], or for masks a few tiles of each picture, [tiles, H, h, w].
+        """
+        kept: list[Tensor] = []
+        scales: list[int] = []
+        for image in images:
+            features = self._final_input(self.preprocess(image))
+            kept.append(self._take(features, len(kept)).half().cpu())
+            scales.append(max(1, round(image.height / features.shape[-2])) if features.ndim == 4 else 1)
+        return torch.cat(kept), sorted(scales)[len(scales) // 2]
+
+    @torch.inference_mode()
+    def _final_input(self, pixels: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        hook = self.final.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        try:
+            self._run(pixels[None].to(self.device, self.dtype))
+        finally:
+            hook.remove()
+        return seen[0].float()
+
+    @abstractmethod
+    def _take(self, features: Tensor, number: int) -> Tensor:
+        """What of one picture's features [1, ...] goes into a sample."""
+
+    @abstractmethod
+    def _sample(self, features: Tensor, scale: int) -> CalibrationSample: ...
+
+    @torch.inference_mode()
+    def _clean_logits(self, features: Tensor) -> Tensor:
+        """The final layer's answers to features [N, H] or [N, H, h, w], float32."""
+        logits: Tensor = self.final(features.to(self.dtype))
+        return logits.float()

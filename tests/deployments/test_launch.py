@@ -1,0 +1,93 @@
+"""`make serve` before anything starts: a mistake ends it with one clear line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.config import REPOSITORY
+from deployments.console import MARK, announce, announced
+
+
+def launch(command: str, config: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deployments.launch", command, str(config)],
+        cwd=REPOSITORY,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the shipped configuration with changes, on a free port and its own data folder."""
+
+    def write(change: Callable[[dict[str, Any]], None] = lambda _: None, port: int | None = None) -> Path:
+        content = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            content["http_options"]["port"] = port or probe.getsockname()[1]
+        content["applications"][0]["args"]["store"]["data_dir"] = str(tmp_path / "data")
+        change(content["applications"][0]["args"])
+        (tmp_path / "serve.yaml").write_text(yaml.safe_dump(content))
+        return tmp_path / "serve.yaml"
+
+    return write
+
+
+def one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
+    assert done.returncode == 1, done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("✗ ") and all(part in line for part in says), line
+
+
+def test_a_taken_port(config: Callable[..., Path]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        one_line(launch("serve", config(port=port)), str(port), "http_options.port")
+
+
+def test_an_unreachable_store(config: Callable[..., Path]) -> None:
+    done = launch("serve", config(), REDIS_URL="redis://:hunter2@127.0.0.1:1/0")
+    one_line(done, "REDIS_URL")
+    assert "hunter2" not in done.stderr
+
+
+def test_a_wrong_field(config: Callable[..., Path]) -> None:
+    def misspell(args: dict[str, Any]) -> None:
+        args["models"][1]["taks"] = "image-segmentation"
+
+    one_line(launch("serve", config(misspell)), "models.1.taks")
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    one_line(launch("serve", tmp_path / "none.yaml"), "none.yaml")
+
+
+def test_not_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("applications: 7\n")
+    one_line(launch("serve", tmp_path / "bad.yaml"), "bad.yaml")
+
+
+def test_stopping_what_does_not_run_says_so(config: Callable[..., Path]) -> None:
+    done = launch("stop", config())
+    assert done.returncode == 0 and "Nothing runs" in done.stdout
+
+
+def test_a_replica_tells_the_console_how_it_goes(capfd: pytest.CaptureFixture[str]) -> None:
+    announce("m", "hello")
+    with pytest.raises(ValueError), announced("m", "models/m"):
+        raise ValueError("no\nsuch file")
+    said = capfd.readouterr().out.splitlines()
+    assert said == [f"{MARK}m: hello", f"{MARK}m: loading models/m", f"{MARK}m: failed: no such file"]

@@ -1,0 +1,205 @@
+"""The segmenter: gold is the plain model at the picture's size, rows are independent, masks and audit are exact."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import (
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from deployments.config import REPOSITORY, ModelSpec, Task
+from deployments.engines import segmenter as module
+from deployments.engines.loading import LoadError
+from deployments.engines.sample import UpsamplingReadout
+from deployments.engines.segmenter import ImageSegmenter, Segment
+from policies.calibration import Calibration
+from policies.terms import Modulation
+from tests.deployments.vision_support import GOLD, SECRET, at, calibrated, needs_shared, scenes, shipped
+
+CLASSES = "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()
+MODEL = "segformer-b0-camvid"
+FOLDER = REPOSITORY / "models" / MODEL
+
+
+@pytest.fixture(scope="module")
+def engine() -> ImageSegmenter:
+    return calibrated(ImageSegmenter.load(shipped(MODEL, Task.SEGMENTATION)))
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    return scenes(4, 480, 360) + scenes(2, 200, 300, seed=1)
+
+
+def label_map(answer: list[Segment]) -> np.ndarray:
+    """The masks of an answer as one map of class indices; fails where they overlap or leave a hole."""
+    masks = np.stack([np.asarray(Image.open(io.BytesIO(segment.mask))) == 255 for segment in answer])
+    assert (masks.sum(axis=0) == 1).all()
+    indices = np.array([CLASSES.index(segment.label) for segment in answer])
+    return indices[masks.argmax(axis=0)]
+
+
+def test_the_shipped_model_says_what_it_is(engine: ImageSegmenter) -> None:
+    assert (engine.model_id, engine.task, list(engine.classes)) == (MODEL, Task.SEGMENTATION, CLASSES)
+    assert engine.features == 256
+    assert 0.01 <= engine.floor <= 0.2
+    assert engine.preprocess(Image.new("RGB", (900, 700))).shape == (3, 240, 320)
+
+
+def test_gold_is_the_plain_model_at_the_pictures_size(engine: ImageSegmenter, images: list[Image.Image]) -> None:
+    plain = SegformerForSemanticSegmentation.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    processor = SegformerImageProcessor.from_pretrained(FOLDER)
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        logits = plain(pixel_values=pixels).logits
+    mixed = engine.forward(list(pixels), [at(0.7), GOLD, at(0.9), GOLD, GOLD, GOLD])
+    assert [torch.equal(item.logits, row) for item, row in zip(mixed, logits, strict=True)] == [False, True] * 2 + [
+        True
+    ] * 2
+    for image, answer, row in zip(images, engine.predict(images, [GOLD] * len(images)), logits, strict=True):
+        full = F.interpolate(row[None], (image.height, image.width), mode="bilinear", align_corners=False)[0]
+        expected = full.argmax(0).numpy()
+        assert np.array_equal(label_map(answer), expected)
+        top = full.softmax(0).amax(0).numpy()
+        for segment in answer:
+            mean = top[expected == CLASSES.index(segment.label)].mean()
+            assert segment.score == pytest.approx(float(mean), abs=1e-5)
+
+
+def test_a_picture_answers_alone_as_in_a_mixed_batch(engine: ImageSegmenter, images: list[Image.Image]) -> None:
+    terms = [GOLD, at(0.9), at(0.7), at(0.5, car=0.9), at(0.3), at(0.7, road=-0.8)]
+    together = engine.predict(images, terms)
+    for image, term, expected in zip(images, terms, together, strict=True):
+        (alone,) = engine.predict([image], [term])
+        assert (label_map(alone) != label_map(expected)).mean() < 1e-4
+    assert engine.predict(images, terms) == together
+
+
+def test_masks_are_png_and_json_carries_them_as_base64(engine: ImageSegmenter, images: list[Image.Image]) -> None:
+    segment = engine.predict(images[-1:], [GOLD])[0][0]
+    mask = Image.open(io.BytesIO(segment.mask))
+    assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (200, 300))
+    assert segment.to_json().keys() == {"label", "score", "mask"}
+
+
+def test_scores_are_rounded_below_level_1(engine: ImageSegmenter, images: list[Image.Image]) -> None:
+    answers = engine.predict(images, [at(0.8)] * len(images))
+    assert all(s.score == round(s.score, 2) for answer in answers for s in answer)
+
+
+def test_the_audit_counts_pixels_of_the_answer(engine: ImageSegmenter, images: list[Image.Image]) -> None:
+    image, pixels, level = images[0], 480 * 360, 0.41
+    gold_before = engine.audit().get(1.0, (0, 0))
+    (gold,) = engine.predict([image], [GOLD])
+    (low,) = engine.predict([image], [at(level)])
+    agreed = int((label_map(gold) == label_map(low)).sum())
+    assert engine.audit()[1.0] == (gold_before[0] + pixels, gold_before[1] + pixels)
+    assert engine.audit()[level] == (pixels, agreed)
+    engine.predict([image], [at(level, pedestrian=0.99)])  # the audit judges utility, before focus
+    assert engine.audit()[level] == (2 * pixels, 2 * agreed)
+
+
+def test_a_large_picture_read_in_bands_is_the_same(engine: ImageSegmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(11, 60, 80, generator=torch.Generator().manual_seed(0))
+    whole, scores = engine.read(logits, (437, 611))
+    monkeypatch.setattr(module, "_WHOLE_ELEMENTS", 11 * 611 * 50)
+    banded, banded_scores = engine.read(logits, (437, 611))
+    assert (whole != banded).float().mean() < 1e-4
+    assert banded_scores == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1, 4, 5, 6])
+def test_readout_is_interpolation_away_from_the_tiles_edges(scale: int) -> None:
+    # Tiles cut from a larger map: what is read of a tile equals what the whole map's interpolation shows there.
+    whole = torch.randn(1, 7, 30, 24, generator=torch.Generator().manual_seed(0))
+    tile = whole[:, :, 10:20, 8:16]
+    readout = UpsamplingReadout(1, 10, 8, scale, 500, torch.device("cpu"))
+    read = readout(tile.movedim(1, -1).reshape(-1, 7))
+    full = F.interpolate(whole, scale_factor=scale, mode="bilinear", align_corners=False)[0]
+    expected = full[:, readout.y[0] + 10 * scale, readout.x[0] + 8 * scale].T
+    assert torch.allclose(read, expected, atol=1e-5)
+
+
+def test_the_bundled_sample_is_read_at_the_clients_resolution(engine: ImageSegmenter) -> None:
+    sample = engine.calibration_sample(FOLDER / "calibration.safetensors")
+    assert (sample.features.shape[1], sample.logits.shape[1]) == (256, 11)
+    assert sample.readout is not None
+    assert len(sample.readout(sample.logits)) > 2 * len(sample.logits)
+    sizes = [p.stat().st_size for p in (REPOSITORY / "models").glob("*/calibration.safetensors")]
+    assert sum(sizes) <= 15_000_000
+
+
+def test_levels_are_delivered_on_pictures_that_did_not_calibrate_them(engine: ImageSegmenter) -> None:
+    archive = needs_shared("data/camvid-trainval.zip")
+    with zipfile.ZipFile(archive) as file:
+        names = sorted(n for n in file.namelist() if "val/images/" in n and not n.endswith("/"))[1::10]
+        images = [Image.open(io.BytesIO(file.read(name))).convert("RGB") for name in names]
+    for level in (0.91, 0.71):
+        engine.predict(images, [at(level)] * len(images))
+        rows, agreed = engine.audit()[level]
+        assert agreed / rows == pytest.approx(level, abs=0.03)
+
+
+def test_focus_turns_pixels_towards_and_away_from_a_class(engine: ImageSegmenter, images: list[Image.Image]) -> None:
+    def pixels(strength: float) -> int:
+        terms = Modulation(focus={"building": strength} if strength else {})
+        answers = engine.predict(images, [terms] * len(images))
+        return sum(int((label_map(answer) == 1).sum()) for answer in answers)
+
+    assert pixels(-0.9) < pixels(0.0) < pixels(0.9)
+
+
+def test_a_users_segmenter_calibrates_on_a_folder_of_pictures(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    size = {"hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}
+    config = SegformerConfig(depths=[1, 1, 1, 1], num_labels=5, **size)
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+    SegformerImageProcessor(size={"height": 64, "width": 96}).save_pretrained(tmp_path / "model")
+    spec = ModelSpec(
+        id="mine", task=Task.SEGMENTATION, source=str(tmp_path / "model"), labels=("sky", "sea", "sand", "tree", "boat")
+    )
+    engine = ImageSegmenter.load(spec)
+    (tmp_path / "pictures").mkdir()
+    for index, image in enumerate(scenes(100, 96, 64)):
+        image.save(tmp_path / "pictures" / f"{index}.jpg")
+    sample = engine.calibration_sample(tmp_path / "pictures")
+    assert sample.features.shape == (100 * 16 * 5 * 5, 16)
+    gaps = (1.0,) * 5
+    engine.install(Calibration(engine.fingerprint, 1.0, 16, ((0, 1.0), (16_000, 0.5)), gaps, gaps, 100), SECRET)
+    assert {segment.label for segment in engine.predict(scenes(1, 96, 64), [GOLD])[0]} <= set(spec.labels or ())
+
+
+def test_a_model_that_reworks_its_logits_is_refused(tmp_path: Path) -> None:
+    from transformers import ConvNextConfig
+
+    backbone = ConvNextConfig(
+        hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
+    config = UperNetConfig(backbone_config=backbone, hidden_size=8, num_labels=4, auxiliary_in_channels=8)
+    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path)
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match="cannot be modulated: .* processed further: .*classifier"):
+        ImageSegmenter.load(ModelSpec(id="upernet", task=Task.SEGMENTATION, source=str(tmp_path)))
+
+
+def test_a_missing_processor_or_head_is_refused(tmp_path: Path) -> None:
+    from transformers import SegformerModel
+
+    SegformerModel(SegformerConfig()).save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match="cannot load"):
+        ImageSegmenter.load(ModelSpec(id="bare", task=Task.SEGMENTATION, source=str(tmp_path)))
+    SegformerImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match="lacks weights of this task"):
+        ImageSegmenter.load(ModelSpec(id="bare", task=Task.SEGMENTATION, source=str(tmp_path)))

@@ -1,0 +1,50 @@
+"""The shipped vision models, calibrated once, and generated pictures: shared by the tests of both engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deployments.config import REPOSITORY, ModelSpec, Task
+from deployments.engines.vision import VisionEngine
+from policies.terms import DEGRADED_DISCLOSURE, Disclosure, Modulation
+
+SECRET = b"a secret of the tests, 32 bytes."
+SHARED = REPOSITORY.parent / "shared"
+GOLD = Modulation()
+Engine = TypeVar("Engine", bound=VisionEngine)
+
+
+def needs_shared(path: str) -> Path:
+    """A file under ../shared; skips the test where this checkout lies without it."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"needs {SHARED / path}, which is not part of the repository")
+    return SHARED / path
+
+
+def at(utility: float, disclosure: Disclosure = DEGRADED_DISCLOSURE, **focus: float) -> Modulation:
+    """Terms at a level, with focus by class name."""
+    return Modulation(utility=utility, focus=focus, disclosure=disclosure)
+
+
+def shipped(model: str, task: Task) -> ModelSpec:
+    """The specification of a model that ships with the project."""
+    return ModelSpec(id=model, task=task, source=str(REPOSITORY / "models" / model))
+
+
+def calibrated(engine: Engine) -> Engine:
+    """The engine with its bundled sample's calibration in place."""
+    sample = engine.calibration_sample(REPOSITORY / "models" / engine.model_id / "calibration.safetensors")
+    engine.install(engine.fit(sample, SECRET), SECRET)
+    return engine
+
+
+def scenes(count: int, width: int, height: int, seed: int = 0) -> list[Image.Image]:
+    """Smooth coloured pictures: low-resolution noise, enlarged."""
+    chance = np.random.default_rng(seed)
+    coarse = chance.integers(0, 256, (count, 6, 8, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC) for pixels in coarse]
