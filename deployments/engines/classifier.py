@@ -33,6 +33,7 @@ class ImageClassifier(VisionEngine):
     task = Task.CLASSIFICATION
     final_kind = nn.Linear
     calibration_images = 5000
+    tolerance = 0.004
 
     @classmethod
     def _load(cls, spec: ModelSpec) -> LoadedModel:

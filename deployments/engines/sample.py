@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -62,20 +63,16 @@ class UpsamplingReadout:
         )
         (y, below), (x, right) = (_source(at, scale) for at in (self.y, self.x))
         start = torch.arange(tiles)[:, None] * (height * width)
-        self._corners = []
+        rows, weights = [], []
         for i, line in enumerate((y, (y + 1).clamp(max=height - 1))):
             for j, column in enumerate((x, (x + 1).clamp(max=width - 1))):
-                weight = (below if i else 1 - below) * (right if j else 1 - right)
-                index = start + line * width + column
-                self._corners.append((index.flatten().to(device), weight.flatten()[:, None].to(device)))
+                rows.append((start + line * width + column).flatten())
+                weights.append(((below if i else 1 - below) * (right if j else 1 - right)).flatten())
+        self._rows, self._weights = torch.stack(rows, dim=1).to(device), torch.stack(weights, dim=1).to(device)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """[tiles * height * width, K] to [tiles * points, K]."""
-        (index, weight), *others = self._corners
-        out = logits[index] * weight
-        for index, weight in others:
-            out.addcmul_(logits[index], weight)
-        return out
+        return F.embedding_bag(self._rows, logits, per_sample_weights=self._weights, mode="sum")
 
 
 def readout_points(tiles: int, classes: int) -> int:

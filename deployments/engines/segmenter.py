@@ -47,6 +47,7 @@ class ImageSegmenter(VisionEngine):
     task = Task.SEGMENTATION
     final_kind = nn.Conv2d
     calibration_images = 256
+    tolerance = 0.01
 
     @classmethod
     def _load(cls, spec: ModelSpec) -> LoadedModel:

@@ -52,6 +52,8 @@ class VisionEngine(ABC):
     task: ClassVar[Task]
     final_kind: ClassVar[type[nn.Module]]
     calibration_images: ClassVar[int]
+    tolerance: ClassVar[float]
+    """Agreement between neighbouring points of a calibration curve."""
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, device: str | torch.device) -> None:
         self.spec = spec
@@ -112,6 +114,7 @@ class VisionEngine(ABC):
             relative_length_scale=self.spec.length_scale,
             length_scale=stored.length_scale if stored else None,
             readout=sample.readout,
+            tolerance=self.tolerance,
             progress=progress,
         )
 

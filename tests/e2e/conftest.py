@@ -155,12 +155,12 @@ def cifar() -> list[tuple[bytes, str]]:
 
 @pytest.fixture(scope="session")
 def camvid() -> list[tuple[bytes, np.ndarray]]:
-    """The 50 CamVid validation pictures that calibration did not see, with their labels [360, 480]."""
+    """The 50 CamVid validation pictures that did not calibrate, every other one, with their labels [360, 480]."""
     with _archive("camvid-trainval.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.startswith("val/images/") and name.endswith(".jpg"))
         return [
             (archive.read(name), np.asarray(Image.open(io.BytesIO(archive.read(_labels_of(name))))))
-            for name in names[51:]
+            for name in names[1::2]
         ]
 
 

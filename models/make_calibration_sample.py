@@ -1,0 +1,83 @@
+"""Make the calibration samples that ship with the two vision models: features of held-back inputs, not pictures.
+
+Usage: python models/make_calibration_sample.py --cifar DIR --camvid DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from deployments.config import REPOSITORY, ModelSpec, Task
+from deployments.engines.classifier import ImageClassifier
+from deployments.engines.images import decode_image
+from deployments.engines.sample import write_features
+from deployments.engines.segmenter import ImageSegmenter
+from deployments.engines.vision import VisionEngine
+
+CIFAR_HELD_BACK, CIFAR_SAMPLE = 5000, 4000
+
+
+def cifar_held_back(root: Path) -> list[tuple[Path, int]]:
+    """The 5,000 held-back files and their classes, in the order of the permutation that held them back."""
+    classes = sorted(path.name for path in (root / "train").iterdir())
+    files = [(file, k) for k, name in enumerate(classes) for file in sorted((root / "train" / name).glob("*.jpg"))]
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(7))[:CIFAR_HELD_BACK]
+    return [files[i] for i in order.tolist()]
+
+
+def camvid_validation(root: Path) -> tuple[list[Path], list[Path]]:
+    """The validation images that calibrate, 51, and those that judge, 50: every other frame of one drive."""
+    files = sorted((root / "val" / "images").iterdir())
+    return files[0::2], files[1::2]
+
+
+def shipped(model: str, task: Task) -> ModelSpec:
+    """One of the two models that ship with the project."""
+    folder = REPOSITORY / "models" / model
+    return ModelSpec(id=model, task=task, source=str(folder), calibration=str(folder / "calibration.safetensors"))
+
+
+def load_classifier() -> ImageClassifier:
+    """The shipped ResNet-18, on the CPU."""
+    return ImageClassifier.load(shipped("resnet18-cifar10", Task.CLASSIFICATION))
+
+
+def load_segmenter() -> ImageSegmenter:
+    """The shipped SegFormer-B0, on the CPU."""
+    return ImageSegmenter.load(shipped("segformer-b0-camvid", Task.SEGMENTATION))
+
+
+def _decoded(files: Sequence[Path]) -> Iterator[Image.Image]:
+    for file in files:
+        yield decode_image(file.read_bytes())
+
+
+def _write(engine: VisionEngine, files: Sequence[Path], inputs: str) -> None:
+    features, scale = engine.sample_features(_decoded(files))
+    path = REPOSITORY / "models" / engine.model_id / "calibration.safetensors"
+    metadata = {"model": engine.model_id, "weights": engine.weights, "scale": str(scale), "inputs": inputs}
+    write_features(path, features, metadata)
+    print(f"{path}: {list(features.shape)}, {path.stat().st_size / 1e6:.1f} MB, scale {scale}")
+
+
+def main() -> None:
+    """Make both samples, or the one whose data is given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", type=Path, help="folder that holds train/<class>/*.jpg")
+    parser.add_argument("--camvid", type=Path, help="folder that holds val/images")
+    arguments = parser.parse_args()
+    if arguments.cifar:
+        files = [file for file, _ in cifar_held_back(arguments.cifar)[:CIFAR_SAMPLE]]
+        _write(load_classifier(), files, "the first 4,000 of the 5,000 held-back images")
+    if arguments.camvid:
+        files, _ = camvid_validation(arguments.camvid)
+        _write(load_segmenter(), files, "16 tiles of each of 51 validation images, every other one by name")
+
+
+if __name__ == "__main__":
+    main()
