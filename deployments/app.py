@@ -2,6 +2,7 @@
 
 # No postponed annotations here: Serve reads the type of build_app's argument to parse the YAML into it.
 
+import os
 from typing import Any
 
 import ray
@@ -19,9 +20,9 @@ WAITING_IN_FAIR_QUEUE = 10_000
 def build_app(args: AppArgs) -> Application:
     """Gateway in front, one deployment per model behind it, and the embedded store where no other is named."""
     embedded = None
-    if store_url(args.store.redis_url) == "embedded":
+    if store_url(args.store) == "embedded":
         embedded = serve.deployment(EmbeddedStore).options(ray_actor_options={"num_cpus": 0.1}).bind(args.store)
-    access = StoreAccess(embedded, args.store.redis_url, args.store.noise_secret_file)
+    access = StoreAccess(embedded, args.store)
     share_of_gpu = _share_of_gpu(args)
     models = {spec.id: _model(spec, args, access, share_of_gpu) for spec in args.models}
     gateway = serve.deployment(TenantGateway).options(**_options(args.gateway.scaling, 0.0))
@@ -32,10 +33,12 @@ def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess, share_of_gpu: fl
     # Model libraries are imported by the replicas alone; building the graph needs none of them.
     from deployments.replicas import TextReplica, VisionReplica
 
+    # Threads of several models on one core spin at each other's barriers: a forward then takes fifty times as long.
+    threads = spec.threads or max(1, (os.cpu_count() or 1) // len(args.models))
     options: dict[str, Any] = {"name": spec.id, "health_check_period_s": 5, **_options(spec.scaling, share_of_gpu)}
     if spec.task is Task.TEXT:
-        return serve.deployment(TextReplica).options(**options).bind(spec, access)
-    return serve.deployment(VisionReplica).options(**options).bind(spec, access, args.gateway.max_image_pixels)
+        return serve.deployment(TextReplica).options(**options).bind(spec, access, threads)
+    return serve.deployment(VisionReplica).options(**options).bind(spec, access, threads, args.gateway.max_image_pixels)
 
 
 def _options(scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def _options(scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
 
 
 def _share_of_gpu(args: AppArgs) -> float:
-    """An equal share of one card for each model, where Ray sees a card."""
+    """An equal share of one card for each replica of a model, where Ray sees a card."""
     if not ray.is_initialized() or ray.cluster_resources().get("GPU", 0) < 1:
         return 0.0
-    return int(100 / len(args.models)) / 100
+    return int(100 / sum(spec.scaling.num_replicas for spec in args.models)) / 100

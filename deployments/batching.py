@@ -60,6 +60,11 @@ class FairBatcher(Generic[Item, Result]):
             self._queue.discard(entry)
             raise
 
+    def check(self) -> None:
+        """Raises RuntimeError where the loop has ended, so that nothing would ever be answered."""
+        if self._loop.done():
+            raise RuntimeError("the batching loop has ended")
+
     def __len__(self) -> int:
         return len(self._queue)
 

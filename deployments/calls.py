@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, NoReturn
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -24,12 +25,7 @@ async def call_replica(handle: DeploymentHandle, method: str, *args: Any, deadli
     """
     response = getattr(handle, method).remote(*args)
     try:
-        async with asyncio.timeout_at(deadline):
-            return await response
-    except TimeoutError:
-        raise _deadline() from None
-    except (RayError, RayServeException) as error:
-        _raise_domain_error(error)
+        return await _until(deadline, response)
     finally:
         response.cancel()
 
@@ -38,30 +34,45 @@ async def stream_replica(handle: DeploymentHandle, method: str, *args: Any, dead
     """Stream from `method` on a replica; as `call_replica`, and closing the iterator cancels the replica's work."""
     response = getattr(handle.options(stream=True), method).remote(*args)
     try:
-        async with asyncio.timeout_at(deadline):
-            async for item in response:
-                yield item
-    except TimeoutError:
-        raise _deadline() from None
-    except (RayError, RayServeException) as error:
-        _raise_domain_error(error)
+        while True:
+            try:
+                # Each item on its own: a timeout that spans a yield would strike whichever task runs at the time.
+                item = await _until(deadline, anext(response))
+            except StopAsyncIteration:
+                return
+            yield item
     finally:
         response.cancel()
 
 
-def _deadline() -> DeadlineExceeded:
-    return DeadlineExceeded("The answer took longer than this deployment allows.", code="deadline_exceeded")
+async def _until(deadline: float, answer: Awaitable[Any]) -> Any:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await answer
+    except TimeoutError:
+        raise DeadlineExceeded(
+            "The answer took longer than this deployment allows.", code="deadline_exceeded"
+        ) from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # Nobody cancelled us: the replica was shut down in the middle, and its own cancellation came back.
+        raise _away() from None
+    except (RayError, RayServeException, AioRpcError) as error:
+        _raise_domain_error(error)
+
+
+def _away() -> Unavailable:
+    return Unavailable("The model's replica is restarting; try again.", retry_after=2, code="replica_away")
 
 
 def _raise_domain_error(error: Exception) -> NoReturn:
     """A replica's ServiceError comes back wrapped by Ray; anything else of Ray's means that a replica is away."""
-    if isinstance(error, ServiceError):  # Ray's wrapper also inherits from the cause, without its fields
-        error = getattr(error, "cause", error)
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, ServiceError):
+    if isinstance(cause := getattr(error, "cause", None), ServiceError):
         raise cause from None
     if isinstance(error, ServiceError):
         raise error
     if isinstance(error, RayTaskError):  # a bug in our own code: the generic handler logs it and answers 500
         raise error
-    raise Unavailable("The model's replica is restarting; try again.", retry_after=2, code="replica_away") from error
+    raise _away() from error

@@ -64,6 +64,9 @@ class ModelSpec(BaseModel):
     depth: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         default=None, description="D, random features of the noise field; None: 64 for text, 128 for images"
     )
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="CPU threads of a forward; None: the cores divided by the models, at least 1"
+    )
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=16, description="rows of a batch: images, or running sequences"
     )

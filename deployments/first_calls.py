@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deployments.config import AppArgs, ModelSpec, Task
+from deployments.store import store_url
 from tenants.seed import ENV_FILE, read_env
 
 CHAT = """\
@@ -19,14 +20,14 @@ def first_calls(args: AppArgs, base_url: str) -> str:
     """What to paste into a shell."""
     env_file = Path(args.store.data_dir) / ENV_FILE
     keys = {name: value for name, value in read_env(env_file).items() if name.endswith("_KEY")}
-    if not keys:
+    if store_url(args.store) != "embedded" or not keys:
         return (
             f"Serving at {base_url} (docs: {base_url}/docs). No demo tenants in this store: make one with\n"
             "  tenants create acme --tier <tier> && tenants key create acme"
         )
     lines = [f"Serving at {base_url} (docs: {base_url}/docs). Demo keys, also in {env_file}:", ""]
     lines += [f"  {name}={value}" for name, value in keys.items()]
-    lines += ["", f"First calls (run `set -a; . {env_file}; set +a` before):", ""]
+    lines += ["", f"First calls (in another shell, after `. .venv/bin/activate; set -a; . {env_file}; set +a`):", ""]
     for spec in args.models:
         lines += [_call(spec, base_url), ""]
     return "\n".join(lines).rstrip()

@@ -26,6 +26,9 @@ from tenants.entitlements import Entitlements
 
 logger = logging.getLogger("deployments.gateway")
 
+DISCOVERY_PERIOD_S = 5.0
+DISCOVERY_TIMEOUT_S = 10.0
+
 
 @serve.ingress()
 class TenantGateway:
@@ -80,6 +83,8 @@ class TenantGateway:
             raise NotEntitled(
                 f"This key is not entitled to the model '{model_id}'.", param="model", code="model_not_entitled"
             )
+        if entitlements.scopes is not None and "inference" not in entitlements.scopes:
+            raise NotEntitled("This key's scopes do not include inference.", code="scope_not_entitled")
         if model_id not in self.infos:
             raise Unavailable(f"The model '{model_id}' is starting.", retry_after=5, code="model_starting")
         return self.infos[model_id]
@@ -107,7 +112,7 @@ class TenantGateway:
             model.id,
             floor=model.floor,
             classes=model.classes,
-            standing=entitlements.standing_focus.get(model.id),
+            standing=entitlements.focus(model.id),
             utility=utility,
             focus=focus,
         )
@@ -134,14 +139,26 @@ class TenantGateway:
         healthy, reason = self.cache.healthy
         return reasons if healthy else [reason, *reasons]
 
+    async def __del__(self) -> None:
+        """Called by Serve at shutdown: what is not settled yet is."""
+        for task in getattr(self, "_discovery", []):
+            task.cancel()
+        for part in ("admission", "cache", "store"):
+            if hasattr(self, part):
+                await getattr(self, part).aclose()
+
     async def _discover(self, model_id: str) -> None:
-        """Ask a replica what it serves, until it answers: Serve holds the call while the replica starts."""
-        while model_id not in self.infos:
+        """Ask a replica every few seconds what it serves; a model whose replicas do not answer is not ready."""
+        while True:
             try:
-                self.infos[model_id] = await self._handles[model_id].info.remote()
-            except Exception as error:  # a replica that fails to start is Serve's to restart
-                logger.warning("model %s is not ready: %s", model_id, type(error).__name__)
-                await asyncio.sleep(1.0)
+                async with asyncio.timeout(DISCOVERY_TIMEOUT_S):
+                    self.infos[model_id] = await self._handles[model_id].info.remote()
+            except Exception as error:  # Serve restarts what has died
+                if self.infos.pop(model_id, None):
+                    logger.warning("model %s does not answer: %s", model_id, type(error).__name__)
+                await asyncio.sleep(0.5)
+                continue
+            await asyncio.sleep(DISCOVERY_PERIOD_S)
 
 
 def _api_key(request: Request) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -144,7 +145,8 @@ def stop(config: Annotated[Path, typer.Argument(help="Serve configuration.")] = 
     waited = time.monotonic()
     while any(_is_ours(pid) for pid in running):
         if time.monotonic() - waited > END_TIMEOUT_S + 10.0:
-            os.killpg(pids[1], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pids[1], signal.SIGKILL)
         time.sleep(0.2)
     typer.echo("Stopped.")
 
@@ -221,7 +223,7 @@ def _check_port(plan: Plan) -> None:
 
 
 def _check_store(plan: Plan) -> None:
-    url = store_url(plan.args.store.redis_url)
+    url = store_url(plan.args.store)
     if url == "embedded":
         return
     logging.getLogger("tenants").setLevel(logging.ERROR)  # the one line below says it
@@ -239,7 +241,8 @@ def _check_store(plan: Plan) -> None:
 def _is_ours(pid: int) -> bool:
     """Whether a process of this id still is a launcher or a `serve run`: ids are recycled."""
     try:
-        return b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+        return b"deployments.launch serve" in command or b"serve run" in command
     except (FileNotFoundError, ProcessLookupError):
         return False
 

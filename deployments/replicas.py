@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -52,9 +51,9 @@ async def _start(engine: Engine, spec: ModelSpec, access: StoreAccess, context: 
     )
 
 
-def _device() -> torch.device:
+def _device(threads: int) -> torch.device:
     # Ray sets OMP_NUM_THREADS to a replica's num_cpus, which is a share for placement, not for arithmetic.
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(threads)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -64,13 +63,14 @@ class VisionReplica:
     Args:
         spec: the model.
         access: how to find the store, used at the start only.
+        threads: CPU threads of a forward.
         max_pixels: largest image decoded, in pixels.
     """
 
-    async def __init__(self, spec: ModelSpec, access: StoreAccess, max_pixels: int) -> None:
+    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: int, max_pixels: int) -> None:
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
-            self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(kind.load, spec, _device())
+            self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(kind.load, spec, _device(threads))
             self._info = await _start(self.engine, spec, access)
         self._max_pixels = max_pixels
         self._metrics = AuditMetrics(spec.id)
@@ -116,6 +116,7 @@ class VisionReplica:
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export."""
+        self._batcher.check()
         self._metrics.export(self.engine.audit())
 
     def _forward(self, items: list[tuple[torch.Tensor, Modulation]]) -> list[ItemLogits]:
@@ -129,11 +130,12 @@ class TextReplica:
     Args:
         spec: the model.
         access: how to find the store, used at the start only.
+        threads: CPU threads of a forward.
     """
 
-    async def __init__(self, spec: ModelSpec, access: StoreAccess) -> None:
+    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: int) -> None:
         with announced(spec.id, spec.source):
-            self.engine = await asyncio.to_thread(Generator.load, spec, _device())
+            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads))
             self._info = await _start(self.engine, spec, access, self.engine.context)
         self._metrics = AuditMetrics(spec.id)
 

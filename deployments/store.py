@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.config import StoreArgs
 from deployments.console import announce
 from tenants.embedded import EmbeddedValkey
-from tenants.seed import seed_demo
+from tenants.seed import ENV_FILE, read_env, seed_demo
 from tenants.store import TenantStore
 
 
@@ -25,6 +25,10 @@ class EmbeddedStore:
             demo = await seed_demo(store, args.data_dir, args.public_url)
         # Printed from a worker, so Ray logs it: the place of the keys, never the keys.
         announce("store", f"embedded Valkey is up; demo keys are in {demo}")
+
+    async def check_health(self) -> None:
+        """Starts the server again where it has died: Serve itself sees this process only."""
+        await asyncio.to_thread(self._valkey.start)
 
     def url(self) -> str:
         """The server's URL. A secret: it travels by handle, never in arguments, which Ray logs."""
@@ -41,13 +45,11 @@ class StoreAccess:
 
     Attributes:
         embedded: handle of `EmbeddedStore`, or None.
-        configured_url: `store.redis_url`, used where the environment has no REDIS_URL.
-        noise_secret_file: `store.noise_secret_file`.
+        args: `store` of the configuration; the environment's REDIS_URL goes before its `redis_url`.
     """
 
     embedded: DeploymentHandle | None
-    configured_url: str
-    noise_secret_file: str | None = None
+    args: StoreArgs
 
     async def connect(self) -> TenantStore:
         """A connection to the store.
@@ -55,18 +57,23 @@ class StoreAccess:
         Raises:
             Unavailable: it does not answer.
         """
-        url: str = await self.embedded.url.remote() if self.embedded else store_url(self.configured_url)
+        url: str = await self.embedded.url.remote() if self.embedded else store_url(self.args)
         return await TenantStore.connect(url)
 
     async def noise_secret(self, store: TenantStore) -> bytes:
         """The installation's noise secret: from the environment (AIM_NOISE_SECRET), else a file, else the store."""
         if value := os.environ.get("AIM_NOISE_SECRET"):
             return value.encode()
-        if self.noise_secret_file:
-            return Path(self.noise_secret_file).expanduser().read_bytes().strip()
+        if self.args.noise_secret_file:
+            return Path(self.args.noise_secret_file).expanduser().read_bytes().strip()
         return (await store.noise_secret()).encode()
 
 
-def store_url(configured: str) -> str:
-    """`embedded`, or the store's URL; the environment's REDIS_URL goes before the configuration."""
-    return os.environ.get("REDIS_URL") or configured
+def store_url(args: StoreArgs) -> str:
+    """`embedded`, or the store's URL; the environment's REDIS_URL goes before the configuration.
+
+    A shell that has read `demo.env` exports the embedded store's own URL, which means that store and no other.
+    """
+    url = os.environ.get("REDIS_URL") or args.redis_url
+    demo = read_env(Path(args.data_dir) / ENV_FILE).get("REDIS_URL")
+    return args.redis_url if url == demo else url

@@ -31,7 +31,7 @@ def cifar_held_back(root: Path) -> list[tuple[Path, int]]:
 
 
 def camvid_validation(root: Path) -> tuple[list[Path], list[Path]]:
-    """The validation images that calibrate, 51, and those that judge, 50: every other frame of one drive."""
+    """The validation images that calibrate, 51, and those that judge, 50: every other one by name."""
     files = sorted((root / "val" / "images").iterdir())
     return files[0::2], files[1::2]
 

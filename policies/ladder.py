@@ -67,8 +67,7 @@ class NoiseLadder:
             b"\0".join([secret, fingerprint.encode(), f"{length_scale!r}".encode(), str(depth).encode()])
         ).digest()
         self.w = torch.from_numpy(self._normal("w", (features, depth)) / np.float32(length_scale))
-        uniform = self._generator("b").random(depth, dtype=np.float32)
-        self.b = torch.from_numpy(uniform * np.float32(2.0 * math.pi))
+        self.b = torch.from_numpy(self._uniform("b", depth) * np.float32(2.0 * math.pi))
 
     def phi(self, features: Tensor) -> Tensor:
         """Features [N, H] of any float dtype to unit vectors [N, D] float32, on the features' device."""
@@ -157,8 +156,17 @@ class NoiseLadder:
         return fresh
 
     def _normal(self, name: str, shape: tuple[int, int], index: int = 0) -> Array:
-        return self._generator(name, index).standard_normal(shape, dtype=np.float32)
+        """Standard normals by Box and Muller's transform: numpy keeps Philox's words over releases, not its normals."""
+        size = shape[0] * shape[1]
+        pairs = self._uniform(name, size + size % 2, index).reshape(2, -1)
+        radius, angle = np.sqrt(-2.0 * np.log(pairs[0])), np.float32(2.0 * math.pi) * pairs[1]
+        normals = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        return normals[:size].reshape(shape)
 
-    def _generator(self, name: str, index: int = 0) -> np.random.Generator:
+    def _uniform(self, name: str, size: int, index: int = 0) -> Array:
+        """Uniforms in (0, 1), float32, from the Philox stream of this ladder's key, a name and an index."""
         digest = hashlib.sha256(self._key + f"{name}:{index}".encode()).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+        words = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw((size + 1) // 2)
+        halves = words.astype("<u8").view("<u4")[:size]
+        # In double: the smallest uniforms make the largest normals, and those must not be rounded to 0 or 1.
+        return np.asarray((halves + 0.5) * 2.0**-32, dtype=np.float64).astype(np.float32).clip(2.0**-33, 1.0 - 2.0**-24)

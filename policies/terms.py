@@ -54,9 +54,9 @@ class Tier(BaseModel):
     focus_allow: frozenset[str] | None = Field(default=None, description="classes or terms; None: any")
     focus_locked: bool = False
 
-    def level(self, model: str) -> float:
-        """The best level this tier may have of `model`, a multiple of 0.01 in (0, 1]."""
-        return round_level(self.utility_by_model.get(model, self.utility))
+    def level(self, model: str, floor: float) -> float:
+        """The best level this tier may have of `model`: a multiple of 0.01, at least the model's lowest."""
+        return max(floor, round_level(self.utility_by_model.get(model, self.utility)))
 
     def disclosure(self, level: float) -> Disclosure:
         """What an answer at `level` reveals: everything at 1.0, little below, more where the tier grants it."""
@@ -131,9 +131,9 @@ def resolve(
 
 
 def _resolve_level(tier: Tier, model: str, floor: float, utility: float | None) -> float:
-    own = tier.level(model)
+    own = tier.level(model, floor)
     if utility is None:
-        return max(own, floor)
+        return own
     if not 0.0 < utility <= 1.0:  # also catches NaN
         raise InvalidRequest(f"utility must lie in (0, 1], not {utility}.", param="utility", code="out_of_range")
     level = round_level(utility)

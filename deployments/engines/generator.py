@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from deployments.catalog import TextDelta
@@ -21,7 +23,7 @@ from deployments.engines.words import single_tokens
 from policies.calibration import Calibration
 from policies.errors import InvalidRequest, Unavailable
 from policies.layer import ModulatedLayer, RowTerms
-from policies.terms import Modulation, Share
+from policies.terms import FOCUS_LIMIT, Modulation, Share
 
 __all__ = ["Generator", "SamplingParams", "TextDelta"]
 
@@ -164,7 +166,16 @@ class Generator:
             raise InvalidRequest(
                 f"{self.model_id} has no chat template; use /v1/completions.", param="messages", code="no_chat_template"
             )
-        return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
+        try:
+            return list(
+                self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"The chat template of {self.model_id} refuses this conversation: {error}",
+                param="messages",
+                code="invalid_value",
+            ) from None
 
     def check_length(self, prompt: Sequence[int], max_tokens: int, *, param: str = "messages") -> None:
         """Refuse what does not fit the context.
@@ -196,7 +207,11 @@ class Generator:
         Raises:
             InvalidRequest: as `focus_tokens`.
         """
-        focus = {token: strength for word, strength in modulation.focus.items() for token in self.focus_tokens(word)}
+        focus: dict[int, float] = {}
+        for word, strength in modulation.focus.items():
+            for token in self.focus_tokens(word):
+                # Two names of one token add up, as a request's focus does to a standing one.
+                focus[token] = max(-FOCUS_LIMIT, min(FOCUS_LIMIT, focus.get(token, 0.0) + strength))
         return RowTerms(max(modulation.utility, self.floor), focus)
 
     async def generate(
@@ -219,9 +234,10 @@ class Generator:
             Unavailable: too many of this flow are waiting, or the engine has stopped.
         """
         self.check_length(prompt, params.max_tokens, param=param)
+        terms = await asyncio.to_thread(self.row_terms, modulation)
         text, stops = Detokenizer(self._decode, prompt), StopMatcher(params.stop)
         seen = 0
-        async with aclosing(self.engine.run(prompt, params, self.row_terms(modulation), share)) as steps:
+        async with aclosing(self.engine.run(prompt, params, terms, share)) as steps:
             async for tokens, last in steps:
                 new, seen = tokens[seen:], len(tokens)
                 piece = stops.push(text.push(new))

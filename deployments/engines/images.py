@@ -17,6 +17,8 @@ from PIL import Image
 
 from policies.errors import InvalidRequest, PayloadTooLarge, ServiceError
 
+MAX_SIDE = 16_384
+"""Pixels. A mask of a long thin picture would be upsampled to gigabytes."""
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 MAX_PIXELS = 25_000_000
 _ACCEPTED = "a complete JPEG, PNG, GIF, WebP or BMP file"
@@ -85,7 +87,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except Exception:
         raise _invalid("The body is not an image of a known format, or its header is damaged") from None
     width, height = image.size
-    if width * height > max_pixels:
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise _too_large(f"{width} x {height}", max_pixels)
     return image
 

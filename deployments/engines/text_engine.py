@@ -138,13 +138,20 @@ class TextEngine:
         params = request.params
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         request.seat = self.rows.sit(Seat(request.terms, params, seed))
-        # The handler comes first: the engine may answer before add_request returns.
-        self._manager.register_result_handler(request.id, lambda output: self._on_output(request, output))
-        accepted = self._manager.add_request(
-            request.prompt, request_id=request.id, max_new_tokens=params.max_tokens, streaming=True, seat=request.seat
-        )
-        if accepted is None:
-            self._leave(request, _stopped())
+        accepted = None
+        try:
+            # The handler comes first: the engine may answer before add_request returns.
+            self._manager.register_result_handler(request.id, lambda output: self._on_output(request, output))
+            accepted = self._manager.add_request(
+                request.prompt,
+                request_id=request.id,
+                max_new_tokens=params.max_tokens,
+                streaming=True,
+                seat=request.seat,
+            )
+        finally:
+            if accepted is None:
+                self._leave(request, _stopped())
 
     def _on_output(self, request: _Request, output: Any) -> None:
         if output.error is not None:

@@ -43,7 +43,7 @@ async def entitlements(request: Request, gateway: Gateway) -> EntitlementsView:
     tier = own.tier
     models = []
     for info in gateway.models_for(own):
-        level = max(info.floor, tier.level(info.id))
+        level = tier.level(info.id, info.floor)
         shown = tier.disclosure(level)
         models.append(
             ModelTerms(
@@ -51,7 +51,7 @@ async def entitlements(request: Request, gateway: Gateway) -> EntitlementsView:
                 utility=level,
                 labels=shown.labels,
                 digits=shown.digits,
-                standing_focus=dict(own.standing_focus.get(info.id, {})),
+                standing_focus=dict(own.focus(info.id)),
             )
         )
     return EntitlementsView(

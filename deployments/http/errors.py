@@ -29,7 +29,10 @@ STATUS: dict[type[errors.ServiceError], tuple[int, str]] = {
 def error_object(error: errors.ServiceError) -> dict[str, Any]:
     """The body of an error answer, also sent as the last event of a stream that failed."""
     _, kind = STATUS.get(type(error), (500, "server_error"))
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    # A lone surrogate, which JSON can carry, has no bytes to be sent back as.
+    message = error.message.encode("utf-8", "replace").decode()
+    param = error.param and error.param.encode("utf-8", "replace").decode()
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
 
 
 def error_response(error: errors.ServiceError) -> JSONResponse:
@@ -75,6 +78,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, errors.ServiceError):  # FastAPI wraps what reading the body raised
+            return error_response(error.__cause__)
         if error.status_code == 404:
             message = f"No such route: {request.method} {request.url.path}. See /docs."
         elif error.status_code == 405:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 import uuid
@@ -32,6 +33,8 @@ from deployments.http.schemas import (
 from deployments.ticket import Cost, Ticket
 from policies.errors import InvalidRequest, ServiceError
 
+logger = logging.getLogger("deployments.http")
+
 _ROLES = {"developer": "system"}
 """OpenAI's newer name of a role, which chat templates do not know."""
 
@@ -41,7 +44,7 @@ router = APIRouter(tags=["text"], dependencies=KEY_REQUIRED, responses=ERRORS)
 @router.post("/v1/chat/completions", response_model=ChatCompletion, summary="Chat")
 async def chat(request: Request, body: ChatRequest, gateway: Gateway) -> Response:
     """OpenAI's chat completions, with `focus` (words to favour or avoid) and a lower `utility`."""
-    return await _chat(request, gateway, body.model, body)
+    return await _chat(request, gateway, await _named(request, gateway, body.model), body)
 
 
 @router.post("/models/{model_id}/v1/chat/completions", response_model=ChatCompletion, summary="Chat, by model URL")
@@ -53,7 +56,8 @@ async def chat_by_url(request: Request, model_id: str, body: ChatRequest, gatewa
 @router.post("/v1/completions", response_model=Completion, summary="Completion")
 async def complete(request: Request, body: CompletionRequest, gateway: Gateway) -> Response:
     """OpenAI's text completions, with `focus` and a lower `utility`."""
-    return await _answer(request, gateway, body.model, body, body.prompt, body.max_tokens, _CompletionShape(body.model))
+    model_id = await _named(request, gateway, body.model)
+    return await _answer(request, gateway, model_id, body, body.prompt, body.max_tokens, _CompletionShape(model_id))
 
 
 @router.get("/v1/models", response_model=ModelList, tags=["models"], summary="Models")
@@ -61,9 +65,7 @@ async def models(request: Request, gateway: Gateway) -> ModelList:
     """The models that this key may use, each with its task and the names that focus may use."""
     entitlements = await gateway.authenticate(request)
     return ModelList(
-        data=[
-            _card(info, max(info.floor, entitlements.tier.level(info.id))) for info in gateway.models_for(entitlements)
-        ]
+        data=[_card(info, entitlements.tier.level(info.id, info.floor)) for info in gateway.models_for(entitlements)]
     )
 
 
@@ -72,7 +74,15 @@ async def model(request: Request, model_id: str, gateway: Gateway) -> ModelCard:
     """One model that this key may use."""
     entitlements = await gateway.authenticate(request)
     info = gateway.entitle(entitlements, model_id)
-    return _card(info, max(info.floor, entitlements.tier.level(info.id)))
+    return _card(info, entitlements.tier.level(info.id, info.floor))
+
+
+async def _named(request: Request, gateway: Gateway, model_id: str) -> str:
+    """`dummy`, as `huggingface_hub.InferenceClient` calls a model that nobody named, is the only text model."""
+    if model_id != "dummy":
+        return model_id
+    texts = [m.id for m in gateway.models_for(await gateway.authenticate(request)) if m.task is Task.TEXT]
+    return texts[0] if len(texts) == 1 else model_id
 
 
 def _card(info: ModelInfo, utility: float) -> ModelCard:
@@ -144,7 +154,7 @@ def _check_text(info: ModelInfo, max_tokens: int | None, body: GenerationRequest
 
 
 def _most_prompt_tokens(prompt: str | list[dict[str, str]]) -> int:
-    """More tokens than a prompt has: at most one a byte in practice, usually a quarter; settled to the real count."""
+    """About twice the tokens of a prompt, which the gateway cannot count: a quarter of its bytes is usual."""
     texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     return math.ceil(sum(len(text.encode()) for text in texts) / 2) + 16 * (len(texts) + 1)
 
@@ -204,6 +214,9 @@ class _Shape:
                 yield _sse({**self.base, "object": self.chunk_object, "choices": [], "usage": _usage(last)})
         except ServiceError as error:
             yield _sse(error_object(error))
+        except Exception:
+            logger.exception("a stream failed")
+            yield _sse(error_object(ServiceError("The server failed on this request.")))
         yield "data: [DONE]\n\n"
 
     def _event(self, content: dict[str, Any], finish_reason: str | None) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from policies.terms import Level, Strength
 
 FocusField = Annotated[
-    dict[str, Strength],
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Strength],
     Field(
+        max_length=16,
         description="Class or word to strength in (-1, 1): positive favours it, negative avoids it."
         " Added to the tenant's standing focus.",
         examples=[{"ocean": 0.5}],
@@ -78,10 +79,18 @@ class GenerationRequest(StrictModel):
     stop: str | Annotated[list[str], Field(max_length=4)] | None = Field(
         default=None, description="Up to four strings that end the answer; they are not part of it."
     )
+    frequency_penalty: Literal[0] = Field(default=0, description="Only 0.")
+    presence_penalty: Literal[0] = Field(default=0, description="Only 0.")
     n: Literal[1] = Field(default=1, description="One answer for each request.")
     user: str | None = Field(default=None, description="Accepted and ignored.")
     focus: FocusField = Field(default_factory=dict)
     utility: UtilityField = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, fields: Any) -> Any:
+        """OpenAI's schema lets every option be null."""
+        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
 
     @property
     def stops(self) -> tuple[str, ...]:

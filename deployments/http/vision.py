@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -119,14 +118,14 @@ async def _read(request: Request, query: Mapping[str, str | None]) -> tuple[byte
         return base64.b64decode(
             parsed.inputs.partition(";base64,")[2] or parsed.inputs, validate=True
         ), parsed.parameters
-    except binascii.Error:
+    except ValueError:
         raise InvalidRequest("inputs is not base64 of an image file.", param="inputs", code="invalid_image") from None
 
 
 def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidRequest("The body is not valid JSON; send a JSON object.", code="invalid_json") from None
 
 

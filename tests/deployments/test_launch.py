@@ -21,7 +21,7 @@ def launch(command: str, config: Path, **env: str) -> subprocess.CompletedProces
     return subprocess.run(
         [sys.executable, "-m", "deployments.launch", command, str(config)],
         cwd=REPOSITORY,
-        env=os.environ | env,
+        env={k: v for k, v in os.environ.items() if k != "REDIS_URL"} | env,
         capture_output=True,
         text=True,
     )

@@ -52,7 +52,9 @@ class Application:
         """Start and wait until every model answers."""
         command = [sys.executable, "-m", "deployments.launch", "serve", str(self.config)]
         with (self.data.parent / "launch.log").open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
+            # A shell that has read a demo.env must not make the tests use the store of that installation.
+            env = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "AIM_NOISE_SECRET", "RAY_ADDRESS")}
+            self.process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=subprocess.STDOUT)
         until = time.monotonic() + START_TIMEOUT_S
         while True:
             if self.process.poll() is not None or time.monotonic() > until:
