@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -17,6 +19,44 @@ class _Flow(Generic[T]):
     served: float
     """Cost served so far over weight, on the queue's own clock."""
     waiting: deque[tuple[float, T]] = field(default_factory=deque)
+
+
+class FlowBound:
+    """Bounds what one flow may have under way, before and in the queue.
+
+    Args:
+        bound: most requests of a flow at once.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._held: dict[str, int] = {}
+
+    @contextmanager
+    def hold(self, flow: str) -> Iterator[None]:
+        """One more of `flow`, within.
+
+        Raises:
+            Unavailable: the flow has `bound` already.
+        """
+        if self._held.get(flow, 0) >= self._bound:
+            raise queue_full(self._bound)
+        self._held[flow] = self._held.get(flow, 0) + 1
+        try:
+            yield
+        finally:
+            self._held[flow] -= 1
+            if not self._held[flow]:
+                del self._held[flow]
+
+
+def queue_full(bound: int) -> Unavailable:
+    """What a tenant is told whose part of a queue is full."""
+    return Unavailable(
+        f"{bound} requests of this tenant are already waiting for the model; retry later.",
+        retry_after=1,
+        code="queue_full",
+    )
 
 
 class FairQueue(Generic[T]):
@@ -54,11 +94,7 @@ class FairQueue(Generic[T]):
         if not (weight > 0.0 and cost > 0.0):
             raise ValueError(f"weight and cost must be positive, not {weight} and {cost}")
         if self.waiting(flow) >= self._bound:
-            raise Unavailable(
-                f"{self._bound} requests of this tenant are already waiting for the model; retry later.",
-                retry_after=1,
-                code="queue_full",
-            )
+            raise queue_full(self._bound)
         state = self._flows.setdefault(flow, _Flow(weight, self._clock))
         if not state.waiting:
             state.served = max(state.served, self._clock)

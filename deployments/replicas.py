@@ -22,6 +22,7 @@ from deployments.engines.images import decode_image
 from deployments.engines.sampling import SamplingParams
 from deployments.engines.segmenter import ImageSegmenter
 from deployments.engines.vision import ItemLogits
+from deployments.fair_queue import FlowBound
 from deployments.store import StoreAccess
 from policies.terms import Modulation, Share
 
@@ -73,6 +74,7 @@ class VisionReplica:
             self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(kind.load, spec, _device(threads))
             self._info = await _start(self.engine, spec, access)
         self._max_pixels = max_pixels
+        self._under_way = FlowBound(spec.max_queue_per_tenant)
         self._metrics = AuditMetrics(spec.id)
         self._batcher: FairBatcher[tuple[torch.Tensor, Modulation], ItemLogits] = FairBatcher(
             self._forward,
@@ -101,13 +103,14 @@ class VisionReplica:
             self.engine.prepare(modulation)
             return (image.height, image.width), self.engine.preprocess(image)
 
-        size, pixels = await asyncio.to_thread(read)
-        item = await self._batcher.submit((pixels, modulation), share)
-        answer: list[Any]
-        if isinstance(self.engine, ImageClassifier):
-            answer = self.engine.answer(item, modulation, top_k)
-        else:
-            answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
+        with self._under_way.hold(share.flow):
+            size, pixels = await asyncio.to_thread(read)
+            item = await self._batcher.submit((pixels, modulation), share)
+            answer: list[Any]
+            if isinstance(self.engine, ImageClassifier):
+                answer = self.engine.answer(item, modulation, top_k)
+            else:
+                answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
         return [part.to_json() for part in answer]
 
     def audit(self) -> dict[float, tuple[int, int]]:

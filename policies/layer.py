@@ -94,6 +94,9 @@ class ModulatedLayer(nn.Module):
         """Build the matrices that these terms need, so that no batch waits for them. Safe from any thread."""
         device = next(self.final.parameters()).device
         position = self.calibration.position(terms.level)
+        # Without the lock where nothing is missing: a batch must not wait for another level that is being built.
+        if (not position or position in self._matrices) and (not terms.focus or self._focus_matrix is not None):
+            return
         with self._building:
             if position and position not in self._matrices:
                 self._matrices[position] = self.ladder.matrix(position).to(device)

@@ -35,6 +35,8 @@ from policies.errors import InvalidRequest, ServiceError
 
 logger = logging.getLogger("deployments.http")
 
+MAX_CHARACTERS_PER_TOKEN = 64
+
 _ROLES = {"developer": "system"}
 """OpenAI's newer name of a role, which chat templates do not know."""
 
@@ -116,6 +118,7 @@ async def _answer(
     entitlements = await gateway.authenticate(request)
     info = gateway.entitle(entitlements, model_id)
     _check_text(info, max_tokens, body)
+    _check_size(info, prompt)
     params = {
         "max_tokens": max_tokens,
         "temperature": body.temperature,
@@ -151,6 +154,18 @@ def _check_text(info: ModelInfo, max_tokens: int | None, body: GenerationRequest
         )
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream to be true.", param="stream_options", code="invalid_value")
+
+
+def _check_size(info: ModelInfo, prompt: str | list[dict[str, str]]) -> None:
+    """Refuse what no tokenizer could fit into the context, before one spends seconds on it."""
+    chat = not isinstance(prompt, str)
+    size = sum(len(message["content"]) for message in prompt) if chat else len(prompt)
+    if info.context is not None and size > MAX_CHARACTERS_PER_TOKEN * info.context:
+        raise InvalidRequest(
+            f"The context of {info.id} is {info.context} tokens, but the prompt has {size} characters.",
+            param="messages" if chat else "prompt",
+            code="context_length_exceeded",
+        )
 
 
 def _most_prompt_tokens(prompt: str | list[dict[str, str]]) -> int:
