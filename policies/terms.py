@@ -54,7 +54,7 @@ class Tier(BaseModel):
     focus_allow: frozenset[str] | None = Field(default=None, description="classes or terms; None: any")
     focus_locked: bool = False
 
-    def level(self, model: str, floor: float) -> float:
+    def level(self, model: str, floor: float = 0.01) -> float:
         """The best level this tier may have of `model`: a multiple of 0.01, at least the model's lowest."""
         return max(floor, round_level(self.utility_by_model.get(model, self.utility)))
 

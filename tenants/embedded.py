@@ -66,7 +66,8 @@ class EmbeddedValkey:
 
     def start(self) -> EmbeddedValkey:
         """Start the server unless it runs."""
-        if self._server is not None and self._server.is_running():
+        # Not the package's is_running(): it looks at the port that the server was started with, and ours has none then.
+        if self._server is not None and self._server._process is not None and self._server._process.poll() is None:
             return self
         for folder in (self.data_dir, self._folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def test_only_one_module_knows_each_redis_key() -> None:
 
 
 def test_no_path_of_this_machine_is_committed() -> None:
-    here = str(REPOSITORY.parent)
+    here = str(REPOSITORY)
     listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import signal
@@ -82,9 +83,10 @@ async def test_a_server_that_was_killed_starts_again_with_its_data(tmp_path: Pat
     with EmbeddedValkey(tmp_path) as server:
         async with await TenantStore.connect(server.url, timeout_s=5.0) as store:
             await store.execute("SET", "k", "v")
-            os.kill(server.pid, signal.SIGKILL)
-            wait_until_closed(server.url)
-            server.start()
+            pid = server.pid
+            os.kill(pid, signal.SIGKILL)
+            while server.start().pid == pid:  # until the system has reaped it
+                await asyncio.sleep(0.01)
 
             async def kept() -> bool:
                 try:
@@ -155,3 +157,9 @@ def test_a_damaged_state_file_says_what_to_do_and_lets_go_of_the_folder(tmp_path
         EmbeddedValkey(tmp_path)
     (tmp_path / "store.json").unlink()
     EmbeddedValkey(tmp_path, wait_s=0.0).stop()
+
+
+def test_starting_twice_keeps_the_server(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server:
+        pid = server.pid
+        assert server.start().pid == pid
