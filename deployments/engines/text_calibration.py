@@ -32,8 +32,8 @@ def calibration_rows(
 ) -> tuple[Tensor, Tensor]:
     """The model's own decoding steps, answering the paragraphs of a text file at full quality.
 
-    Levels solved on these hold on modulated answers to other prompts too: 0.904 for 0.9, 0.691 for 0.7,
-    0.524 for 0.5 (SmolLM2, 2,800 steps each), so no second pass over modulated answers is made.
+    Levels solved on these hold on modulated answers to other prompts down to about 0.7 (benchmarks/RESULTS.md), so no
+    second pass over modulated answers is made; below, modulated answers lead elsewhere.
 
     Args:
         path: paragraphs separated by blank lines; None: the text written for this project.

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
@@ -198,7 +199,7 @@ class _LeasedStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-class _Shape:
+class _Shape(ABC):
     """How an answer looks on the wire: the parts that chat and completion share."""
 
     prefix: str
@@ -242,13 +243,13 @@ class _Shape:
         """What is sent before the first piece."""
         return None
 
+    @abstractmethod
     def content(self, text: str) -> dict[str, Any]:
         """A whole answer's text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def piece(self, text: str) -> dict[str, Any]:
         """One event's text."""
-        raise NotImplementedError
 
 
 class _ChatShape(_Shape):
