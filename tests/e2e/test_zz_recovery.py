@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import CLASSIFIER, SEGMENTER, TEXT, Application
+from tests.e2e.conftest import CLASSIFIER, NOISE_SECRET, SEGMENTER, TEXT, Application
 from tests.e2e.test_same_answer import TIERS, ask, same
 
 
@@ -99,6 +99,7 @@ def test_a_restart_changes_no_answer_and_keeps_every_key(
 
 def test_no_secret_is_in_any_output(app: Application) -> None:
     secrets = [value for name, value in app.env.items() if name.endswith("_KEY")]
+    secrets.append(NOISE_SECRET)
     secrets.append(app.env["REDIS_URL"].split("@")[0].removeprefix("redis://default:"))
     logs = [app.data / "serve.log", *Path("/tmp/ray/session_latest/logs").rglob("*")]
     for log in logs:
