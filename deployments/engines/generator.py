@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor
 
 from deployments.catalog import TextDelta
 from deployments.config import ModelSpec
+from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.detokenizer import Detokenizer, StopMatcher
 from deployments.engines.language_models import LanguageModel, load_language_model
+from deployments.engines.sample import CalibrationSample
 from deployments.engines.sampling import SamplingParams
 from deployments.engines.text_calibration import TOLERANCE, calibration_rows
 from deployments.engines.text_engine import TextEngine
 from deployments.engines.words import single_tokens
-from policies.calibration import Calibration
 from policies.errors import InvalidRequest, Unavailable
 from policies.layer import ModulatedLayer, RowTerms
 from policies.terms import FOCUS_LIMIT, Modulation, Share
@@ -28,24 +28,24 @@ from policies.terms import FOCUS_LIMIT, Modulation, Share
 __all__ = ["Generator", "SamplingParams", "TextDelta"]
 
 DEFAULT_DEPTH = 64
-CONTENTION = 50
-"""How many of a step's most likely tokens contend for focus."""
 _ROLES = ("system", "user", "assistant")
 
 
-class Generator:
+class Generator(CalibratedEngine):
     """A causal language model whose every sequence is answered at its tenant's terms.
 
     `load`, then `install` a calibration (from `fit` or the store), then `generate` from one asyncio loop.
 
     Attributes:
-        model_id: the id that clients name.
         fingerprint: 16 hex digits over weights and dtype; the same in every process.
         features: H, width of the final layer's input.
         vocabulary: V.
         final: the model's own final layer, tied to the embeddings where the model ties them.
         context: most tokens of prompt and answer together.
     """
+
+    tolerance = TOLERANCE
+    contention = 50
 
     def __init__(self, spec: ModelSpec, language_model: LanguageModel) -> None:
         self.spec, self.model_id = spec, spec.id
@@ -69,8 +69,8 @@ class Generator:
 
     def calibration_sample(
         self, path: Path | None = None, progress: Callable[[str], None] = lambda _: None
-    ) -> tuple[Tensor, Tensor]:
-        """Decoding steps to calibrate on: features [N, H] float32 and clean logits [N, V].
+    ) -> CalibrationSample:
+        """Decoding steps to calibrate on.
 
         Must not run beside `generate`, since it uses the model itself.
 
@@ -83,43 +83,7 @@ class Generator:
         """
         return calibration_rows(self.language_model, path, progress)
 
-    def fit(
-        self,
-        sample: tuple[Tensor, Tensor],
-        secret: bytes,
-        *,
-        stored: Calibration | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> Calibration:
-        """Solve the levels on this installation's noise field.
-
-        Args:
-            sample: from `calibration_sample`.
-            secret: the installation's noise secret.
-            stored: an earlier calibration of this model whose field is kept: a refit.
-            progress: called with the share done, 0 to 1.
-        """
-        return Calibration.fit(
-            secret,
-            self.fingerprint,
-            *sample,
-            depth=stored.depth if stored else self.depth,
-            relative_length_scale=self.spec.length_scale,
-            length_scale=stored.length_scale if stored else None,
-            contention=CONTENTION,
-            tolerance=TOLERANCE,
-            progress=progress,
-        )
-
-    def install(self, calibration: Calibration, secret: bytes) -> None:
-        """Put the modulated layer into the path and start the engine; without it nothing is served.
-
-        Raises:
-            ValueError: a calibration of another model.
-        """
-        if calibration.fingerprint != self.fingerprint:
-            raise ValueError(f"calibration of {calibration.fingerprint}, but {self.model_id} is {self.fingerprint}")
-        layer = ModulatedLayer(self.final, calibration, secret, contention=CONTENTION)
+    def _put(self, layer: ModulatedLayer) -> None:
         self.close()
         self._engine = TextEngine(self.language_model, layer, self.spec, self.context)
 
@@ -133,11 +97,6 @@ class Generator:
         if self._engine is None:
             raise RuntimeError(f"{self.model_id} is not calibrated: call install() first")
         return self._engine
-
-    @property
-    def floor(self) -> float:
-        """The lowest level that the model delivers."""
-        return self.engine.rows.layer.floor
 
     def audit(self) -> dict[float, tuple[int, int]]:
         """Since start, by level: decoding steps, and those whose token after utility, before focus, is the clean."""

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from deployments.config import ModelSpec, resolve_path
-from deployments.engines.loading import LoadError
+from deployments.engines.loading import LoadError, first_line
 
 _PACKAGE = "package:"
 
@@ -52,7 +52,7 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
         tokenizer = AutoTokenizer.from_pretrained(where, **extra)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise LoadError(
-            f"{spec.id}: {spec.source} cannot be loaded as a causal language model ({_first_line(error)}); give a"
+            f"{spec.id}: {spec.source} cannot be loaded as a causal language model ({first_line(error)}); give a"
             " hub id, a folder with config.json, weights and tokenizer, or a .gguf file in source"
         ) from error
     final = model.get_output_embeddings()
@@ -110,7 +110,3 @@ def _fingerprint(model: PreTrainedModel, dtype: str) -> str:
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -102,7 +102,7 @@ def load_transformers(spec: ModelSpec, auto_class: Any) -> LoadedModel:
         model, info = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise LoadError(f"{spec.id}: cannot load '{spec.source}', as folder or hub id: {_first(error)}") from error
+        raise LoadError(f"{spec.id}: cannot load '{spec.source}', as folder or hub id: {first_line(error)}") from error
     if info["missing_keys"]:
         raise LoadError(f"{spec.id}: '{spec.source}' lacks weights of this task, such as {_some(info['missing_keys'])}")
     names = tuple(str(model.config.id2label[k]) for k in range(model.config.num_labels))
@@ -133,7 +133,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise LoadError(f"{path} cannot be read as a state dict: {_first(error)}") from error
+        raise LoadError(f"{path} cannot be read as a state dict: {first_line(error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -168,7 +168,7 @@ def _from_weights_enum(spec: ModelSpec, architecture: str, name: str) -> LoadedM
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise LoadError(
-            f"{spec.id}: cannot download {weights.url}: {_first(error)}; or name a state-dict file in weights"
+            f"{spec.id}: cannot download {weights.url}: {first_line(error)}; or name a state-dict file in weights"
         ) from error
     model.load_state_dict(state)
     categories = tuple(weights.meta["categories"])
@@ -238,7 +238,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise LoadError(f"{path} cannot be read: {_first(error)}") from error
+        raise LoadError(f"{path} cannot be read: {first_line(error)}") from error
     return value if isinstance(value, dict) else {}
 
 
@@ -247,5 +247,6 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(map(str, chosen))
 
 
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough for one line of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from deployments.config import REPOSITORY
 from deployments.engines.language_models import LanguageModel
 from deployments.engines.loading import LoadError
+from deployments.engines.sample import CalibrationSample
 from deployments.engines.text_stream import Rows, write
 
 BUNDLED = REPOSITORY / "models" / "smollm2-135m-instruct" / "calibration.txt"
@@ -29,7 +28,7 @@ _MAX_PROMPT = 256
 
 def calibration_rows(
     model: LanguageModel, path: Path | None, progress: Callable[[str], None] = lambda _: None
-) -> tuple[Tensor, Tensor]:
+) -> CalibrationSample:
     """The model's own decoding steps, answering the paragraphs of a text file at full quality.
 
     Levels solved on these hold on modulated answers to other prompts down to about 0.7 (benchmarks/RESULTS.md), so no
@@ -40,7 +39,7 @@ def calibration_rows(
         progress: told how far it is.
 
     Returns:
-        features [N, H] float32 and clean logits [N, V], N at most 2,400.
+        At most 2,400 rows.
 
     Raises:
         LoadError: no such file, or fewer than 20 paragraphs.
@@ -55,7 +54,7 @@ def calibration_rows(
         rows = write(model, batch, STEPS)
         parts.append(rows.thinned(MAX_ROWS * len(batch) // len(prompts)))
     rows = Rows.join(parts)
-    return rows.features, rows.logits
+    return CalibrationSample(rows.features, rows.logits)
 
 
 def _paragraphs(path: Path) -> list[str]:

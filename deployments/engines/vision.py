@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deployments.config import ModelSpec, Task
+from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.final_layer import find_final
 from deployments.engines.loading import LoadedModel, LoadError
 from deployments.engines.sample import CalibrationSample, pictures, read_features
-from policies.calibration import Calibration
 from policies.errors import InvalidRequest
 from policies.layer import ModulatedLayer, RowTerms, from_rows, layer_shape
 from policies.terms import Modulation
@@ -35,25 +35,21 @@ class ItemLogits:
     utility: Tensor
 
 
-class VisionEngine(ABC):
+class VisionEngine(CalibratedEngine):
     """A vision model whose every picture is answered at its tenant's terms.
 
     `preprocess`, `row_terms`, `prepare` and `audit` are safe from any thread; `forward`, `install` and
     `calibration_sample` belong to one thread at a time.
 
     Attributes:
-        model_id: the id that clients name.
         classes: K names, in the order of the logits.
         features: H, width of the final layer's input.
-        final: the model's own final layer.
         fingerprint: 16 hex digits over weights, classes, preprocessing and dtype; the same in every process.
     """
 
     task: ClassVar[Task]
     final_kind: ClassVar[type[nn.Module]]
     calibration_images: ClassVar[int]
-    tolerance: ClassVar[float]
-    """Agreement between neighbouring points of a calibration curve."""
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, device: str | torch.device) -> None:
         self.spec = spec
@@ -68,7 +64,6 @@ class VisionEngine(ABC):
         blank = self.preprocess(Image.new("RGB", (64, 64), "grey"))[None].to(self.device, self.dtype)
         self._final_name, self.final = find_final(self.model, self._run, blank, self.final_kind, len(self.classes))
         self.features, _ = layer_shape(self.final)
-        self._layer: ModulatedLayer | None = None
         self._audit: dict[float, tuple[int, int]] = {}
         self._audit_lock = threading.Lock()
 
@@ -89,62 +84,8 @@ class VisionEngine(ABC):
         """An RGB picture of any size to the model's input, [3, h, w] float32 on the CPU."""
         return self._preprocess(image)
 
-    def fit(
-        self,
-        sample: CalibrationSample,
-        secret: bytes,
-        *,
-        stored: Calibration | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> Calibration:
-        """Solve the levels on this installation's noise field.
-
-        Args:
-            sample: from `calibration_sample`.
-            secret: the installation's noise secret.
-            stored: an earlier calibration of this model whose field is kept: a refit.
-            progress: called with the share done, 0 to 1.
-        """
-        return Calibration.fit(
-            secret,
-            self.fingerprint,
-            sample.features,
-            sample.logits,
-            depth=stored.depth if stored else self.depth,
-            relative_length_scale=self.spec.length_scale,
-            length_scale=stored.length_scale if stored else None,
-            readout=sample.readout,
-            tolerance=self.tolerance,
-            progress=progress,
-        )
-
-    def install(self, calibration: Calibration, secret: bytes) -> None:
-        """Put the modulated layer in the place of the model's final layer; without it nothing is served.
-
-        Raises:
-            ValueError: a calibration of another model.
-        """
-        if calibration.fingerprint != self.fingerprint:
-            raise ValueError(f"calibration of {calibration.fingerprint}, but {self.model_id} is {self.fingerprint}")
-        layer = ModulatedLayer(self.final, calibration, secret)
+    def _put(self, layer: ModulatedLayer) -> None:
         self.model.set_submodule(self._final_name, layer)
-        self._layer = layer
-
-    @property
-    def layer(self) -> ModulatedLayer:
-        """The modulated layer in the model's path.
-
-        Raises:
-            RuntimeError: `install` has not been called: a model without it would sell every level at full quality.
-        """
-        if self._layer is None:
-            raise RuntimeError(f"{self.model_id} is not calibrated: call install() first")
-        return self._layer
-
-    @property
-    def floor(self) -> float:
-        """The lowest level that the model delivers."""
-        return self.layer.floor
 
     def row_terms(self, modulation: Modulation) -> RowTerms:
         """A request's terms by class index; a name that several classes bear stands for all of them.

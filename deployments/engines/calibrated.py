@@ -1,0 +1,98 @@
+"""What every engine shares: levels solved on this installation's noise field, and the layer that delivers them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import nn
+
+from deployments.config import ModelSpec
+from deployments.engines.sample import CalibrationSample
+from policies.calibration import Calibration
+from policies.layer import ModulatedLayer
+
+
+class CalibratedEngine(ABC):
+    """An engine whose final layer is modulated: `fit` or a stored calibration, then `install`, then it may serve.
+
+    Attributes:
+        model_id: the id that clients name.
+        fingerprint: 16 hex digits that identify the weights and all else that decides an answer.
+        final: the model's own final layer.
+        depth: D of the noise field.
+    """
+
+    tolerance: ClassVar[float]
+    """Agreement between neighbouring points of a calibration curve."""
+    contention: ClassVar[int] = 2
+    """How many of a row's highest logits contend for focus."""
+    spec: ModelSpec
+    model_id: str
+    fingerprint: str
+    final: nn.Module
+    depth: int
+    _layer: ModulatedLayer | None = None
+
+    def fit(
+        self,
+        sample: CalibrationSample,
+        secret: bytes,
+        *,
+        stored: Calibration | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Calibration:
+        """Solve the levels on this installation's noise field.
+
+        Args:
+            sample: from `calibration_sample`.
+            secret: the installation's noise secret.
+            stored: an earlier calibration of this model whose field is kept: a refit.
+            progress: called with the share done, 0 to 1.
+        """
+        return Calibration.fit(
+            secret,
+            self.fingerprint,
+            sample.features,
+            sample.logits,
+            depth=stored.depth if stored else self.depth,
+            relative_length_scale=self.spec.length_scale,
+            length_scale=stored.length_scale if stored else None,
+            readout=sample.readout,
+            contention=self.contention,
+            tolerance=self.tolerance,
+            progress=progress,
+        )
+
+    def install(self, calibration: Calibration, secret: bytes) -> None:
+        """Put the modulated layer into the model's path; without it nothing is served.
+
+        Raises:
+            ValueError: a calibration of another model.
+        """
+        if calibration.fingerprint != self.fingerprint:
+            raise ValueError(f"calibration of {calibration.fingerprint}, but {self.model_id} is {self.fingerprint}")
+        layer = ModulatedLayer(self.final, calibration, secret, contention=self.contention)
+        self._put(layer)
+        self._layer = layer
+
+    @property
+    def layer(self) -> ModulatedLayer:
+        """The modulated layer in the model's path.
+
+        Raises:
+            RuntimeError: `install` has not been called: a model without it would sell every level at full quality.
+        """
+        if self._layer is None:
+            raise RuntimeError(f"{self.model_id} is not calibrated: call install() first")
+        return self._layer
+
+    @property
+    def floor(self) -> float:
+        """The lowest level that the model delivers."""
+        return self.layer.floor
+
+    @abstractmethod
+    def _put(self, layer: ModulatedLayer) -> None:
+        """Route the model's answers through `layer`."""
