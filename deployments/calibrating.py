@@ -76,6 +76,6 @@ def _calibrate(engine: Engine, spec: ModelSpec, secret: bytes) -> Calibration:
 
 
 def _calibration_key(fingerprint: str, spec: ModelSpec, secret: bytes) -> str:
-    """The model's fingerprint and a digest of all else that decides its noise field."""
-    field = hmac.new(secret, f"{fingerprint}:{spec.length_scale}:{spec.depth}".encode(), hashlib.sha256)
+    """The model's fingerprint and a digest of all else that decides its noise field; 2 is the kind of field."""
+    field = hmac.new(secret, f"2:{fingerprint}:{spec.length_scale}:{spec.depth}".encode(), hashlib.sha256)
     return f"{fingerprint}-{field.hexdigest()[:8]}"

@@ -58,11 +58,13 @@ class ModelSpec(BaseModel):
         " or a bundled sample of features (.safetensors)",
     )
     dtype: str = Field(default="float32", pattern=r"^(float32|bfloat16|float16)$")
-    length_scale: Annotated[float, Field(gt=0.0)] = Field(
-        default=0.8, description="ell of the noise field, in median distances between features of one class"
+    length_scale: Annotated[float, Field(gt=0.0)] | None = Field(
+        default=None,
+        description="ell of the noise field, in median distances between inputs of one class; None: the task's default",
     )
     depth: Annotated[int, Field(ge=8, le=1024)] | None = Field(
-        default=None, description="D, random features of the noise field; None: 64 for text, 128 for images"
+        default=None,
+        description="D of the noise field; None: 64 for text, 128 for masks, 512 for labels",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="CPU threads of a forward; None: the cores divided by the models, at least 1"

@@ -58,10 +58,10 @@ def _decoded(files: Sequence[Path]) -> Iterator[Image.Image]:
 
 
 def _write(engine: VisionEngine, files: Sequence[Path], inputs: str) -> None:
-    features, scale = engine.sample_features(_decoded(files))
+    features, metric, scale = engine.sample_features(_decoded(files))
     path = REPOSITORY / "models" / engine.model_id / "calibration.safetensors"
     metadata = {"model": engine.model_id, "weights": engine.weights, "scale": str(scale), "inputs": inputs}
-    write_features(path, features, metadata)
+    write_features(path, features, metric, metadata)
     print(f"{path}: {list(features.shape)}, {path.stat().st_size / 1e6:.1f} MB, scale {scale}")
 
 
@@ -76,7 +76,7 @@ def main() -> None:
         _write(load_classifier(), files, "the first 4,000 of the 5,000 held-back images")
     if arguments.camvid:
         files, _ = camvid_validation(arguments.camvid)
-        _write(load_segmenter(), files, "16 tiles of each of 51 validation images, every other one by name")
+        _write(load_segmenter(), files, "6 tiles of each of 51 validation images, every other one by name")
 
 
 if __name__ == "__main__":

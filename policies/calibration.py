@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +30,8 @@ class Calibration:
         fingerprint: the model's.
         length_scale: ell of the noise field, in the units of the features. Pinned: another ell is another field.
         depth: D of the noise field. Pinned likewise.
+        metric: [H, m] float32 projection in whose space distances count, or None. Pinned likewise.
+        block: side of the squares of a map that share their noise, in logits; 1 without a map. Pinned likewise.
         curve: (ladder position, measured agreement), by rising position from (0, 1.0).
         favour_gap: per class, median margin of the rows where it is the runner-up, in logit units.
         avoid_gap: per class, median margin of the rows where it is first. One value stands for all classes of a model
@@ -41,6 +46,8 @@ class Calibration:
     favour_gap: tuple[float, ...]
     avoid_gap: tuple[float, ...]
     rows: int
+    metric: Tensor | None = field(default=None, compare=False)
+    block: int = 1
 
     @property
     def floor(self) -> float:
@@ -75,6 +82,9 @@ class Calibration:
         depth: int,
         relative_length_scale: float = 0.8,
         length_scale: float | None = None,
+        metric: Tensor | None = None,
+        block: int = 1,
+        field_features: Tensor | None = None,
         readout: Readout | None = None,
         contention: int = 2,
         tolerance: float = 0.004,
@@ -87,6 +97,9 @@ class Calibration:
             logits: [N, K] the final layer's clean answers to them.
             relative_length_scale: ell in median distances between features of one predicted class.
             length_scale: ell itself, for a refit of an existing field.
+            metric: [H, m] from `duplicate_metric`, or None.
+            block: for masks, side of the squares that share their noise, in logits.
+            field_features: [N, H] what the field sees of each row where that is not its features: a block's mean.
             readout: for masks, interpolation to the client's resolution.
             contention: how many of the highest logits contend for focus.
             tolerance: agreement between neighbouring points of the curve, below which it is taken as linear.
@@ -97,14 +110,22 @@ class Calibration:
         """
         if features.shape[0] != logits.shape[0] or features.shape[0] < 100:
             raise ValueError(f"calibration needs at least 100 rows of features and logits, not {features.shape[0]}")
-        ell = length_scale or _round(relative_length_scale * _median_distance(features, logits.argmax(dim=1)))
+        seen = features if field_features is None else field_features
+        space = seen if metric is None else seen.float() @ metric.to(seen.device)
+        ell = length_scale or _round(relative_length_scale * _median_distance(space, logits.argmax(dim=1)))
         ladder = NoiseLadder(
-            secret, fingerprint, features=features.shape[1], classes=logits.shape[1], length_scale=ell, depth=depth
+            secret,
+            fingerprint,
+            features=features.shape[1],
+            classes=logits.shape[1],
+            length_scale=ell,
+            depth=depth,
+            metric=metric,
         )
-        measure = _Agreement(ladder.phi(features), logits, readout)
+        measure = _Agreement(ladder.phi(seen), logits, readout)
         curve = ladder.explore(measure, tolerance, progress)
         favour, avoid = _focus_gaps(logits, contention)
-        return cls(fingerprint, ell, depth, _falling(curve), favour, avoid, measure.rows)
+        return cls(fingerprint, ell, depth, _falling(curve), favour, avoid, measure.rows, metric, block)
 
     def ladder(self, secret: bytes, *, features: int, classes: int) -> NoiseLadder:
         """The field that this calibration was solved on."""
@@ -115,11 +136,13 @@ class Calibration:
             classes=classes,
             length_scale=self.length_scale,
             depth=self.depth,
+            metric=self.metric,
         )
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self))
+        metric = None if self.metric is None else _encoded(self.metric)
+        return json.dumps(asdict(replace(self, metric=None)) | {"metric": metric})
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
@@ -138,6 +161,8 @@ class Calibration:
                 favour_gap=tuple(map(float, fields["favour_gap"])),
                 avoid_gap=tuple(map(float, fields["avoid_gap"])),
                 rows=int(fields["rows"]),
+                metric=None if fields["metric"] is None else _decoded(fields["metric"]),
+                block=int(fields["block"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a stored calibration: {error!r}") from None
@@ -150,6 +175,16 @@ class Calibration:
     def load(cls, path: Path) -> Calibration:
         """Read what `save` wrote."""
         return cls.from_json(path.read_text())
+
+
+def _encoded(metric: Tensor) -> dict[str, object]:
+    data = metric.cpu().float().contiguous().numpy().astype("<f4").tobytes()
+    return {"shape": list(metric.shape), "float32": base64.b64encode(data).decode()}
+
+
+def _decoded(stored: dict[str, Any]) -> Tensor:
+    values = np.frombuffer(base64.b64decode(stored["float32"]), dtype="<f4").copy()
+    return torch.from_numpy(values).reshape(stored["shape"])
 
 
 class _Agreement:

@@ -1,6 +1,7 @@
 """The noise ladder: utility noise as one fixed Brownian motion in the variance, over a smooth field on the features.
 
-phi(h) = cos(h w / ell + b), scaled to unit length (random Fourier features, Rahimi and Recht, NIPS 2007), and
+phi(h) = cos(h P w / ell + b), scaled to unit length (random Fourier features, Rahimi and Recht, NIPS 2007, in the space
+of a metric P), and
 noise(h, v) = phi(h) C(v), with C a D x K matrix of Brownian motions in v. Over the keys the noise of a fixed h is
 exactly N(0, v I_K); levels are nested: the noise at v is the noise at u < v plus an independent N(0, v - u). C is built
 by Lévy's midpoint construction, so any of its 2^15 positions costs 16 normal matrices, depends on no other level in
@@ -50,23 +51,36 @@ class NoiseLadder:
         classes: K, width of its output.
         length_scale: ell, in the units of the features; inputs nearer than this get nearly the same noise.
         depth: D, number of random features.
+        metric: [H, m] float32 projection of the features in whose space distances count; None: the features' own.
 
     Raises:
         ValueError: a secret too short or a size out of range; the message names it.
     """
 
     def __init__(
-        self, secret: bytes, fingerprint: str, *, features: int, classes: int, length_scale: float, depth: int
+        self,
+        secret: bytes,
+        fingerprint: str,
+        *,
+        features: int,
+        classes: int,
+        length_scale: float,
+        depth: int,
+        metric: Tensor | None = None,
     ) -> None:
         if len(secret) < 16:
             raise ValueError("the noise secret must hold at least 16 bytes")
         if min(features, classes, depth) < 1 or not length_scale > 0.0:
             raise ValueError("features, classes, depth and length_scale must be positive")
+        if metric is not None and (metric.ndim != 2 or metric.shape[0] != features):
+            raise ValueError(f"metric must be [{features}, m], not {list(metric.shape)}")
         self.features, self.classes, self.depth, self.length_scale = features, classes, depth, length_scale
         self._key = hashlib.sha256(
             b"\0".join([secret, fingerprint.encode(), f"{length_scale!r}".encode(), str(depth).encode()])
         ).digest()
-        self.w = torch.from_numpy(self._normal("w", (features, depth)) / np.float32(length_scale))
+        # The metric is not in the key: one fitted anew on other inputs should give nearly the old noise, no fresh draw.
+        waves = torch.from_numpy(self._normal("w", (features if metric is None else metric.shape[1], depth)))
+        self.w = (waves if metric is None else metric.cpu().float() @ waves) / length_scale
         self.b = torch.from_numpy(self._uniform("b", depth) * np.float32(2.0 * math.pi))
 
     def phi(self, features: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from policies.calibration import Calibration
@@ -24,15 +26,17 @@ class RowTerms:
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of a batch's N rows, compiled once for the layer.
+    """The terms of a batch's B items, compiled once for the layer.
 
     Attributes:
-        levels: ladder position to the rows [n] int64 that are delivered at it; rows of level 1.0 are in none.
-        targets: [T] int64 distinct classes that any row focuses on.
-        focused: [F] int64 rows with a focus.
+        items: B.
+        levels: ladder position to the items [n] int64 that are delivered at it; those of level 1.0 are in none.
+        targets: [T] int64 distinct classes that any item focuses on.
+        focused: [F] int64 items with a focus.
         delta: [F, T] float32 signed standard deviations in logit units.
     """
 
+    items: int
     levels: Mapping[int, Tensor]
     targets: Tensor
     focused: Tensor
@@ -40,7 +44,7 @@ class Terms:
 
     @property
     def clean(self) -> bool:
-        """Whether no row is modulated at all."""
+        """Whether no item is modulated at all."""
         return not self.levels and not len(self.focused)
 
 
@@ -58,6 +62,9 @@ class Modulated:
 
 class ModulatedLayer(nn.Module):
     """A final layer whose every row is answered at its tenant's terms, in one batch.
+
+    The squares of a map that share their noise are those of the calibration's `block`: who smooths a mask finds fewer
+    draws to average, and the field costs a block-th of a block-th.
 
     Order: clean logits, utility, focus. Rows at level 1.0 without focus keep the wrapped layer's own logits, bit for
     bit. Noise is computed in float32 and the answer returned in the wrapped layer's dtype.
@@ -103,49 +110,59 @@ class ModulatedLayer(nn.Module):
             if terms.focus and self._focus_matrix is None:
                 self._focus_matrix = self.ladder.focus_matrix().to(device)
 
-    def compile(self, rows: Sequence[RowTerms], repeat: int = 1) -> Terms:  # type: ignore[override]
-        """Lay out the terms of items for rows: each item covers `repeat` consecutive rows (the pixels of an image).
+    def compile(self, rows: Sequence[RowTerms]) -> Terms:  # type: ignore[override]
+        """Lay out the terms of a batch's items on the layer's device.
 
         Raises:
             ValueError: a level below the floor, or a strength or class out of range.
         """
         device = next(self.final.parameters()).device
-        items: dict[int, list[int]] = {}
+        levels: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
             if position := self.calibration.position(row.level):
-                items.setdefault(position, []).append(index)
+                levels.setdefault(position, []).append(index)
             self.prepare(row)
         targets = sorted({k for row in rows for k in row.focus})
         focused = [index for index, row in enumerate(rows) if row.focus]
         delta = [[self._delta(k, rows[index].focus.get(k, 0.0)) for k in targets] for index in focused]
         return Terms(
-            levels={position: _spread(indices, repeat, device) for position, indices in items.items()},
+            items=len(rows),
+            levels={position: torch.tensor(items, device=device) for position, items in levels.items()},
             targets=torch.tensor(targets, dtype=torch.int64, device=device),
-            focused=_spread(focused, repeat, device),
-            delta=torch.tensor(delta, device=device).reshape(len(focused), len(targets)).repeat_interleave(repeat, 0),
+            focused=torch.tensor(focused, dtype=torch.int64, device=device),
+            delta=torch.tensor(delta, device=device).reshape(len(focused), len(targets)),
         )
 
-    def modulate(self, features: Tensor, logits: Tensor, terms: Terms) -> Modulated:
-        """Redistribute clean logits.
+    def modulate(self, features: Tensor, logits: Tensor, terms: Terms, spread: Tensor | None = None) -> Modulated:
+        """Redistribute clean logits. Each item covers the same number S of consecutive rows.
 
         Args:
-            features: [N, H], the final layer's input.
-            logits: [N, K], its clean output.
+            features: [B * S, H], the final layer's input; with `spread` [B * S', H], one row for each block of a map.
+            logits: [B * S, K], its clean output.
+            spread: [S] int64, the block that each row of an item takes its noise from.
         """
         if terms.clean:
             return Modulated(logits, logits, logits)
-        utility = logits.float().clone()
-        for position, rows in terms.levels.items():
-            utility[rows] += self.ladder.phi(features[rows]) @ self._matrices[position]
+        shape = (terms.items, -1, logits.shape[1])
+        seen = features.reshape(terms.items, -1, features.shape[-1])
+        utility = logits.float().reshape(shape).clone()
+        for position, items in terms.levels.items():
+            utility[items] += self._field(seen[items], self._matrices[position], spread)
         out = utility
         if len(terms.focused):
             assert self._focus_matrix is not None  # compile() built it
-            rows = terms.focused
-            xi = self.ladder.phi(features[rows]) @ self._focus_matrix[:, terms.targets]
-            out = utility.index_copy(
-                0, rows, apply_focus(utility[rows], terms.targets, terms.delta, xi, self.contention)
-            )
-        return Modulated(out.to(logits.dtype), logits, utility if terms.levels else logits)
+            items, rows = terms.focused, utility[terms.focused]
+            xi = self._field(seen[items], self._focus_matrix[:, terms.targets], spread).flatten(0, 1)
+            delta = terms.delta.repeat_interleave(rows.shape[1], dim=0)
+            moved = apply_focus(rows.flatten(0, 1), terms.targets, delta, xi, self.contention)
+            out = utility.index_copy(0, items, moved.reshape(rows.shape))
+        modulated = out.reshape(logits.shape).to(logits.dtype)
+        return Modulated(modulated, logits, utility.reshape(logits.shape) if terms.levels else logits)
+
+    def _field(self, features: Tensor, matrix: Tensor, spread: Tensor | None) -> Tensor:
+        """phi(h) C of items' feature rows [n, S', H], given to each of their rows: [n, S, columns of C]."""
+        noise = (self.ladder.phi(features.flatten(0, 1)) @ matrix).reshape(*features.shape[:2], -1)
+        return noise if spread is None else noise[:, spread]
 
     @contextmanager
     def rows(self, rows: Sequence[RowTerms]) -> Iterator[None]:
@@ -167,10 +184,17 @@ class ModulatedLayer(nn.Module):
             return logits
         if len(self._rows) != features.shape[0]:
             raise ValueError(f"terms for {len(self._rows)} items, but a batch of {features.shape[0]}")
-        flat, clean = as_rows(self.final, features), as_rows(self.final, logits)
-        terms = self.compile(self._rows, repeat=len(flat) // features.shape[0])
-        self.last = self.modulate(flat, clean, terms)
-        return logits if terms.clean else from_rows(self.final, self.last.logits, logits.shape)
+        terms, clean = self.compile(self._rows), as_rows(self.final, logits)
+        if terms.clean:
+            self.last = Modulated(clean, clean, clean)
+            return logits
+        if isinstance(self.final, nn.Conv2d):
+            block = self.calibration.block
+            seen = as_rows(self.final, block_means(features, block))
+            self.last = self.modulate(seen, clean, terms, block_of(*logits.shape[-2:], block, logits.device))
+        else:
+            self.last = self.modulate(as_rows(self.final, features), clean, terms)
+        return from_rows(self.final, self.last.logits, logits.shape)
 
     def _delta(self, target: int, strength: float) -> float:
         if not 0 <= target < self.ladder.classes:
@@ -206,7 +230,13 @@ def from_rows(final: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
     return rows.reshape(shape)
 
 
-def _spread(items: list[int], repeat: int, device: torch.device) -> Tensor:
-    """Item indices to row indices [len(items) * repeat] int64."""
-    start = torch.tensor(items, dtype=torch.int64, device=device)[:, None] * repeat
-    return (start + torch.arange(repeat, device=device)[None, :]).reshape(-1)
+def block_means(features: Tensor, block: int) -> Tensor:
+    """Mean over each block x block square of a map [B, H, h, w]; smaller squares at the right and lower edge."""
+    return F.avg_pool2d(features, block, ceil_mode=True) if block > 1 else features
+
+
+@cache
+def block_of(height: int, width: int, block: int, device: torch.device) -> Tensor:
+    """The index into `block_means`' rows of each row of a map of (height, width), [height * width] int64."""
+    y, x = (torch.arange(size, device=device) // block for size in (height, width))
+    return (y[:, None] * -(-width // block) + x[None, :]).flatten()

@@ -28,6 +28,10 @@ class CalibratedEngine(ABC):
     """Agreement between neighbouring points of a calibration curve."""
     contention: ClassVar[int] = 2
     """How many of a row's highest logits contend for focus."""
+    length_scale: ClassVar[float]
+    """Default ell, in median distances between inputs of one class (docs/decisions/0004)."""
+    block: ClassVar[int] = 1
+    """Side of the squares of a map that share their noise, in logits."""
     spec: ModelSpec
     model_id: str
     fingerprint: str
@@ -57,8 +61,11 @@ class CalibratedEngine(ABC):
             sample.features,
             sample.logits,
             depth=stored.depth if stored else self.depth,
-            relative_length_scale=self.spec.length_scale,
+            relative_length_scale=self.spec.length_scale or self.length_scale,
             length_scale=stored.length_scale if stored else None,
+            metric=stored.metric if stored else sample.metric,
+            block=stored.block if stored else self.block,
+            field_features=sample.field_features,
             readout=sample.readout,
             contention=self.contention,
             tolerance=self.tolerance,

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deployments.config import ModelSpec, Task
+from deployments.engines.duplicates import Duplicate
 from deployments.engines.loading import LoadedModel, load_torchvision, load_transformers
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.vision import ItemLogits, VisionEngine
@@ -34,6 +35,8 @@ class ImageClassifier(VisionEngine):
     final_kind = nn.Linear
     calibration_images = 5000
     tolerance = 0.004
+    length_scale = 0.6
+    default_depth = 512
 
     @classmethod
     def _load(cls, spec: ModelSpec) -> LoadedModel:
@@ -75,6 +78,10 @@ class ImageClassifier(VisionEngine):
     def _take(self, features: Tensor, number: int) -> Tensor:
         return features
 
-    def _sample(self, features: Tensor, scale: int) -> CalibrationSample:
+    def _nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
+        return torch.cat(list(features))[None]
+
+    def _sample(self, features: Tensor, scale: int, metric: Tensor) -> CalibrationSample:
         features = features.float()
-        return CalibrationSample(features, torch.cat([self._clean_logits(part) for part in features.split(4096)]))
+        logits = torch.cat([self._clean_logits(part) for part in features.split(4096)])
+        return CalibrationSample(features, logits, metric=metric)

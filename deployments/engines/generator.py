@@ -46,6 +46,7 @@ class Generator(CalibratedEngine):
 
     tolerance = TOLERANCE
     contention = 50
+    length_scale = 0.8
 
     def __init__(self, spec: ModelSpec, language_model: LanguageModel) -> None:
         self.spec, self.model_id = spec, spec.id

@@ -31,42 +31,47 @@ class CalibrationSample:
         features: [N, H] float32, inputs of the final layer.
         logits: [N, K] float32, its clean answers.
         readout: for masks, interpolation of the logits to the client's resolution.
+        metric: [H, m] float32, the noise field's metric; None: distances between features as they are.
+        field_features: for masks [N, H], the mean of each row's block, from which its noise comes.
     """
 
     features: Tensor
     logits: Tensor
     readout: Readout | None = None
+    metric: Tensor | None = None
+    field_features: Tensor | None = None
 
 
 class UpsamplingReadout:
     """Logits of tiles read where the client sees them: bilinearly upsampled, align_corners=False, at random pixels.
 
     A fit evaluates it hundreds of times and neighbouring pixels say nearly the same, so some pixels stand for all.
-    Those at a tile's edge, whose interpolation needs a neighbour outside the tile, are never chosen.
+    They come from the middle of a tile, one block high and wide, so that borders between blocks, where interpolation
+    averages two draws of noise, weigh what they do in a whole picture.
 
     Args:
         tiles: number of tiles; rows come tile by tile, then line by line.
-        height: of a tile, in logits.
-        width: of a tile, in logits.
+        height: of a tile, in logits, more than a block.
+        width: of a tile, in logits, more than a block.
         scale: output pixels per logit along each side, at least 1.
+        block: side of the squares that share their noise, in logits.
         points: pixels read of each tile.
 
     Attributes:
         y, x: [tiles, points] int64, the pixels read, counted in the upsampled tile.
     """
 
-    def __init__(self, tiles: int, height: int, width: int, scale: int, points: int, device: torch.device) -> None:
+    def __init__(
+        self, tiles: int, height: int, width: int, scale: int, block: int, points: int, device: torch.device
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
-        edge = scale // 2
-        self.y, self.x = (
-            torch.randint(edge, size * scale - edge, (tiles, points), generator=generator) for size in (height, width)
-        )
+        self.y, self.x = (_middle(size * scale, block * scale, (tiles, points), generator) for size in (height, width))
         (y, below), (x, right) = (_source(at, scale) for at in (self.y, self.x))
-        start = torch.arange(tiles)[:, None] * (height * width)
+        first = torch.arange(tiles)[:, None] * (height * width)
         rows, weights = [], []
         for i, line in enumerate((y, (y + 1).clamp(max=height - 1))):
             for j, column in enumerate((x, (x + 1).clamp(max=width - 1))):
-                rows.append((start + line * width + column).flatten())
+                rows.append((first + line * width + column).flatten())
                 weights.append(((below if i else 1 - below) * (right if j else 1 - right)).flatten())
         self._rows, self._weights = torch.stack(rows, dim=1).to(device), torch.stack(weights, dim=1).to(device)
 
@@ -80,20 +85,21 @@ def readout_points(tiles: int, classes: int) -> int:
     return max(16, _READOUT_ELEMENTS // (tiles * classes))
 
 
-def write_features(path: Path, features: Tensor, metadata: dict[str, str]) -> None:
-    """Store features [N, H] or [tiles, H, h, w] as float16."""
-    save_file({"features": features.to(torch.float16).contiguous()}, path, metadata=metadata)
+def write_features(path: Path, features: Tensor, metric: Tensor, metadata: dict[str, str]) -> None:
+    """Store features [N, H] or [tiles, H, h, w] as float16, and the field's metric [H, m]."""
+    stored = {"features": features.to(torch.float16).contiguous(), "metric": metric.contiguous()}
+    save_file(stored, path, metadata=metadata)
 
 
-def read_features(path: Path) -> tuple[Tensor, dict[str, str]]:
-    """The features, float32, and the metadata that `write_features` stored.
+def read_features(path: Path) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """The features, float32, the metric and the metadata that `write_features` stored.
 
     Raises:
         LoadError: not such a file.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor("features").float(), file.metadata() or {}
+            return file.get_tensor("features").float(), file.get_tensor("metric"), file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise LoadError(f"{path} is not a calibration sample of features: {error}") from error
 
@@ -113,6 +119,12 @@ def pictures(folder: Path, most: int) -> Iterator[Image.Image]:
             yield decode_image(path.read_bytes())
         except ServiceError as error:
             raise LoadError(f"calibration image {path}: {error.message}") from error
+
+
+def _middle(size: int, window: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Random places in the middle `window` of `size`."""
+    low = max(0, min(size, 2 * window) - window) // 2
+    return torch.randint(low, min(size, low + window), shape, generator=generator)
 
 
 def _source(at: Tensor, scale: int) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deployments.config import ModelSpec, Task
+from deployments.engines.duplicates import MOST_STEPS, Duplicate
 from deployments.engines.images import encode_mask
 from deployments.engines.loading import LoadedModel, load_transformers
 from deployments.engines.sample import CalibrationSample, UpsamplingReadout, readout_points
 from deployments.engines.vision import ItemLogits, VisionEngine
-from policies.layer import as_rows
+from policies.layer import as_rows, block_means, block_of
 from policies.terms import Modulation
 
-TILE, TILES_PER_IMAGE = 5, 16
+TILES_PER_IMAGE = 6
+CELLS_PER_IMAGE = 300
+"""Cells of a picture's map whose near-duplicates the field's metric is fitted on."""
 _WHOLE_ELEMENTS = 2**25
 """Up to 128 MB of float32 a picture is upsampled in one piece, beyond that in bands of rows."""
 
@@ -48,6 +51,9 @@ class ImageSegmenter(VisionEngine):
     final_kind = nn.Conv2d
     calibration_images = 256
     tolerance = 0.01
+    length_scale = 0.9
+    block = 4
+    default_depth = 128
 
     @classmethod
     def _load(cls, spec: ModelSpec) -> LoadedModel:
@@ -105,29 +111,38 @@ class ImageSegmenter(VisionEngine):
         self._count(modulation.utility, rows, agreed)
 
     def _take(self, features: Tensor, number: int) -> Tensor:
-        """16 tiles of one picture's map [1, H, h, w]: [16, H, 5, 5], cells of a lattice dealt out in turn.
+        """6 tiles of one picture's map [1, H, h, w]: [6, H, 8, 8], two blocks high and wide, dealt out in turn.
 
-        Over a sample each cell comes equally often, so that each place of a picture weighs what it does in an answer:
-        tiles at random places favour the middle, which shifted delivered levels by 0.04.
+        Over a sample each place of the grid comes equally often, so that each part of a picture weighs what it does in
+        an answer: tiles at random places favour the middle, which shifted delivered levels by 0.04.
         """
         height, width = features.shape[-2:]
-        tall, wide = min(TILE, height), min(TILE, width)
-        rows, columns = height // tall, width // wide
+        tall, wide = (min(2 * self.block, size) for size in (height, width))
+        rows, columns = (1 + (size - tile) // self.block for size, tile in ((height, tall), (width, wide)))
         tiles = []
         for turn in range(number * TILES_PER_IMAGE, (number + 1) * TILES_PER_IMAGE):
             deal = torch.Generator().manual_seed(turn // (rows * columns))
             cell = int(torch.randperm(rows * columns, generator=deal)[turn % (rows * columns)])
-            y, x = cell // columns * tall, cell % columns * wide
+            y, x = cell // columns * self.block, cell % columns * self.block
             tiles.append(features[0, :, y : y + tall, x : x + wide])
         return torch.stack(tiles)
 
-    def _sample(self, features: Tensor, scale: int) -> CalibrationSample:
+    def _nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
+        """Some cells of a picture's map, as the duplicates see them."""
+        maps = torch.cat([way.undo(map_) for map_, way in zip(features, ways, strict=True)])
+        edge = MOST_STEPS if min(maps.shape[-2:]) > 2 * MOST_STEPS else 0
+        cells = maps[..., edge : maps.shape[-2] - edge, edge : maps.shape[-1] - edge].flatten(2)
+        return cells[..., :: max(1, cells.shape[-1] // CELLS_PER_IMAGE)].permute(2, 0, 1)
+
+    def _sample(self, features: Tensor, scale: int, metric: Tensor) -> CalibrationSample:
         features = features.float()
         tiles, _, height, width = features.shape
         logits = self._clean_logits(features)
         points = readout_points(tiles, len(self.classes))
-        readout = UpsamplingReadout(tiles, height, width, scale, points, features.device)
-        return CalibrationSample(as_rows(self.final, features), as_rows(self.final, logits), readout)
+        readout = UpsamplingReadout(tiles, height, width, scale, self.block, points, features.device)
+        means = as_rows(self.final, block_means(features, self.block)).reshape(tiles, -1, features.shape[1])
+        seen = means[:, block_of(height, width, self.block, features.device)].flatten(0, 1)
+        return CalibrationSample(as_rows(self.final, features), as_rows(self.final, logits), readout, metric, seen)
 
 
 def _labels(logits: Tensor, size: tuple[int, int]) -> Tensor:

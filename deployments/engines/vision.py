@@ -16,14 +16,17 @@ from torch import Tensor, nn
 
 from deployments.config import ModelSpec, Task
 from deployments.engines.calibrated import CalibratedEngine
+from deployments.engines.duplicates import Duplicate
 from deployments.engines.final_layer import find_final
 from deployments.engines.loading import LoadedModel, LoadError
 from deployments.engines.sample import CalibrationSample, pictures, read_features
 from policies.errors import InvalidRequest
 from policies.layer import ModulatedLayer, RowTerms, from_rows, layer_shape
+from policies.metric import duplicate_metric
 from policies.terms import Modulation
 
-DEFAULT_DEPTH = 128
+DUPLICATED, COPIES = 200, 8
+"""Pictures of a sample, and how often each is sent again, to fit the field's metric on."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,13 @@ class VisionEngine(CalibratedEngine):
     task: ClassVar[Task]
     final_kind: ClassVar[type[nn.Module]]
     calibration_images: ClassVar[int]
+    default_depth: ClassVar[int]
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, device: str | torch.device) -> None:
         self.spec = spec
         self.model_id, self.classes = spec.id, loaded.classes
         self.device, self.dtype = torch.device(device), getattr(torch, spec.dtype)
-        self.depth = spec.depth or DEFAULT_DEPTH
+        self.depth = spec.depth or self.default_depth
         self.weights = loaded.weights_digest()[:16]
         named = "\n".join([self.weights, spec.dtype, loaded.preprocessing, *loaded.classes])
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()[:16]
@@ -162,27 +166,44 @@ class VisionEngine(CalibratedEngine):
         """
         progress(f"reading {path.name}")
         if path.is_dir():
-            features, scale = self.sample_features(pictures(path, self.calibration_images))
+            features, metric, scale = self.sample_features(pictures(path, self.calibration_images))
         else:
-            features, metadata = read_features(path)
+            features, metric, metadata = read_features(path)
             if metadata.get("weights") != self.weights or features.shape[1] != self.features:
                 raise LoadError(f"{path} was made with other weights than {self.model_id}'s; make it again")
             scale = int(metadata.get("scale", "1"))
-        return self._sample(features.to(self.device), scale)
+        return self._sample(features.to(self.device), scale, metric.to(self.device))
 
-    def sample_features(self, images: Iterable[Image.Image]) -> tuple[Tensor, int]:
-        """Inputs of the final layer for pictures, float16 on the CPU, and output pixels per logit (1: no mask).
+    def sample_features(self, images: Iterable[Image.Image]) -> tuple[Tensor, Tensor, int]:
+        """What to calibrate on, of pictures, on the CPU.
 
         Returns:
-            [N, H], or for masks a few tiles of each picture, [tiles, H, h, w].
+            features: [N, H] float16 inputs of the final layer, or for masks a few tiles of each picture,
+                [tiles, H, h, w].
+            metric: [H, m] float32, of the noise field, from near-duplicates of 200 of them.
+            scale: output pixels per logit (1: no mask).
         """
         kept: list[Tensor] = []
+        nearby: list[Tensor] = []
         scales: list[int] = []
-        for image in images:
+        for number, image in enumerate(images):
             features = self._final_input(self.preprocess(image))
-            kept.append(self._take(features, len(kept)).half().cpu())
-            scales.append(max(1, round(image.height / features.shape[-2])) if features.ndim == 4 else 1)
-        return torch.cat(kept), sorted(scales)[len(scales) // 2]
+            kept.append(self._take(features, number).half().cpu())
+            scale = max(1, round(image.height / features.shape[-2])) if features.ndim == 4 else 1
+            scales.append(scale)
+            if number < DUPLICATED:
+                nearby.append(self._duplicates(image, scale).float().cpu())
+        chosen = torch.cat(nearby)
+        first = chosen[:, 0].to(self.device)
+        clean = self._clean_logits(first[..., None, None] if features.ndim == 4 else first)
+        metric = duplicate_metric(chosen, chosen[:, 0], clean.argmax(dim=1).flatten().cpu())
+        return torch.cat(kept), metric, sorted(scales)[len(scales) // 2]
+
+    def _duplicates(self, image: Image.Image, scale: int) -> Tensor:
+        """Features [M, COPIES, H] of a picture's near-duplicates; a shift is one cell of a map, or a 16th of a side."""
+        ways = [Duplicate.draw(number) for number in range(COPIES)]
+        step = scale if scale > 1 else max(1, min(image.size) // 16)
+        return self._nearby([self._final_input(self.preprocess(way.apply(image, step))) for way in ways], ways)
 
     @torch.inference_mode()
     def _final_input(self, pixels: Tensor) -> Tensor:
@@ -199,7 +220,11 @@ class VisionEngine(CalibratedEngine):
         """What of one picture's features [1, ...] goes into a sample."""
 
     @abstractmethod
-    def _sample(self, features: Tensor, scale: int) -> CalibrationSample: ...
+    def _nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
+        """Final-layer inputs [1, ...] of one picture's duplicates: [M, copies, H], in the picture's own frame."""
+
+    @abstractmethod
+    def _sample(self, features: Tensor, scale: int, metric: Tensor) -> CalibrationSample: ...
 
     @torch.inference_mode()
     def _clean_logits(self, features: Tensor) -> Tensor:

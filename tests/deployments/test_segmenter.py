@@ -125,7 +125,7 @@ def test_readout_is_interpolation_away_from_the_tiles_edges(scale: int) -> None:
     # Tiles cut from a larger map: what is read of a tile equals what the whole map's interpolation shows there.
     whole = torch.randn(1, 7, 30, 24, generator=torch.Generator().manual_seed(0))
     tile = whole[:, :, 10:20, 8:16]
-    readout = UpsamplingReadout(1, 10, 8, scale, 500, torch.device("cpu"))
+    readout = UpsamplingReadout(1, 10, 8, scale, 4, 500, torch.device("cpu"))
     read = readout(tile.movedim(1, -1).reshape(-1, 7))
     full = F.interpolate(whole, scale_factor=scale, mode="bilinear", align_corners=False)[0]
     expected = full[:, readout.y[0] + 10 * scale, readout.x[0] + 8 * scale].T
@@ -137,6 +137,7 @@ def test_the_bundled_sample_is_read_at_the_clients_resolution(engine: ImageSegme
     assert (sample.features.shape[1], sample.logits.shape[1]) == (256, 11)
     assert sample.readout is not None
     assert len(sample.readout(sample.logits)) > 2 * len(sample.logits)
+    assert sample.metric is not None and sample.metric.shape == (256, 32)
     sizes = [p.stat().st_size for p in (REPOSITORY / "models").glob("*/calibration.safetensors")]
     assert sum(sizes) <= 15_000_000
 
@@ -175,7 +176,7 @@ def test_a_users_segmenter_calibrates_on_a_folder_of_pictures(tmp_path: Path) ->
     for index, image in enumerate(scenes(100, 96, 64)):
         image.save(tmp_path / "pictures" / f"{index}.jpg")
     sample = engine.calibration_sample(tmp_path / "pictures")
-    assert sample.features.shape == (100 * 16 * 5 * 5, 16)
+    assert sample.features.shape == (100 * 6 * 8 * 8, 16)
     gaps = (1.0,) * 5
     engine.install(Calibration(engine.fingerprint, 1.0, 16, ((0, 1.0), (16_000, 0.5)), gaps, gaps, 100), SECRET)
     assert {segment.label for segment in engine.predict(scenes(1, 96, 64), [GOLD])[0]} <= set(spec.labels or ())
