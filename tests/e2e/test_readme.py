@@ -14,7 +14,10 @@ import pytest
 from deployments.config import REPOSITORY
 from tests.e2e.conftest import Application
 
-BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+README, RESEARCH = re.split("^## For researchers.*$", (REPOSITORY / "README.md").read_text(), flags=re.MULTILINE)
+AFTER = RESEARCH[RESEARCH.index("\n## ") :]
+"""What stands between needs no application: tests/policies/test_readme.py runs it."""
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README + AFTER, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize(("language", "code"), BLOCKS, ids=[f"{i}-{b[0]}" for i, b in enumerate(BLOCKS)])
