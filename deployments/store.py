@@ -57,8 +57,16 @@ class StoreAccess:
         Raises:
             Unavailable: it does not answer.
         """
-        url: str = await self.embedded.url.remote() if self.embedded else store_url(self.args)
-        return await TenantStore.connect(url)
+        if self.embedded is None:
+            return await TenantStore.connect(store_url(self.args))
+        embedded = self.embedded
+
+        async def locate() -> str:
+            # A restarted server may find its port taken, and then listens on another.
+            url: str = await embedded.url.remote()
+            return url
+
+        return await TenantStore.connect(await locate(), locate=locate)
 
     async def noise_secret(self, store: TenantStore) -> bytes:
         """The installation's noise secret: from the environment (AIM_NOISE_SECRET), else a file, else the store."""

@@ -13,7 +13,8 @@ import typer
 
 from policies.errors import ServiceError
 from tenants import show
-from tenants.admin import AdminError, TenantAdmin
+from tenants.admin import TenantAdmin
+from tenants.edits import AdminError
 from tenants.fields import iso, parse_moment
 from tenants.records import RecordError
 from tenants.seed import ENV_FILE, read_env

@@ -10,7 +10,8 @@ from policies.terms import Tier
 from tenants import keyspace
 from tenants.admission import Admission, Lease
 from tenants.entitlements import Entitlements, Limits
-from tenants.limits import QUOTAS, Standing, duration, exceeded, headers
+from tenants.limits import QUOTAS, Judgement, Standing, duration, exceeded, headers
+from tenants.records import LimitFields
 from tenants.settlement import Settlement, today
 from tenants.store import TenantStore
 from tenants.usage import read_days, read_usage
@@ -19,12 +20,15 @@ from tests.tenants.conftest import Backend, until
 MODEL = "m"
 
 
-def tenant(name: str = "acme", /, **limits: Any) -> Entitlements:
+def tenant(name: str = "acme", /, *, key: dict[str, int] | None = None, **limits: Any) -> Entitlements:
+    """A tenant with limits, and with `key` those of its API key beside them."""
     return Entitlements(
         tenant=name,
         name=name,
         tier=Tier(name="silver", utility=0.9),
         limits=Limits(**limits),
+        key_limits=None if key is None else LimitFields(**key),
+        key_id="ab" * 6,
         models=None,
         standing_focus={},
         key_prefix="",
@@ -279,8 +283,9 @@ def test_a_duration_is_written_as_openai_writes_it(milliseconds: int, text: str)
 
 
 def test_what_remains_is_never_negative() -> None:
-    assert headers(Limits(rpm=5), Standing(requests_used=9))["x-ratelimit-remaining-requests"] == "0"
-    assert exceeded("rpm", Limits(rpm=5), 1).retry_after == 1
+    judgement = Judgement("rpm", False, 1, Standing(requests_used=9), None)
+    assert headers(tenant(rpm=5), judgement)["x-ratelimit-remaining-requests"] == "0"
+    assert exceeded(tenant(rpm=5), judgement).retry_after == 1
 
 
 async def test_while_the_store_is_away_local_limits_hold_and_usage_is_held_and_booked_on_return(
