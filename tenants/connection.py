@@ -71,6 +71,12 @@ class Link:
         await self._client.initialize()
         return list(self._client.get_primaries())
 
+    async def scan(self, node: Any, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
+        """A page of the keys that match, of one of `primaries`, and where the next begins; 0 after the last."""
+        cursors, keys = await self.execute("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, node=node)
+        # A Cluster's client answers with a cursor for each node asked.
+        return int(next(iter(cursors.values())) if isinstance(cursors, dict) else cursors), keys
+
     async def drop_idle(self) -> None:
         """Close the connections that nothing uses now. A Cluster's client follows its nodes by itself."""
         if not self.clustered:

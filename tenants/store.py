@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from redis.asyncio.connection import AbstractConnection
@@ -190,13 +191,12 @@ class TenantStore:
         # Names are ours or validated, but a prefix is matched literally all the same.
         pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
         for node in await self._guarded(self._link.primaries):
-            cursor: Any = 0
+            cursor = 0
             while True:
-                command = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-                cursor, keys = await self._guarded(lambda c=command, n=node: self._link.execute(*c, node=n))  # type: ignore[misc]
+                cursor, keys = await self._guarded(partial(self._link.scan, node, cursor, pattern))
                 for key in keys:
                     yield key.decode("utf-8", "backslashreplace")
-                if int(cursor) == 0:
+                if cursor == 0:
                     break
 
     async def noise_secret(self) -> str:
