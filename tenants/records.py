@@ -58,7 +58,7 @@ class Terms(LimitFields):
 
     utility: Level | None = None
     utility_by_model: Mapping[str, Level] = Field(default_factory=dict)
-    labels: Annotated[int | None, Field(ge=1), unbounded("all")] = None
+    labels: Annotated[int | None, Field(ge=1, le=1_000_000), unbounded("all")] = None
     digits: Annotated[int | None, Field(ge=0, le=16), unbounded("all")] = None
     logprobs: bool | None = None
     weight: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] = 1.0

@@ -381,3 +381,34 @@ async def test_the_settlement_queue_is_bounded(backend: Backend, caplog: pytest.
         assert (await total(store))["requests"] == 10
         assert not admission.settler._ended
         await admission.aclose()
+
+
+async def test_a_key_has_limits_of_its_own_beside_its_tenants(store: TenantStore, admission: Admission) -> None:
+    own = tenant(rpm=10, key={"rpm": 4, "quota_images_day": 3})
+    assert [await attempt(admission, own) for _ in range(6)] == [True] * 4 + [False] * 2
+    with pytest.raises(LimitExceeded, match="4 requests per minute for this API key"):
+        await admission.admit(own, model=MODEL).__aenter__()
+    # The tenant's other keys go on, under its limit, to which this key's requests count.
+    assert [await attempt(admission, tenant(rpm=10)) for _ in range(8)] == [True] * 6 + [False] * 2
+    assert await admission.drain()
+    assert (await total(store))["requests"] == 10
+    of_key = (await read_usage(store, "acme", today(), key_id=own.key_id))[0].total
+    assert (of_key["requests"], of_key["rejected"]) == (4, 3)
+
+
+async def test_the_headers_and_what_is_left_speak_of_the_tighter_limit(admission: Admission) -> None:
+    own = tenant(rpm=10, tpm=100, key={"rpm": 4, "tpm": 1000, "concurrency": 2})
+    async with admission.admit(own, model=MODEL, tokens=30) as lease:
+        fields = lease.headers()
+        assert (fields["x-ratelimit-limit-requests"], fields["x-ratelimit-remaining-requests"]) == ("4", "3")
+        assert (fields["x-ratelimit-limit-tokens"], fields["x-ratelimit-remaining-tokens"]) == ("100", "70")
+        assert await admission.remaining(own) == {"rpm": 3, "tpm": 70, "concurrency": 1}
+
+
+async def test_tokens_that_an_estimate_reserved_come_back_to_tenant_and_key(admission: Admission) -> None:
+    own = tenant(tpm=1000, quota_tokens_day=1000, key={"tpm": 1000})
+    for _ in range(5):  # together they reserve far more than the limit
+        async with admission.admit(own, model=MODEL, tokens=900) as lease:
+            lease.settle(tokens_in=3, tokens_out=7)
+        assert await admission.drain()
+    assert await admission.remaining(own) == {"tpm": 950, "quota_tokens_day": 950}

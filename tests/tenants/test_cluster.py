@@ -85,25 +85,28 @@ async def test_limits_usage_and_settlements_of_many_tenants_and_of_keys(store: T
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_node_that_dies_fails_its_own_tenants_records_and_known_keys_go_on(tmp_path: Path) -> None:
     with running_cluster(tmp_path) as (url, processes):
-        async with await TenantStore.connect(url) as store:
-            admin = TenantAdmin(store)
-            keys = [await populate(admin, f"t{i}") for i in range(6)]
-            cache, admission = EntitlementCache(store, ttl_s=0.05), Admission(store)
-            await cache.start()
-            for key in keys:
-                await cache.authenticate(key)
-            processes[1].kill()
-            processes[1].wait()
-            await until(lambda: not cache.healthy[0])
-            for key in keys:
-                async with admission.admit(await cache.authenticate(key), model="m"):
-                    pass
-            with pytest.raises(LimitExceeded):
-                await admission.admit(tenant("t1", rpm=0), model="m").__aenter__()
-            await admission.aclose(0.0)
-            await cache.aclose()
-    del store, admin, cache, admission
+        await outlive_a_node(url, processes[1])
     gc.collect()
+
+
+async def outlive_a_node(url: str, node: subprocess.Popen[bytes]) -> None:
+    async with await TenantStore.connect(url) as store:
+        admin = TenantAdmin(store)
+        keys = [await populate(admin, f"t{i}") for i in range(6)]
+        cache, admission = EntitlementCache(store, ttl_s=0.05), Admission(store)
+        await cache.start()
+        for key in keys:
+            await cache.authenticate(key)
+        node.kill()
+        node.wait()
+        await until(lambda: not cache.healthy[0])
+        for key in keys:
+            async with admission.admit(await cache.authenticate(key), model="m"):
+                pass
+        with pytest.raises(LimitExceeded):
+            await admission.admit(tenant("t1", rpm=0), model="m").__aenter__()
+        await admission.aclose(0.0)
+        await cache.aclose()
 
 
 @pytest.mark.parametrize("url", ["redis+cluster://h:1/2", "redis+cluster://:pw@/", "redis+cluster://a:x"])
