@@ -109,8 +109,12 @@ class StoreArgs(BaseModel):
         default=None, description="file with the noise secret; None: the environment's AIM_NOISE_SECRET, or the store"
     )
     data_dir: str = Field(default=".data", description="folder of the embedded server and of the demo keys")
-    cache_ttl_s: Annotated[float, Field(gt=0.0, le=60.0)] = 1.0
-    stale_grace_s: Annotated[float, Field(ge=0.0)] = 300.0
+    cache_ttl_s: Annotated[float, Field(gt=0.0, le=3600.0)] = Field(
+        default=60.0, description="how long entitlements are used unasked while edits are announced; else a second"
+    )
+    stale_grace_s: Annotated[float, Field(ge=0.0)] = Field(
+        default=300.0, description="how long known keys are served while the store is away"
+    )
 
 
 class GatewayArgs(BaseModel):

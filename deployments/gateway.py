@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -20,6 +22,7 @@ from deployments.store import StoreAccess
 from deployments.ticket import Cost, Ticket
 from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
 from policies.terms import Focus, Modulation, resolve
+from tenants import limits
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.entitlements import Entitlements
@@ -50,22 +53,30 @@ class TenantGateway:
         self.infos: dict[str, ModelInfo] = {}
         self._handles = dict(models)
         self.store = await access.connect()
-        self.cache = EntitlementCache(self.store, ttl_s=args.store.cache_ttl_s, stale_grace_s=args.store.stale_grace_s)
+        grace = args.store.stale_grace_s
+        self.cache = EntitlementCache(self.store, ttl_s=args.store.cache_ttl_s, stale_grace_s=grace)
         await self.cache.start()
-        self.admission = Admission(self.store, stale_grace_s=args.store.stale_grace_s)
+        held = Path(args.store.data_dir) / "held"
+        self.admission = Admission(self.store, stale_grace_s=grace, held_dir=held.resolve())
+        await self.admission.start()
         self._discovery = [asyncio.create_task(self._discover(model_id)) for model_id in models]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self)
 
     async def authenticate(self, request: Request) -> Entitlements:
-        """Who calls: the key's tenant with its entitlements.
+        """Who calls: the key's tenant with its entitlements. Asked once a request, before its body is read.
 
         Raises:
             Unauthenticated, NotEntitled (suspended, or an invalid record), Unavailable (the store is away).
         """
+        known: Entitlements | None = getattr(request.state, "entitlements", None)
+        if known is not None:
+            return known
         entitlements = await self.cache.authenticate(_api_key(request))
+        request.state.entitlements = entitlements
         receipt: Receipt = request.state.receipt
+        receipt.limits = partial(self._limits, entitlements)
         receipt.headers["x-tenant-tier"] = quote(entitlements.tier.name)
         receipt.headers["x-policy-version"] = entitlements.version
         return entitlements
@@ -83,7 +94,7 @@ class TenantGateway:
             raise NotEntitled(
                 f"This key is not entitled to the model '{model_id}'.", param="model", code="model_not_entitled"
             )
-        if entitlements.scopes is not None and "inference" not in entitlements.scopes:
+        if not entitlements.may_infer():
             raise NotEntitled("This key's scopes do not include inference.", code="scope_not_entitled")
         if model_id not in self.infos:
             raise Unavailable(f"The model '{model_id}' is starting.", retry_after=5, code="model_starting")
@@ -128,6 +139,12 @@ class TenantGateway:
         except LimitExceeded:
             receipt.headers.update(lease.headers())
             raise
+
+    async def _limits(self, entitlements: Entitlements) -> dict[str, str]:
+        """The `x-ratelimit-*` headers of an answer to which no admission gave them."""
+        if all(held_to.rpm is held_to.tpm is None for _, held_to in limits.scopes(entitlements)):
+            return {}
+        return limits.headers(entitlements, await self.admission.look(entitlements))
 
     def models_for(self, entitlements: Entitlements) -> list[ModelInfo]:
         """The models that are ready and that the tenant may use."""

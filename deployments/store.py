@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +13,15 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.config import StoreArgs
 from deployments.console import announce
+from policies.errors import Unavailable
 from tenants.embedded import EmbeddedValkey
 from tenants.seed import ENV_FILE, read_env, seed_demo
 from tenants.store import TenantStore
+
+logger = logging.getLogger("deployments.store")
+
+STARTUP_PATIENCE_S = 600.0
+STARTUP_PAUSE_S = 0.5
 
 
 class EmbeddedStore:
@@ -52,13 +60,33 @@ class StoreAccess:
     args: StoreArgs
 
     async def connect(self) -> TenantStore:
-        """A connection to the store.
+        """A connection to the store; waits for one that is away, so that Serve gives a new replica no requests.
 
         Raises:
-            Unavailable: it does not answer.
+            ValueError: the URL is malformed.
+            Unavailable: it has not answered for `STARTUP_PATIENCE_S`.
         """
-        url: str = await self.embedded.url.remote() if self.embedded else store_url(self.args)
-        return await TenantStore.connect(url)
+        until = time.monotonic() + STARTUP_PATIENCE_S
+        while True:
+            try:
+                return await self._connect()
+            except Unavailable:
+                if time.monotonic() > until:
+                    raise
+                logger.warning("waiting for the tenant store")
+                await asyncio.sleep(STARTUP_PAUSE_S)
+
+    async def _connect(self) -> TenantStore:
+        if self.embedded is None:
+            return await TenantStore.connect(store_url(self.args))
+        embedded = self.embedded
+
+        async def locate() -> str:
+            # A restarted server may find its port taken, and then listens on another.
+            url: str = await embedded.url.remote()
+            return url
+
+        return await TenantStore.connect(await locate(), locate=locate)
 
     async def noise_secret(self, store: TenantStore) -> bytes:
         """The installation's noise secret: from the environment (AIM_NOISE_SECRET), else a file, else the store."""

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import getpass
+import hmac
 import json
-import os
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
-from tenants import keyspace
+from tenants import edits, keyspace
+from tenants.edits import AdminError, Changes
+from tenants.fields import iso, parse_moment
 from tenants.records import (
+    LIMIT_FIELDS,
     KeyRecord,
     RawHash,
     RecordError,
     TenantRecord,
     TierRecord,
-    dump_key,
     parse_key,
     parse_tenant,
     parse_tier,
 )
 from tenants.store import Command, TenantStore
 
-AUDIT_LENGTH = 100_000
-Changes = Mapping[str, str | None]
-"""Field to its new text; None or "" removes the field."""
 Record = TypeVar("Record")
-
-
-class AdminError(Exception):
-    """A change that is refused; the message names what is wrong, for a person."""
 
 
 class TenantAdmin:
@@ -39,7 +33,7 @@ class TenantAdmin:
 
     def __init__(self, store: TenantStore, who: str | None = None) -> None:
         self._store = store
-        self._who = who or _os_user()
+        self._who = who or edits.os_user()
 
     async def tier(self, name: str) -> TierRecord:
         """One tier."""
@@ -53,16 +47,22 @@ class TenantAdmin:
         """All tiers by name; one that does not validate is its error."""
         return await self._all(keyspace.TIER, parse_tier)
 
-    async def tenants(self) -> dict[str, TenantRecord | RecordError]:
-        """All tenants by id; one that does not validate is its error."""
-        return await self._all(keyspace.TENANT, parse_tenant)
+    async def tenants(self, ids: Sequence[str] | None = None) -> dict[str, TenantRecord | RecordError]:
+        """All tenants, or those named, by id; one that does not validate is its error."""
+        return await self._all(keyspace.TENANT, parse_tenant, ids)
 
     async def keys(self, tenant_id: str | None = None) -> dict[str, KeyRecord | RecordError]:
         """A tenant's keys, or all, by hash; one that does not validate is its error, and belongs to no tenant."""
         found = await self._all(keyspace.APIKEY, parse_key)
         if tenant_id is None:
             return found
-        return {d: key for d, key in found.items() if isinstance(key, KeyRecord) and key.tenant == tenant_id}
+        own = {d: key for d, key in found.items() if isinstance(key, KeyRecord) and key.tenant == tenant_id}
+        notes = await self._used(own)
+        return {d: key.model_copy(update=note) for (d, key), note in zip(own.items(), notes, strict=True)}
+
+    async def _used(self, digests: Collection[str]) -> list[dict[str, float]]:
+        texts = await self._store.pipeline([("GET", keyspace.used(digest)) for digest in digests]) if digests else []
+        return [{"last_used": parse_moment(text.decode())} if isinstance(text, bytes) else {} for text in texts]
 
     async def create_tier(self, name: str, fields: Changes) -> TierRecord:
         """Create a tier; `utility` is required."""
@@ -95,39 +95,108 @@ class TenantAdmin:
         )
 
     async def create_key(
-        self, tenant_id: str, *, label: str = "", expires_at: float | None = None, scopes: Collection[str] | None = None
+        self,
+        tenant_id: str,
+        *,
+        label: str = "",
+        expires_at: float | None = None,
+        scopes: Collection[str] | None = None,
+        limits: Mapping[str, str] | None = None,
     ) -> tuple[str, KeyRecord]:
-        """A new key of a tenant: the secret, which nothing keeps, and its record. `expires_at` in unix seconds."""
+        """A new key of a tenant: the secret, which nothing keeps, and its record. `expires_at` in unix seconds.
+
+        Args:
+            scopes: `inference`, `entitlements`, `model:<id>`; None is everything.
+            limits: limits of this key beside its tenant's, such as {"rpm": "60"}.
+        """
         secret = f"sk-{tenant_id}-{secrets.token_urlsafe(32)}"
-        record = KeyRecord(
-            digest=keyspace.key_digest(secret),
-            tenant=(await self.tenant(tenant_id)).id,
-            label=label,
-            prefix=f"sk-{tenant_id}-…{secret[-4:]}",
-            scopes=None if scopes is None else frozenset(scopes),
-            created_at=time.time(),
-            expires_at=expires_at,
-        )
-        fields = dump_key(record)
-        key = keyspace.apikey(record.digest)
-        parse_key(record.digest, {name.encode(): value.encode() for name, value in fields.items()})
-        await self._store.transact(
-            [key], lambda _: [_hset(key, fields), self._note("key create", tenant_id, record.id)]
-        )
+        digest = keyspace.key_digest(secret)
+        key = keyspace.apikey(digest)
+        fields = {
+            "tenant": (await self.tenant(tenant_id)).id,
+            "label": label,
+            "prefix": f"sk-{tenant_id}-…{secret[-4:]}",
+            "status": "active",
+            "created_at": iso(time.time()),
+            **({} if expires_at is None else {"expires_at": iso(expires_at)}),
+            **({} if scopes is None else {"scopes": ",".join(sorted(scopes))}),
+            **(limits or {}),
+        }
+        record = parse_key(digest, {name.encode(): value.encode() for name, value in fields.items()})
+        await self._store.edit(key, lambda _: [edits.hset(key, fields), self._note("key create", tenant_id, record.id)])
         return secret, record
+
+    async def rotate_key(self, reference: str, *, overlap_s: float) -> tuple[str, KeyRecord, KeyRecord]:
+        """A new key like an old one, which goes on for `overlap_s` seconds: secret, new record, old record."""
+        old = await self._find_key(reference)
+        if old.status == "revoked" or old.expired(time.time()):
+            raise AdminError(f"Key {old.id} is no longer valid; create a new one: tenants key create {old.tenant}")
+        ends = time.time() + overlap_s
+        if old.expires_at is not None:
+            ends = min(ends, old.expires_at)
+        limits = {name: str(limit) for name in LIMIT_FIELDS if (limit := getattr(old, name)) is not None}
+        secret, new = await self.create_key(
+            old.tenant, label=old.label, expires_at=old.expires_at, scopes=old.scopes, limits=limits
+        )
+        ended = await self._set_key(old, "key rotate", {"expires_at": iso(ends)}, f"{old.id} to {new.id}")
+        return secret, new, ended
+
+    async def set_key(self, reference: str, changes: Changes) -> KeyRecord:
+        """Change limits, scopes, label or expiry of the key with this id, prefix or secret."""
+        for field in changes:
+            if field not in (*LIMIT_FIELDS, "label", "scopes", "expires_at"):
+                raise AdminError(f"'{field}' of a key cannot be set; what can: label, scopes, expires_at and limits.")
+        record = await self._find_key(reference)
+        return await self._set_key(record, "key set", changes, json.dumps({"key": record.id, **changes}))
 
     async def revoke_key(self, reference: str) -> KeyRecord:
         """Revoke the key with this id (8 digits or more), prefix (`sk-acme-…abcd`) or secret."""
         record = await self._find_key(reference)
+        return await self._set_key(record, "key revoke", {"status": "revoked"}, record.id)
+
+    async def _set_key(self, record: KeyRecord, action: str, changes: Changes, detail: str) -> KeyRecord:
         key = keyspace.apikey(record.digest)
+        written: list[KeyRecord] = []
 
-        def build(hashes: list[dict[bytes, bytes]]) -> list[Command]:
-            if not hashes[0]:
+        def build(raw: RawHash) -> list[Command]:
+            if not raw:
                 raise AdminError("This key was deleted meanwhile.")
-            return [("HSET", key, "status", "revoked"), self._note("key revoke", record.tenant, record.id)]
+            after, commands = edits.changed(key, raw, changes)
+            written[:] = [parse_key(record.digest, after)]
+            return [*commands, self._note(action, record.tenant, detail)]
 
-        await self._store.transact([key], build)
-        return record.model_copy(update={"status": "revoked"})
+        await self._store.edit(key, build)
+        return written[0]
+
+    async def delete_tenant(self, tenant_id: str) -> int:
+        """Delete a tenant and its keys; its usage stays. How many keys there were."""
+        # Not `tenant()`: one that does not validate must be deletable.
+        key = keyspace.tenant(tenant_id)
+        try:
+            await self._record(key, _no_tenant(tenant_id))
+        except RecordError:
+            pass
+        digests = list(await self.keys(tenant_id))
+        for digest in digests:
+            await self._store.execute("DEL", keyspace.apikey(digest))
+        await self._delete(key, "tenant delete", tenant_id, f"{len(digests)} keys")
+        return len(digests)
+
+    async def delete_tier(self, name: str) -> None:
+        """Delete a tier that no tenant is of."""
+        key = keyspace.tier(name)
+        try:
+            await self._record(key, f"There is no tier '{name}'.")
+        except RecordError:
+            pass
+        users = [t.id for t in (await self.tenants()).values() if isinstance(t, TenantRecord) and t.tier == name]
+        if users:
+            raise AdminError(f"Tier '{name}' has {len(users)} tenants, such as '{users[0]}'; move them first.")
+        await self._delete(key, "tier delete", name, "")
+
+    async def _delete(self, key: str, action: str, subject: str, detail: str) -> None:
+        await self._store.execute("DEL", key)
+        await self._store.execute(*self._note(action, subject, detail))
 
     async def audit(self, count: int = 50) -> list[dict[str, str]]:
         """The last changes, newest first: `time` (unix seconds), `who`, `action`, `subject`, `detail`."""
@@ -160,13 +229,20 @@ class TenantAdmin:
             raise AdminError(missing)
         return raw
 
-    async def _all(self, prefix: str, parse: Callable[[str, RawHash], Record]) -> dict[str, Record | RecordError]:
-        keys = sorted({key async for key in self._store.scan(prefix)})
+    async def names(self, prefix: str) -> list[str]:
+        """What there is under a prefix of `keyspace`, sorted."""
+        return sorted({key.removeprefix(prefix) async for key in self._store.scan(prefix)})
+
+    async def _all(
+        self, prefix: str, parse: Callable[[str, RawHash], Record], names: Sequence[str] | None = None
+    ) -> dict[str, Record | RecordError]:
+        if names is None:
+            names = await self.names(prefix)
         found: dict[str, Record | RecordError] = {}
-        for key in keys:
-            name = key.removeprefix(prefix)
+        for name, raw in zip(names, await self._store.try_hashes([prefix + name for name in names]), strict=True):
             try:
-                raw = (await self._store.hashes(key))[0]
+                if isinstance(raw, RecordError):
+                    raise raw
                 if raw:
                     found[name] = parse(name, raw)
             except RecordError as error:
@@ -187,23 +263,17 @@ class TenantAdmin:
             raise AdminError(f"'{name}' is not a {kind}'s name: use letters, digits, '.', '_' and '-', 64 at most.")
         written: list[Record] = []
 
-        def build(hashes: list[dict[bytes, bytes]]) -> list[Command]:
-            raw = hashes[0]
+        def build(raw: RawHash) -> list[Command]:
             if create and raw:
                 raise AdminError(f"There already is a {kind} '{name}'.")
             if not create and not raw:
                 raise AdminError(f"There is no {kind} '{name}'.")
-            fields = {field: value for field, value in changes.items() if value}
-            gone = [field for field, value in changes.items() if not value and field.encode() in raw]
-            after = {field: value for field, value in raw.items() if field.decode("utf-8", "replace") not in gone}
-            after |= {field.encode(): value.encode() for field, value in fields.items()}
+            after, commands = edits.changed(key, raw, changes)
             written[:] = [parse(name, after)]
-            commands = [_hset(key, fields)] if fields else []
-            commands += [("HDEL", key, *gone)] if gone else []
-            detail = json.dumps({**fields, **dict.fromkeys(gone)}, ensure_ascii=False)
+            detail = json.dumps({field: value or None for field, value in changes.items()}, ensure_ascii=False)
             return [*commands, self._note(f"{kind} {'create' if create else 'set'}", name, detail)]
 
-        await self._store.transact([key], build)
+        await self._store.edit(key, build)
         return written[0]
 
     async def _find_key(self, reference: str) -> KeyRecord:
@@ -212,7 +282,11 @@ class TenantAdmin:
             key
             for key in (await self.keys()).values()
             if isinstance(key, KeyRecord)
-            and (key.digest == digest or key.prefix == wanted or (len(wanted) >= 8 and key.digest.startswith(wanted)))
+            and (
+                hmac.compare_digest(key.digest, digest)
+                or key.prefix == wanted
+                or (len(wanted) >= 8 and key.digest.startswith(wanted))
+            )
         ]
         if not matches:
             raise AdminError("There is no such key; `tenants key list <tenant>` shows ids and prefixes.")
@@ -221,20 +295,8 @@ class TenantAdmin:
         return matches[0]
 
     def _note(self, action: str, subject: str, detail: str) -> Command:
-        what = ("who", self._who, "action", action, "subject", subject, "detail", detail)
-        return ("XADD", keyspace.AUDIT, "MAXLEN", "~", AUDIT_LENGTH, "*", *what)
-
-
-def _hset(key: str, fields: Mapping[str, str]) -> Command:
-    return ("HSET", key, *(part for pair in fields.items() for part in pair))
+        return edits.note(self._who, action, subject, detail)
 
 
 def _no_tenant(tenant_id: str) -> str:
     return f"There is no tenant '{tenant_id}'."
-
-
-def _os_user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        return f"uid {os.getuid()}"

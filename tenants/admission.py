@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from pathlib import Path
 from types import TracebackType
 
-from policies.errors import LimitExceeded, Unavailable
+from policies.errors import Unavailable
 from tenants import keyspace, limits, scripts
 from tenants.entitlements import Entitlements
-from tenants.limits import Standing
+from tenants.journal import Journal
+from tenants.limits import Judgement, Standing
 from tenants.local import LocalLimits
 from tenants.settlement import Settlement, Settler, today
 from tenants.store import TenantStore
@@ -18,6 +20,7 @@ from tenants.store import TenantStore
 logger = logging.getLogger(__name__)
 
 LEASE_S = 300.0
+_UNKNOWN = Judgement("", False, 0, Standing(), None)
 _ADMIT = scripts.load("admit")
 
 
@@ -26,10 +29,11 @@ class Admission:
 
     Args:
         stale_grace_s: how long requests are admitted under limits of this process alone while the store is away.
+        held_dir: folder where settlements that the store cannot take are kept; None keeps them in memory alone.
     """
 
-    def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0) -> None:
-        self.settler = Settler(store)
+    def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
+        self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
         self.local = LocalLimits()
         self._store = store
         self._grace = stale_grace_s
@@ -57,49 +61,65 @@ class Admission:
         """
         return Lease(self, entitlements, model, requests, images, tokens, lease_s)
 
-    async def remaining(self, entitlements: Entitlements) -> dict[str, float]:
-        """What is left of each limit that is set, by name; of this process's own counts while the store is away."""
+    async def look(self, entitlements: Entitlements) -> Judgement:
+        """What is used of a tenant's limits; of this process's own counts while the store is away."""
+        lease = Lease(self, entitlements, "", 0, 0, 0, 0.0)
         try:
-            _, _, standing = await self.ask("look", Lease(self, entitlements, "", 0, 0, 0, 0.0))
+            return await self.ask("look", lease)
         except Unavailable:
-            _, _, standing = self.local.judge(entitlements.tenant, entitlements.limits, 0, 0)
-        return limits.remaining(entitlements.limits, standing)
+            return self.local.judge(entitlements, 0, 0)
+
+    async def remaining(self, entitlements: Entitlements) -> dict[str, float]:
+        """What is left of each limit that is set, by name."""
+        return limits.remaining(entitlements, await self.look(entitlements))
+
+    async def start(self) -> None:
+        """Take over the settlements that gateways of this machine left behind."""
+        await self.settler.start()
 
     async def drain(self, timeout_s: float = 5.0) -> bool:
         """Wait until every settlement is with the store; False if that takes longer."""
         return await self.settler.drain(timeout_s)
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
-        """Settle what is left, within `timeout_s`."""
+        """Settle what is left, within `timeout_s`; what the store does not take is kept for the next gateway."""
         await self.settler.aclose(timeout_s)
 
-    async def ask(self, mode: str, lease: Lease) -> tuple[str, int, Standing]:
+    async def ask(self, mode: str, lease: Lease) -> Judgement:
         """One run of `admit.lua`; raises Unavailable while the store is away."""
-        tenant = lease.entitlements.tenant
-        keys = (
-            keyspace.requests_window(tenant),
-            keyspace.tokens_window(tenant),
-            keyspace.leases(tenant),
-            keyspace.lease(tenant, lease.id),
-            keyspace.usage(tenant),
-        )
-        amounts = (lease.requests, lease.images, lease.tokens, *limits.as_arguments(lease.entitlements.limits))
+        own = lease.entitlements
+        keys: list[str] = []
+        amounts: list[int] = [lease.requests, lease.images, lease.tokens]
+        for key_id, held_to in limits.scopes(own):
+            keys += [
+                keyspace.requests_window(own.tenant, key_id),
+                keyspace.tokens_window(own.tenant, key_id),
+                keyspace.leases(own.tenant, key_id),
+                keyspace.usage(own.tenant, key_id),
+            ]
+            amounts += limits.as_arguments(held_to)
+        keys.insert(4, keyspace.lease(own.tenant, lease.id))
         # Only a concurrency limit minds leases that have ended but are not settled yet.
-        ended = () if lease.entitlements.limits.concurrency is None else self.settler.ended(tenant)
+        limited = any(held_to.concurrency is not None for _, held_to in limits.scopes(own))
+        ended = self.settler.ended(own.tenant) if limited else ()
         arguments = (mode, lease.id, round(lease.lease_s * 1000), lease.model, *amounts, *ended)
         answer = limits.read_answer(await self._store.run(_ADMIT, keys, arguments))
         self._away_since = None
         return answer
 
-    def ask_locally(self, lease: Lease, error: Unavailable) -> tuple[str, int, Standing]:
+    def ask_locally(self, lease: Lease, error: Unavailable) -> Judgement:
         """The answer of this process's own counts, within the grace; raises `error` after it."""
         now = time.monotonic()
         if self._away_since is None:
             self._away_since = now
             logger.warning("admitting under local limits: the tenant store is away")
         if now - self._away_since > self._grace:
-            raise error
-        return self.local.judge(lease.entitlements.tenant, lease.entitlements.limits, lease.requests, lease.tokens)
+            raise Unavailable(
+                f"The tenant store has been away for over {self._grace:g} s; nothing is served until it is back.",
+                retry_after=error.retry_after,
+                code="store_unavailable",
+            ) from error
+        return self.local.judge(lease.entitlements, lease.requests, lease.tokens)
 
 
 class Lease:
@@ -110,7 +130,7 @@ class Lease:
 
     __slots__ = (
         *("id", "entitlements", "model", "requests", "images", "tokens", "lease_s"),
-        *("_admission", "_standing", "_used", "_held"),
+        *("_admission", "_judgement", "_used", "_held"),
     )
 
     def __init__(
@@ -132,7 +152,7 @@ class Lease:
         self.tokens = tokens
         self.lease_s = lease_s
         self._admission = admission
-        self._standing = Standing()
+        self._judgement = _UNKNOWN
         self._used: tuple[int, int, int] | None = None
         self._held = ""
 
@@ -142,40 +162,36 @@ class Lease:
 
     def headers(self) -> dict[str, str]:
         """The `x-ratelimit-*` headers of the limits that are set, as of the admission or of the refusal."""
-        return limits.headers(self.entitlements.limits, self._standing)
+        return {} if self._judgement is _UNKNOWN else limits.headers(self.entitlements, self._judgement)
 
     async def __aenter__(self) -> Lease:
-        tenant = self.entitlements.tenant
         uncertain = True
         try:
             try:
-                verdict, wait_ms, self._standing = await self._admission.ask("admit", self)
+                self._judgement = await self._admission.ask("admit", self)
                 uncertain = False
             except Unavailable as error:
                 uncertain = error.__cause__ is not None
-                verdict, wait_ms, self._standing = self._admission.ask_locally(self, error)
+                self._judgement = self._admission.ask_locally(self, error)
                 # The store may have admitted it just before its answer was lost; a held settlement covers both.
                 self._held = today()
-            if verdict:
-                raise self._refusal(verdict, wait_ms)
+            if self._judgement.verdict:
+                raise limits.exceeded(self.entitlements, self._judgement)
         except BaseException:
             if uncertain:
                 self._abandon()
             raise
-        self._admission.local.start(tenant, self.requests, self.tokens)
+        self._admission.local.start(self.entitlements, self.requests, self.tokens)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.local.end(self.entitlements.tenant)
+        self._admission.local.end(self.entitlements)
         if self._used is None:
             self._used = (self.images, self.tokens, 0) if kind is None else (0, 0, 0)
         images, tokens_in, tokens_out = self._used
         self._put(self.requests, images, tokens_in, tokens_out)
-
-    def _refusal(self, verdict: str, wait_ms: int) -> LimitExceeded:
-        return limits.exceeded(verdict, self.entitlements.limits, wait_ms)
 
     def _abandon(self) -> None:
         """Undo an admission that the store may have made without our hearing of it."""
@@ -183,7 +199,9 @@ class Lease:
         self._put(0, 0, 0, 0, abandoned=True)
 
     def _put(self, requests: int, images: int, tokens_in: int, tokens_out: int, *, abandoned: bool = False) -> None:
-        tenant = self.entitlements.tenant
+        own = self.entitlements
+        key_id = "" if own.key_limits is None else own.key_id
+        amounts = (requests, images, tokens_in, tokens_out)
         self._admission.settler.put(
-            Settlement(tenant, self.id, self.model, requests, images, tokens_in, tokens_out, self._held, abandoned)
+            Settlement(own.tenant, self.id, self.model, *amounts, key_id=key_id, held=self._held, abandoned=abandoned)
         )

@@ -1,22 +1,27 @@
 -- Admit a request, or say which limit forbids it; a refused one costs nothing but a `rejected` counter.
 -- KEYS  1 rpm:{t}, 2 tpm:{t}  requests and tokens by unix second
 --       3 leases:{t}          running requests: lease id, expiry in unix ms
---       4 lease:{t}:<id>      what this request is booked with
---       5 usage:{t}           stem; :<yyyy-mm-dd> and :<yyyy-mm> of the server's clock are appended (same hash tag)
+--       4 usage:{t}           stem; :<yyyy-mm-dd> and :<yyyy-mm> of the server's clock are appended (same hash tag)
+--       5 lease:{t}:<id>      what this request is booked with
+--       6-9 as 1-4, of an API key that has limits of its own; absent for others
 -- ARGV  1 'admit', or 'look' to change nothing, 2 lease id, 3 lease in ms, 4 model
 --       5 requests, 6 images, 7 tokens reserved
 --       8 rpm, 9 tpm, 10 concurrency; -1 is unlimited
 --       11-16 quotas: requests, images, tokens, each a day and a month; -1 is unlimited
---       17... lease ids that have ended but are not settled yet
--- Answer: { limit that forbids it or '', ms to wait (-1: no wait helps),
---           requests used, ms until none is, tokens used, ms until none is, running, the six quotas used }
+--       17-25 as 8-16, where there are keys 6-9
+--       then lease ids that have ended but are not settled yet
+-- Answer: { limit that forbids it or '', 1 if the tenant's or 2 if the key's, ms to wait (-1: no wait helps),
+--           requests used, ms until none is, tokens used, ms until none is, running, the six quotas used,
+--           and these eleven again of the key }
 local WINDOW = 60
 local USAGE_TTL = 400 * 86400
-local LEASE_GRACE = 86400
+local LEASE_GRACE = 7 * 86400
+local LIMITS = 9
 
 local time = redis.call('TIME')
 local now = tonumber(time[1])
 local exact = now + tonumber(time[2]) / 1000000
+local first_ended
 local requests, images, tokens = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 
 -- The civil calendar from days since 1970 (H. Hinnant, chrono-compatible low-level date algorithms).
@@ -65,78 +70,115 @@ local function window(key, limit, amount)
   return used, newest and until_gone(newest) or 0, wait
 end
 
-local function count(period, field, amount)
+local today = date(now)
+local month = string.sub(today, 1, 7)
+local TOKENS = { 'tokens_in', 'tokens_out', 'tokens_reserved' }
+local QUOTAS = {
+  { 'quota_requests_day', today, { 'requests' }, requests }, { 'quota_requests_month', month, { 'requests' }, requests },
+  { 'quota_images_day', today, { 'images' }, images }, { 'quota_images_month', month, { 'images' }, images },
+  { 'quota_tokens_day', today, TOKENS, tokens }, { 'quota_tokens_month', month, TOKENS, tokens },
+}
+
+local function count(scope, period, field, amount)
   if amount == 0 then return end
-  local key = KEYS[5] .. ':' .. period
+  local key = scope.usage .. ':' .. period
   redis.call('HINCRBY', key, field, amount)
   redis.call('HINCRBY', key, field .. ':' .. ARGV[4], amount)
   redis.call('EXPIRE', key, USAGE_TTL)
 end
 
-local today = date(now)
-local month = string.sub(today, 1, 7)
-
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', exact * 1000)
-for i = 17, #ARGV do redis.call('ZREM', KEYS[3], ARGV[i]) end
-local running = redis.call('ZCARD', KEYS[3])
-local rpm_used, rpm_reset, rpm_wait = window(KEYS[1], tonumber(ARGV[8]), requests)
-local tpm_used, tpm_reset, tpm_wait = window(KEYS[2], tonumber(ARGV[9]), tokens)
-local concurrency = tonumber(ARGV[10])
-
-local quotas = {
-  { 'quota_requests_day', today, { 'requests' }, requests }, { 'quota_requests_month', month, { 'requests' }, requests },
-  { 'quota_images_day', today, { 'images' }, images }, { 'quota_images_month', month, { 'images' }, images },
-  { 'quota_tokens_day', today, { 'tokens_in', 'tokens_out', 'tokens_reserved' }, tokens },
-  { 'quota_tokens_month', month, { 'tokens_in', 'tokens_out', 'tokens_reserved' }, tokens },
-}
-local verdict, wait, quotas_used = '', 0, {}
-for i, quota in ipairs(quotas) do
-  local limit, used = tonumber(ARGV[10 + i]), 0
-  if limit >= 0 then
-    for _, value in ipairs(redis.call('HMGET', KEYS[5] .. ':' .. quota[2], unpack(quota[3]))) do
-      used = used + (tonumber(value) or 0)
-    end
-    if quota[4] > 0 and used + quota[4] > limit then
-      local midnight = now - now % 86400 + 86400
-      while quota[2] == month and string.sub(date(midnight), 1, 7) == month do midnight = midnight + 86400 end
-      verdict, wait = quota[1], math.ceil((midnight - exact) * 1000)
-    end
-  end
-  quotas_used[i] = used
+local function until_midnight(period)
+  local midnight = now - now % 86400 + 86400
+  while period == month and string.sub(date(midnight), 1, 7) == month do midnight = midnight + 86400 end
+  return math.ceil((midnight - exact) * 1000)
 end
-if verdict == '' then
-  if rpm_wait ~= 0 then verdict, wait = 'rpm', rpm_wait
-  elseif tpm_wait ~= 0 then verdict, wait = 'tpm', tpm_wait
-  elseif concurrency >= 0 and running >= concurrency then verdict, wait = 'concurrency', concurrency == 0 and -1 or 1000
+
+-- What a scope (the tenant, or one key) has used, and the limit of it that forbids the request.
+local function judge(scope)
+  scope.requests, scope.requests_reset, scope.rpm_wait = window(scope.rpm, scope.limit(1), requests)
+  scope.tokens, scope.tokens_reset, scope.tpm_wait = window(scope.tpm, scope.limit(2), tokens)
+  redis.call('ZREMRANGEBYSCORE', scope.leases, '-inf', exact * 1000)
+  for i = first_ended, #ARGV do redis.call('ZREM', scope.leases, ARGV[i]) end
+  scope.running = redis.call('ZCARD', scope.leases)
+  scope.verdict, scope.wait, scope.quotas = '', 0, {}
+  for i, quota in ipairs(QUOTAS) do
+    local limit, used = scope.limit(3 + i), 0
+    if limit >= 0 then
+      for _, value in ipairs(redis.call('HMGET', scope.usage .. ':' .. quota[2], unpack(quota[3]))) do
+        used = used + (tonumber(value) or 0)
+      end
+      if quota[4] > 0 and used + quota[4] > limit then
+        scope.verdict, scope.wait = quota[1], until_midnight(quota[2])
+      end
+    end
+    scope.quotas[i] = used
+  end
+  if scope.verdict ~= '' then return end
+  local concurrency = scope.limit(3)
+  if scope.rpm_wait ~= 0 then scope.verdict, scope.wait = 'rpm', scope.rpm_wait
+  elseif scope.tpm_wait ~= 0 then scope.verdict, scope.wait = 'tpm', scope.tpm_wait
+  elseif concurrency >= 0 and scope.running >= concurrency then
+    scope.verdict, scope.wait = 'concurrency', concurrency == 0 and -1 or 1000
   end
 end
 
+local function book(scope, lease_ms)
+  local reset = math.ceil((now + WINDOW + 1 - exact) * 1000)
+  if scope.limit(1) >= 0 then
+    redis.call('HINCRBY', scope.rpm, now, requests)
+    redis.call('EXPIRE', scope.rpm, WINDOW + 2)
+    scope.requests, scope.requests_reset = scope.requests + requests, reset
+  end
+  if scope.limit(2) >= 0 and tokens > 0 then
+    redis.call('HINCRBY', scope.tpm, now, tokens)
+    redis.call('EXPIRE', scope.tpm, WINDOW + 2)
+    scope.tokens, scope.tokens_reset = scope.tokens + tokens, reset
+  end
+  redis.call('ZADD', scope.leases, math.floor(exact * 1000) + lease_ms, ARGV[2])
+  redis.call('EXPIRE', scope.leases, math.ceil(lease_ms / 1000) + LEASE_GRACE)
+  for _, period in ipairs({ today, month }) do
+    count(scope, period, 'requests', requests)
+    count(scope, period, 'images', images)
+    count(scope, period, 'tokens_reserved', tokens)
+  end
+  scope.running = scope.running + 1
+end
+
+local function scope_of(first_key, usage_key, first_limit)
+  return {
+    rpm = KEYS[first_key], tpm = KEYS[first_key + 1], leases = KEYS[first_key + 2], usage = KEYS[usage_key],
+    limit = function(i) return tonumber(ARGV[first_limit + i - 1]) end,
+  }
+end
+
+local scopes = { scope_of(1, 4, 8) }
+if #KEYS > 5 then scopes[2] = scope_of(6, 9, 8 + LIMITS) end
+first_ended = 8 + LIMITS * #scopes
+local verdict, whose, wait = '', 0, 0
+for i, scope in ipairs(scopes) do
+  judge(scope)
+  if verdict == '' and scope.verdict ~= '' then verdict, whose, wait = scope.verdict, i, scope.wait end
+end
 if ARGV[1] == 'admit' then
-  if verdict ~= '' then
-    count(today, 'rejected', 1)
-    count(month, 'rejected', 1)
-  else
-    local lease_ms = tonumber(ARGV[3])
-    if tonumber(ARGV[8]) >= 0 then
-      redis.call('HINCRBY', KEYS[1], now, requests)
-      redis.call('EXPIRE', KEYS[1], WINDOW + 2)
-      rpm_used, rpm_reset = rpm_used + requests, math.ceil((now + WINDOW + 1 - exact) * 1000)
+  local lease_ms = tonumber(ARGV[3])
+  for _, scope in ipairs(scopes) do
+    if verdict == '' then
+      book(scope, lease_ms)
+    else
+      count(scope, today, 'rejected', 1)
+      count(scope, month, 'rejected', 1)
     end
-    if tonumber(ARGV[9]) >= 0 and tokens > 0 then
-      redis.call('HINCRBY', KEYS[2], now, tokens)
-      redis.call('EXPIRE', KEYS[2], WINDOW + 2)
-      tpm_used, tpm_reset = tpm_used + tokens, math.ceil((now + WINDOW + 1 - exact) * 1000)
-    end
-    redis.call('ZADD', KEYS[3], math.floor(exact * 1000) + lease_ms, ARGV[2])
-    redis.call('EXPIRE', KEYS[3], math.ceil(lease_ms / 1000) + LEASE_GRACE)
-    redis.call('HSET', KEYS[4], 'day', today, 'second', now, 'requests', requests, 'images', images, 'tokens', tokens)
-    redis.call('EXPIRE', KEYS[4], math.ceil(lease_ms / 1000) + LEASE_GRACE)
-    for _, period in ipairs({ today, month }) do
-      count(period, 'requests', requests)
-      count(period, 'images', images)
-      count(period, 'tokens_reserved', tokens)
-    end
-    running = running + 1
+  end
+  if verdict == '' then
+    redis.call('HSET', KEYS[5], 'day', today, 'second', now, 'requests', requests, 'images', images, 'tokens', tokens)
+    redis.call('EXPIRE', KEYS[5], math.ceil(lease_ms / 1000) + LEASE_GRACE)
   end
 end
-return { verdict, wait, rpm_used, rpm_reset, tpm_used, tpm_reset, running, unpack(quotas_used) }
+local answer = { verdict, whose, wait }
+for _, scope in ipairs(scopes) do
+  for _, value in ipairs({ scope.requests, scope.requests_reset, scope.tokens, scope.tokens_reset, scope.running }) do
+    answer[#answer + 1] = value
+  end
+  for _, used in ipairs(scope.quotas) do answer[#answer + 1] = used end
+end
+return answer

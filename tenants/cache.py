@@ -10,20 +10,22 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from policies.errors import NotEntitled, ServiceError, Unauthenticated, Unavailable
-from tenants import keyspace, scripts
+from tenants import keyspace, tasks
 from tenants.entitlements import Entitlements
 from tenants.fields import iso
 from tenants.invalidation import InvalidationFeed
 from tenants.resolution import Refusal, Resolution, resolve
-from tenants.store import TenantStore
+from tenants.store import READ_BATCH, TenantStore
 
 logger = logging.getLogger(__name__)
 
 CAPACITY = 10_000
 LONGEST_KEY = 512
+UNANNOUNCED_TTL_S = 1.0
+"""How long an entry is used while nothing announces its edits."""
 TOUCH_EVERY_S = 300.0
 TOUCH_FLUSH_S = 5.0
-_TOUCH = scripts.load("touch")
+TOUCH_KEPT_S = 400 * 86400
 _NEVER = float("-inf")
 INVALID = "invalid_api_key"
 
@@ -41,12 +43,13 @@ class EntitlementCache:
     """Entitlements by API key, for one gateway replica.
 
     Args:
-        ttl_s: how long an entry is used without asking the store again; the bound where announcements fail.
+        ttl_s: how long an entry is used without asking the store again while edits are announced; while they are not,
+            at most a second.
         stale_grace_s: how long known keys go on while the store is away.
     """
 
     def __init__(
-        self, store: TenantStore, ttl_s: float = 1.0, stale_grace_s: float = 300.0, *, capacity: int = CAPACITY
+        self, store: TenantStore, ttl_s: float = 60.0, stale_grace_s: float = 300.0, *, capacity: int = CAPACITY
     ) -> None:
         self._store = store
         self._ttl = ttl_s
@@ -58,7 +61,7 @@ class EntitlementCache:
         self._fetching: dict[str, asyncio.Task[Resolution | None | Unavailable]] = {}
         self._epoch = 0
         self._touched: dict[str, float] = {}
-        self._touching: set[str] = set()
+        self._to_note: set[str] = set()
         self._feed = InvalidationFeed(store, self)
         self._toucher: asyncio.Task[None] | None = None
 
@@ -70,25 +73,24 @@ class EntitlementCache:
 
     async def aclose(self) -> None:
         """Stop listening. The store stays open."""
-        if self._toucher is not None:
-            self._toucher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._toucher
-            self._toucher = None
+        toucher, self._toucher = self._toucher, None
+        await tasks.end(toucher)
         await self._feed.aclose()
         for task in list(self._fetching.values()):
-            task.cancel()
+            await tasks.end(task)
 
     @property
     def healthy(self) -> tuple[bool, str]:
         """Whether the store answers, and what is wrong; for readiness, never for liveness."""
-        away = self._store.breaker.open_for()
-        if away:
-            return False, f"the tenant store has been away for {away:.0f} s; known keys are served from cache"
+        if problem := self._store.problem:
+            return False, problem
         if not self._feed.connected:
             refused = self._feed.problem.startswith("the server refuses")
             return refused, f"edits of entitlements are not announced: {self._feed.problem}"
         return True, "ok"
+
+    def _fresh_for(self) -> float:
+        return self._ttl if self._feed.connected else min(self._ttl, UNANNOUNCED_TTL_S)
 
     async def authenticate(self, api_key: str) -> Entitlements:
         """The entitlements behind an API key.
@@ -118,7 +120,7 @@ class EntitlementCache:
         entry = self._entries.get(digest)
         if entry is not None:
             self._entries.move_to_end(digest)
-            return entry.resolution if now - entry.fetched_at < self._ttl else None
+            return entry.resolution if now - entry.fetched_at < self._fresh_for() else None
         if self._unknown.get(digest, _NEVER) > now:
             raise _unknown_key()
         return None
@@ -146,7 +148,7 @@ class EntitlementCache:
         now = time.monotonic()
         self._drop(digest)
         if found is None:
-            self._unknown[digest] = now + self._ttl
+            self._unknown[digest] = now + self._fresh_for()
             while len(self._unknown) > self._capacity:
                 self._unknown.popitem(last=False)
             return None
@@ -191,11 +193,7 @@ class EntitlementCache:
             self._dependents.clear()
             self._unknown.clear()
             return
-        digest = key.removeprefix(keyspace.APIKEY)
-        self._unknown.pop(digest, None)
-        if digest in self._touching and digest in self._entries:
-            self._entries[digest].fetched_at = _NEVER
-            return
+        self._unknown.pop(key.removeprefix(keyspace.APIKEY), None)
         for dependent in list(self._dependents.get(key, ())):
             self._drop(dependent)
 
@@ -216,21 +214,21 @@ class EntitlementCache:
         now = time.time()
         if now - self._touched.get(digest, _NEVER) >= TOUCH_EVERY_S:
             self._touched[digest] = now
-            self._touching.add(digest)
+            self._to_note.add(digest)
 
     async def _touch_loop(self) -> None:
         while True:
             await asyncio.sleep(TOUCH_FLUSH_S)
-            batch = list(self._touching)
-            if batch:
-                calls = [([keyspace.apikey(digest)], [iso(self._touched[digest])]) for digest in batch]
+            waiting = list(self._to_note)
+            for start in range(0, len(waiting), READ_BATCH):
+                batch = waiting[start : start + READ_BATCH]
+                # Rough on purpose: a use costs the store one write in five minutes.
+                notes = [("SET", keyspace.used(d), iso(self._touched[d]), "EX", TOUCH_KEPT_S) for d in batch]
                 with contextlib.suppress(Unavailable):
-                    await self._store.run_many(_TOUCH, calls)
-                # Our own writes are announced too; a moment covers the announcement.
-                await asyncio.sleep(0.1)
-                self._touching.difference_update(batch)
+                    await self._store.pipeline(notes)
+                    self._to_note.difference_update(batch)
             if len(self._touched) > 2 * self._capacity:
-                self._touched.clear()
+                self._touched = {digest: self._touched[digest] for digest in self._to_note}
 
 
 def _unknown_key() -> Unauthenticated:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
-import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from datetime import date
+from typing import Annotated, Any
 
 import typer
 
-from policies.errors import ServiceError
-from tenants import show
-from tenants.admin import AdminError, TenantAdmin
-from tenants.fields import iso, parse_moment
-from tenants.records import RecordError
-from tenants.seed import ENV_FILE, read_env
+from tenants import cli_keys, cli_manifest, cli_tiers, keyspace, show
+from tenants.admin import TenantAdmin
+from tenants.console import Assignments, Json, TenantId, Yes, assignments, complete_tier, failure, run
 from tenants.store import TenantStore
-from tenants.usage import read_days, read_usage
-
-T = TypeVar("T")
-TIMEOUT_S = 5.0
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Assignments = Annotated[list[str], typer.Argument(metavar="FIELD=VALUE...", help="An empty value removes the field.")]
-TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Tenant id.")]
-TierName = Annotated[str, typer.Argument(metavar="TIER", help="Tier name.")]
+from tenants.usage import days_between, last_days, read_usage
 
 app = typer.Typer(help="Manage tiers, tenants and API keys.", no_args_is_help=True, pretty_exceptions_enable=False)
-tier_app = typer.Typer(help="Tiers: what is sold.", no_args_is_help=True)
-key_app = typer.Typer(help="API keys.", no_args_is_help=True)
-app.add_typer(tier_app, name="tier")
-app.add_typer(key_app, name="key")
+app.add_typer(cli_tiers.app, name="tier")
+app.add_typer(cli_keys.app, name="key")
+app.command()(cli_manifest.apply)
+app.command()(cli_manifest.export)
 
 
 @app.callback()
@@ -46,35 +32,49 @@ def main(
 
 
 @app.command("list")
-def list_tenants(context: typer.Context, as_json: Json = False) -> None:
-    """List tenants."""
-    show.tenants(_run(context, lambda admin, _: admin.tenants()), as_json)
+def list_tenants(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="Most tenants to show.")] = 100,
+    after: Annotated[str, typer.Option(help="Begin behind this tenant id.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List tenants in the order of their ids, a page at a time."""
+
+    async def read(admin: TenantAdmin, _: TenantStore) -> Any:
+        ids = [name for name in await admin.names(keyspace.TENANT) if name > after]
+        return await admin.tenants(ids[:limit]), len(ids) - limit
+
+    page, left = run(context, read)
+    show.tenants(page, as_json)
+    if left > 0:
+        typer.echo(f"{left} more: tenants list --after {list(page)[-1]}", err=True)
 
 
 @app.command("show")
 def show_tenant(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
     """Show one tenant: its tier, overrides and standing focus."""
-    show.tenant(_run(context, lambda admin, _: admin.tenant(tenant)), as_json)
+    show.tenant(run(context, lambda admin, _: admin.tenant(tenant)), as_json)
 
 
 @app.command("create")
 def create_tenant(
     context: typer.Context,
     tenant: TenantId,
-    tier: Annotated[str, typer.Option(help="An existing tier.")],
+    tier: Annotated[str, typer.Option(help="An existing tier.", autocompletion=complete_tier)],
     name: Annotated[str, typer.Option(help="Name for people; default: the id.")] = "",
+    as_json: Json = False,
 ) -> None:
     """Create a tenant."""
-    _run(context, lambda admin, _: admin.create_tenant(tenant, tier=tier, name=name))
-    typer.echo(f"Created {tenant} ({tier}). Next: tenants key create {tenant}")
+    record = run(context, lambda admin, _: admin.create_tenant(tenant, tier=tier, name=name))
+    show.done(show.tenant_fields(record), f"Created {tenant} ({tier}). Next: tenants key create {tenant}", as_json)
 
 
 @app.command("set")
-def set_tenant(context: typer.Context, tenant: TenantId, fields: Assignments) -> None:
+def set_tenant(context: typer.Context, tenant: TenantId, fields: Assignments, as_json: Json = False) -> None:
     """Set fields of a tenant: tier=gold rpm=600 utility:resnet18-cifar10=0.8."""
-    changes = _assignments(fields)
-    _run(context, lambda admin, _: admin.set_tenant(tenant, changes))
-    typer.echo(f"Set {', '.join(changes)} of {tenant}.")
+    changes = assignments(fields)
+    record = run(context, lambda admin, _: admin.set_tenant(tenant, changes))
+    show.done(show.tenant_fields(record), f"Set {', '.join(changes)} of {tenant}.", as_json)
 
 
 @app.command("focus")
@@ -86,49 +86,73 @@ def set_focus(
         list[str] | None,
         typer.Argument(metavar="CLASS=STRENGTH...", help="In (-1, 1); 0 removes it; none: show the focus."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Set a tenant's standing focus on a model: pedestrian=0.9."""
-    wanted = {term: _strength(term, text) for term, text in _assignments(strengths or []).items()}
+    wanted = {term: _strength(term, text) for term, text in assignments(strengths or []).items()}
     if wanted:
-        record = _run(context, lambda admin, _: admin.set_focus(tenant, model, wanted))
+        record = run(context, lambda admin, _: admin.set_focus(tenant, model, wanted))
     else:
-        record = _run(context, lambda admin, _: admin.tenant(tenant))
+        record = run(context, lambda admin, _: admin.tenant(tenant))
     left = record.standing_focus.get(model, {})
     shown = ", ".join(f"{term}={f:g}" for term, f in left.items()) or "none"
-    typer.echo(f"Focus of {tenant} on {model}: {shown}")
+    show.done(dict(left), f"Focus of {tenant} on {model}: {shown}", as_json)
 
 
 @app.command()
-def suspend(context: typer.Context, tenant: TenantId) -> None:
+def suspend(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
     """Refuse every request of a tenant, until it is activated."""
-    _run(context, lambda admin, _: admin.set_tenant(tenant, {"status": "suspended"}))
-    typer.echo(f"Suspended {tenant}.")
+    record = run(context, lambda admin, _: admin.set_tenant(tenant, {"status": "suspended"}))
+    show.done(show.tenant_fields(record), f"Suspended {tenant}.", as_json)
 
 
 @app.command()
-def activate(context: typer.Context, tenant: TenantId) -> None:
+def activate(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
     """Take a suspended tenant's requests again."""
-    _run(context, lambda admin, _: admin.set_tenant(tenant, {"status": "active"}))
-    typer.echo(f"Activated {tenant}.")
+    record = run(context, lambda admin, _: admin.set_tenant(tenant, {"status": "active"}))
+    show.done(show.tenant_fields(record), f"Activated {tenant}.", as_json)
+
+
+@app.command("delete")
+def delete_tenant(context: typer.Context, tenant: TenantId, yes: Yes = False, as_json: Json = False) -> None:
+    """Delete a tenant and its keys. Its usage stays."""
+    if not yes:
+        typer.confirm(f"Delete {tenant} and its keys?", abort=True, err=True)
+    keys = run(context, lambda admin, _: admin.delete_tenant(tenant))
+    show.done({"deleted": tenant, "keys": keys}, f"Deleted {tenant} and {keys} keys.", as_json)
 
 
 @app.command()
 def usage(
     context: typer.Context,
     tenant: TenantId,
-    days: Annotated[int, typer.Option(min=1, max=400, help="How many days back.")] = 7,
-    month: Annotated[str, typer.Option(help="One month instead, yyyy-mm.")] = "",
+    first: Annotated[str, typer.Option("--from", metavar="DATE", help="First UTC day, 2030-01-31.")] = "",
+    last: Annotated[str, typer.Option("--to", metavar="DATE", help="Last UTC day; default: today.")] = "",
+    days: Annotated[int, typer.Option(min=1, max=400, help="How many days back, without --from.")] = 7,
+    month: Annotated[str, typer.Option(metavar="YYYY-MM", help="The total of one month instead.")] = "",
+    key: Annotated[str, typer.Option(help="Id of a key that has limits of its own: only what it used.")] = "",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: a line for each day and model.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a tenant has used, by UTC day and model."""
-    if month and not re.fullmatch(r"\d{4}-\d{2}", month):
-        raise _failure(f"--month must look like 2030-01, not {month}.")
+    if month and (first or last):
+        raise failure("--month goes without --from and --to.")
+    if month:
+        periods = [_day(f"{month}-01", "--month").isoformat()[:7]]
+    elif first:
+        periods = days_between(_day(first, "--from"), _day(last, "--to") if last else None)
+    else:
+        periods = last_days(days, _day(last, "--to") if last else None)
+    if not periods or len(periods) > 4000:
+        raise failure("--from must not be after --to, nor more than ten years before it.")
 
     async def read(admin: TenantAdmin, store: TenantStore) -> Any:
-        await admin.tenant(tenant)
-        return await (read_usage(store, tenant, month) if month else read_days(store, tenant, days))
+        found = await read_usage(store, tenant, *periods, key_id=key)
+        if not any(any(period.total.values()) for period in found):
+            await admin.tenant(tenant)  # a tenant that is gone may still have used something
+        return found
 
-    show.usage(_run(context, read), as_json)
+    show.usage(run(context, read), as_json, as_csv)
 
 
 @app.command()
@@ -138,141 +162,34 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Show the last changes made by this command, the newest first."""
-    show.audit(_run(context, lambda admin, _: admin.audit(count)), as_json)
+    show.audit(run(context, lambda admin, _: admin.audit(count)), as_json)
 
 
 @app.command()
-def check(context: typer.Context) -> None:
+def check(context: typer.Context, as_json: Json = False) -> None:
     """Validate every record; one line for each that is wrong, and exit status 1."""
-    problems = _run(context, lambda admin, _: admin.check())
-    for problem in problems:
-        typer.echo(str(problem))
+    problems = run(context, lambda admin, _: admin.check())
+    lines = "\n".join(str(problem) for problem in problems) or "All records are valid."
+    show.done([show.problem(problem) for problem in problems], lines, as_json)
     if problems:
         raise typer.Exit(1)
-    typer.echo("All records are valid.")
-
-
-@tier_app.command("list")
-def list_tiers(context: typer.Context, as_json: Json = False) -> None:
-    """List tiers."""
-    show.tiers(_run(context, lambda admin, _: admin.tiers()), as_json)
-
-
-@tier_app.command("show")
-def show_tier(context: typer.Context, tier: TierName, as_json: Json = False) -> None:
-    """Show one tier."""
-    show.tier(_run(context, lambda admin, _: admin.tier(tier)), as_json)
-
-
-@tier_app.command("create")
-def create_tier(context: typer.Context, tier: TierName, fields: Assignments) -> None:
-    """Create a tier: tenants tier create bronze utility=0.8 rpm=60."""
-    changes = _assignments(fields)
-    _run(context, lambda admin, _: admin.create_tier(tier, changes))
-    typer.echo(f"Created tier {tier}.")
-
-
-@tier_app.command("set")
-def set_tier(context: typer.Context, tier: TierName, fields: Assignments) -> None:
-    """Set fields of a tier: utility=0.8 rpm=60."""
-    changes = _assignments(fields)
-    _run(context, lambda admin, _: admin.set_tier(tier, changes))
-    typer.echo(f"Set {', '.join(changes)} of tier {tier}.")
-
-
-@key_app.command("create")
-def create_key(
-    context: typer.Context,
-    tenant: TenantId,
-    label: Annotated[str, typer.Option(help="A note for people.")] = "",
-    expires: Annotated[str, typer.Option(help="A span such as 30d, 12h, 45m, or a date.")] = "",
-    scopes: Annotated[str, typer.Option(help="Comma list; default: all.")] = "",
-) -> None:
-    """Create a key. It is shown once."""
-    expires_at = _expiry(expires) if expires else None
-    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()] or None
-    secret, record = _run(
-        context, lambda admin, _: admin.create_key(tenant, label=label, expires_at=expires_at, scopes=wanted)
-    )
-    typer.echo(secret)
-    until = f" It expires at {iso(expires_at)}." if expires_at else ""
-    typer.echo(f"Key {record.id} of {tenant}. Keep it now: it is not shown again.{until}", err=True)
-
-
-@key_app.command("list")
-def list_keys(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
-    """List a tenant's keys."""
-
-    async def read(admin: TenantAdmin, _: TenantStore) -> Any:
-        await admin.tenant(tenant)
-        return await admin.keys(tenant)
-
-    show.keys(_run(context, read), as_json)
-
-
-@key_app.command("revoke")
-def revoke_key(
-    context: typer.Context,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="Its id, its prefix (sk-acme-...abcd) or itself.")],
-) -> None:
-    """Revoke a key: its next request is refused."""
-    record = _run(context, lambda admin, _: admin.revoke_key(key))
-    typer.echo(f"Revoked key {record.id} of {record.tenant}.")
-
-
-def _run(context: typer.Context, task: Callable[[TenantAdmin, TenantStore], Awaitable[T]]) -> T:
-    """Connect, do it, and turn every error that a person can mend into one line."""
-    url = context.obj or read_env(Path(".data") / ENV_FILE).get("REDIS_URL", "")
-    if not url:
-        raise _failure("no store is known: give --redis-url, set REDIS_URL, or run in the folder of a started server")
-
-    async def connected() -> T:
-        async with await TenantStore.connect(url, timeout_s=TIMEOUT_S) as store:
-            return await task(TenantAdmin(store), store)
-
-    try:
-        return asyncio.run(connected())
-    except ServiceError as error:
-        raise _failure(error.message) from None
-    except (AdminError, RecordError, ValueError, OSError) as error:
-        raise _failure(str(error)) from None
-
-
-def _failure(message: str) -> typer.Exit:
-    typer.echo(f"tenants: {message}", err=True)
-    return typer.Exit(1)
-
-
-def _assignments(words: list[str]) -> dict[str, str]:
-    changes = {}
-    for word in words:
-        # A class name may hold '='; a value never does.
-        name, mark, value = word.rpartition("=")
-        if not mark or not name:
-            raise _failure(f"expected FIELD=VALUE, not '{word}'.")
-        changes[name] = value
-    return changes
 
 
 def _strength(term: str, text: str) -> float:
     try:
         return float(text or "0")
     except ValueError:
-        raise _failure(f"the strength of '{term}' must be a number in (-1, 1), not '{text}'.") from None
+        raise failure(f"the strength of '{term}' must be a number in (-1, 1), not '{text}'.") from None
 
 
-def _expiry(text: str) -> float:
-    """Unix seconds at which a key expires that is given a span or a date."""
-    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    if match := re.fullmatch(r"(\d{1,6})([smhd])", text):
-        return time.time() + int(match[1]) * seconds[match[2]]
+def _day(text: str, option: str) -> date:
     try:
-        moment = parse_moment(text)
+        return date.fromisoformat(text)
     except ValueError:
-        raise _failure(f"--expires takes 30d, 12h, 45m or a date such as 2030-01-31, not '{text}'.") from None
-    if moment <= time.time():
-        raise _failure(f"--expires lies in the past: {text}.")
-    return moment
+        shape = "2030-01" if option == "--month" else "2030-01-31"
+        raise failure(
+            f"{option} must look like {shape}, not {text.removesuffix('-01') if option == '--month' else text}."
+        ) from None
 
 
 if __name__ == "__main__":

@@ -7,39 +7,40 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from policies.terms import FOCUS_LIMIT, Share, Tier
-from tenants.records import KeyRecord, RawHash, TenantRecord, Terms, TierRecord
+from tenants.records import (
+    LIMIT_FIELDS,
+    MODEL_SCOPE,
+    KeyRecord,
+    LimitFields,
+    RawHash,
+    TenantRecord,
+    Terms,
+    TierRecord,
+)
 
 
-class Limits(BaseModel):
-    """A tenant's limits; None is unlimited. Per minute, at once, per UTC day and month; `weight` is its fair share."""
+class Limits(LimitFields):
+    """A tenant's limits; `weight` is its fair share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rpm: int | None = None
-    tpm: int | None = None
-    concurrency: int | None = None
-    quota_requests_day: int | None = None
-    quota_requests_month: int | None = None
-    quota_images_day: int | None = None
-    quota_images_month: int | None = None
-    quota_tokens_day: int | None = None
-    quota_tokens_month: int | None = None
     weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Entitlements:
-    """One key's rights, resolved. `version` changes with any edit of the records behind it."""
+    """One key's rights, resolved. `version` changes with any edit of the records behind it.
+
+    `limits` are the tenant's, over all its keys; `key_limits` this key's beside them, None where it has none.
+    """
 
     tenant: str
     name: str
     tier: Tier
     limits: Limits
+    key_limits: LimitFields | None
     models: frozenset[str] | None
     standing_focus: Mapping[str, Mapping[str, float]]
+    key_id: str
     key_prefix: str
     scopes: frozenset[str] | None
     key_expires_at: float | None
@@ -47,8 +48,18 @@ class Entitlements:
     version: str
 
     def may_use(self, model: str) -> bool:
-        """Whether this key may use `model`."""
-        return self.models is None or model in self.models
+        """Whether `model` exists for this key: its tenant has it, and its scopes do not leave it out."""
+        if self.models is not None and model not in self.models:
+            return False
+        named = self._named_models()
+        return not named or "inference" in named or MODEL_SCOPE + model in named
+
+    def may_infer(self) -> bool:
+        """Whether this key may call models at all, and not only read what it may do."""
+        return self.scopes is None or bool(self._named_models())
+
+    def _named_models(self) -> frozenset[str]:
+        return frozenset(s for s in self.scopes or () if s == "inference" or s.startswith(MODEL_SCOPE))
 
     def focus(self, model: str) -> Mapping[str, float]:
         """The tenant's standing focus on `model`."""
@@ -87,12 +98,18 @@ def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) 
         limits=Limits(**{name: pick(name, field.default) for name, field in Limits.model_fields.items()}),
         models=pick("models"),
         standing_focus=tenant.standing_focus,
+        key_limits=LimitFields(**own_limits) if (own_limits := _limits(key)) else None,
+        key_id=key.id,
         key_prefix=key.prefix,
         scopes=key.scopes,
         key_expires_at=key.expires_at,
         status=tenant.status,
         version=version,
     )
+
+
+def _limits(key: KeyRecord) -> dict[str, int]:
+    return {name: limit for name in LIMIT_FIELDS if (limit := getattr(key, name)) is not None}
 
 
 _UNSET = object()

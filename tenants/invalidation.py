@@ -1,16 +1,15 @@
-"""The feed of edits: a connection on which the server names every record that any client changes."""
+"""The feed of edits: connections on which the servers name every record that any client changes."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import Any, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
-from tenants import keyspace
+from tenants import keyspace, tasks
 from tenants.store import TenantStore
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,10 @@ class Listener(Protocol):
 
 
 class InvalidationFeed:
-    """Keeps `CLIENT TRACKING ON BCAST` alive over one dedicated RESP3 connection and passes on what it says."""
+    """Keeps `CLIENT TRACKING ON BCAST` alive over RESP3 connections of its own, and passes on what they say.
+
+    One connection to a server, one to each primary of a Cluster: there every node announces its own keys.
+    """
 
     def __init__(self, store: TenantStore, listener: Listener) -> None:
         self.connected = False
@@ -54,12 +56,9 @@ class InvalidationFeed:
         await self._tried.wait()
 
     async def aclose(self) -> None:
-        """Stop and close the connection."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        """Stop and close the connections."""
+        task, self._task = self._task, None
+        await tasks.end(task)
 
     async def _run(self) -> None:
         pause = FIRST_PAUSE_S
@@ -89,36 +88,50 @@ class InvalidationFeed:
             self._listener.lost(self.alive_at)
 
     async def _session(self) -> None:
-        connection: Any = await self._store.push_connection()
+        connections: list[Any] = await self._store.push_connections()
         try:
-            # redis-py swallows a handler's exceptions and awaits its answer, so it is a coroutine that cannot fail.
-            connection._parser.set_invalidation_push_handler(self._announced)
-            prefixes = [part for prefix in keyspace.TRACKED_PREFIXES for part in ("PREFIX", prefix)]
-            await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
-            await connection.read_response()
-            self.alive_at = time.monotonic()
+            for connection in connections:
+                await self._track(connection)
+            alive_at = dict.fromkeys(range(len(connections)), time.monotonic())
+            self.alive_at = min(alive_at.values())
             self.connected, self.problem = True, ""
-            self._store.breaker.succeed()
             self._listener.resumed()
             self._tried.set()
-            await self._listen(connection)
+            async with asyncio.TaskGroup() as group:
+                for number, connection in enumerate(connections):
+                    group.create_task(self._listen(connection, number, alive_at, connections))
+        except* (RedisError, OSError, TimeoutError) as errors:
+            # Any of them ends the session; the first says why.
+            raise errors.exceptions[0] from None
         finally:
-            connection._parser.set_invalidation_push_handler(None)
-            await self._store.release_push_connection(connection)
+            for connection in connections:
+                connection._parser.set_invalidation_push_handler(None)
+            await self._store.release_push_connections(connections)
 
-    async def _listen(self, connection: Any) -> None:
+    async def _track(self, connection: Any) -> None:
+        # redis-py swallows a handler's exceptions and awaits its answer, so it is a coroutine that cannot fail.
+        connection._parser.set_invalidation_push_handler(self._announced)
+        prefixes = [part for prefix in keyspace.TRACKED_PREFIXES for part in ("PREFIX", prefix)]
+        await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
+        await connection.read_response()
+
+    async def _listen(self, connection: Any, number: int, alive_at: dict[int, float], connections: list[Any]) -> None:
+        """Read pushes of one connection and ask for a sign of life; raises once it is silent, or has lost its part."""
         pinged_at: float | None = None
         while True:
             answer = await connection.read_response(timeout=HEARTBEAT_S, push_request=True, disconnect_on_error=False)
             now = time.monotonic()
             if answer is not None:
                 # A PONG comes after every push that the server had queued when it answered.
-                self.alive_at, pinged_at = now, None
+                alive_at[number], pinged_at = now, None
+                self.alive_at = min(alive_at.values())
             elif pinged_at is not None and now - pinged_at > SILENCE_S:
                 raise TimeoutError("the server is silent")
-            if pinged_at is None and now - self.alive_at >= HEARTBEAT_S:
+            if pinged_at is None and now - alive_at[number] >= HEARTBEAT_S:
                 pinged_at = now
                 await connection.send_command("PING")
+                if self._store.moved(connections):
+                    raise TimeoutError("the cluster has other primaries")
 
     async def _announced(self, message: list[Any]) -> None:
         keys = message[1] if len(message) > 1 else None

@@ -44,28 +44,36 @@ def calibration(fingerprint: str) -> str:
     return f"calibration:{fingerprint}"
 
 
-def usage(tenant_id: str) -> str:
-    """Stem of the usage counters; `:<yyyy-mm-dd>` (a day) or `:<yyyy-mm>` (a month), both UTC, follows."""
-    return f"usage:{{{tenant_id}}}"
+def used(digest: str) -> str:
+    """When an API key was last used. Apart from its record: writing it is no edit, and is announced to nobody."""
+    return f"used:{digest}"
 
 
-def usage_period(tenant_id: str, period: str) -> str:
-    return f"{usage(tenant_id)}:{period}"
+def usage(tenant_id: str, key_id: str = "") -> str:
+    """Stem of the usage counters; `:<yyyy-mm-dd>` (a day) or `:<yyyy-mm>` (a month), both UTC, follows.
+
+    Here and below, `key_id` names the counters of one of the tenant's API keys that has limits of its own.
+    """
+    return f"usage:{{{tenant_id}}}{_part(key_id)}"
 
 
-def requests_window(tenant_id: str) -> str:
+def usage_period(tenant_id: str, period: str, key_id: str = "") -> str:
+    return f"{usage(tenant_id, key_id)}:{period}"
+
+
+def requests_window(tenant_id: str, key_id: str = "") -> str:
     """Hash of one-second buckets: unix second to requests."""
-    return f"rpm:{{{tenant_id}}}"
+    return f"rpm:{{{tenant_id}}}{_part(key_id)}"
 
 
-def tokens_window(tenant_id: str) -> str:
+def tokens_window(tenant_id: str, key_id: str = "") -> str:
     """Hash of one-second buckets: unix second to tokens."""
-    return f"tpm:{{{tenant_id}}}"
+    return f"tpm:{{{tenant_id}}}{_part(key_id)}"
 
 
-def leases(tenant_id: str) -> str:
+def leases(tenant_id: str, key_id: str = "") -> str:
     """Sorted set of running requests: lease id to expiry in unix milliseconds."""
-    return f"leases:{{{tenant_id}}}"
+    return f"leases:{{{tenant_id}}}{_part(key_id)}"
 
 
 def lease(tenant_id: str, lease_id: str) -> str:
@@ -76,3 +84,7 @@ def lease(tenant_id: str, lease_id: str) -> str:
 def held(tenant_id: str, lease_id: str) -> str:
     """Marker of a settlement that was held while the store was away: it is booked once."""
     return f"held:{{{tenant_id}}}:{lease_id}"
+
+
+def _part(key_id: str) -> str:
+    return f":key:{key_id}" if key_id else ""

@@ -7,15 +7,16 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from tenants.entitlements import Limits
-from tenants.limits import WINDOW_S, Standing
+from tenants.entitlements import Entitlements
+from tenants.limits import WINDOW_S, Judgement, Standing, scopes
+from tenants.records import LimitFields
 
-MAX_TENANTS = 10_000
+MAX_COUNTS = 20_000
 
 
 @dataclass(slots=True)
 class _Counts:
-    """One tenant's buckets, second to [requests, tokens], and its running requests."""
+    """Buckets of one tenant or key, second to [requests, tokens], and the running requests."""
 
     buckets: dict[int, list[int]] = field(default_factory=dict)
     running: int = 0
@@ -25,34 +26,43 @@ class LocalLimits:
     """Counts what this process admitted, always, so that an outage does not begin with a fresh minute for everyone."""
 
     def __init__(self) -> None:
-        self._tenants: OrderedDict[str, _Counts] = OrderedDict()
+        self._all: OrderedDict[tuple[str, str], _Counts] = OrderedDict()
 
-    def start(self, tenant: str, requests: int, tokens: int) -> None:
+    def start(self, entitlements: Entitlements, requests: int, tokens: int) -> None:
         """Count an admitted request."""
-        counts = self._counts(tenant)
-        bucket = counts.buckets.setdefault(int(time.monotonic()), [0, 0])
-        bucket[0] += requests
-        bucket[1] += tokens
-        counts.running += 1
+        for key_id, _ in scopes(entitlements):
+            counts = self._counts(entitlements.tenant, key_id)
+            bucket = counts.buckets.setdefault(int(time.monotonic()), [0, 0])
+            bucket[0] += requests
+            bucket[1] += tokens
+            counts.running += 1
 
-    def end(self, tenant: str) -> None:
+    def end(self, entitlements: Entitlements) -> None:
         """Count an admitted request's end."""
-        counts = self._counts(tenant)
-        counts.running = max(0, counts.running - 1)
+        for key_id, _ in scopes(entitlements):
+            counts = self._counts(entitlements.tenant, key_id)
+            counts.running = max(0, counts.running - 1)
 
-    def judge(self, tenant: str, limits: Limits, requests: int, tokens: int) -> tuple[str, int, Standing]:
+    def judge(self, entitlements: Entitlements, requests: int, tokens: int) -> Judgement:
         """As `admit.lua` answers, without quotas and without counting the request."""
-        counts, now = self._counts(tenant), time.monotonic()
+        verdict, of_key, wait_ms = "", False, 0
+        standings = []
+        for key_id, limits in scopes(entitlements):
+            name, wait, standing = self._judge(self._counts(entitlements.tenant, key_id), limits, requests, tokens)
+            if name and not verdict:
+                verdict, of_key, wait_ms = name, bool(key_id), wait
+            standings.append(standing)
+        return Judgement(verdict, of_key, wait_ms, standings[0], standings[1] if len(standings) > 1 else None)
+
+    def _judge(self, counts: _Counts, limits: LimitFields, requests: int, tokens: int) -> tuple[str, int, Standing]:
+        now = time.monotonic()
         used = [sum(bucket[i] for bucket in counts.buckets.values()) for i in (0, 1)]
-        reset_ms = math.ceil((max(counts.buckets, default=now) + WINDOW_S + 1 - now) * 1000) if counts.buckets else 0
+        reset_ms = math.ceil((max(counts.buckets) + WINDOW_S + 1 - now) * 1000) if counts.buckets else 0
         standing = Standing(used[0], reset_ms, used[1], reset_ms, counts.running)
         for i, (name, limit, amount) in enumerate((("rpm", limits.rpm, requests), ("tpm", limits.tpm, tokens))):
             if limit is not None and used[i] + amount > limit:
-                return (
-                    name,
-                    self._wait_ms(counts, i, used[i] + amount - limit, now) if amount <= limit else -1,
-                    standing,
-                )
+                wait = self._wait_ms(counts, i, used[i] + amount - limit, now) if amount <= limit else -1
+                return name, wait, standing
         if limits.concurrency is not None and counts.running >= limits.concurrency:
             return "concurrency", 1000 if limits.concurrency else -1, standing
         return "", 0, standing
@@ -68,20 +78,20 @@ class LocalLimits:
                 break
         return math.ceil(wait * 1000)
 
-    def _counts(self, tenant: str) -> _Counts:
-        counts = self._tenants.get(tenant)
+    def _counts(self, tenant: str, key_id: str) -> _Counts:
+        counts = self._all.get((tenant, key_id))
         if counts is None:
-            counts = self._tenants[tenant] = _Counts()
-            if len(self._tenants) > MAX_TENANTS:
+            counts = self._all[tenant, key_id] = _Counts()
+            if len(self._all) > MAX_COUNTS:
                 self._forget_one()
-        self._tenants.move_to_end(tenant)
+        self._all.move_to_end((tenant, key_id))
         oldest = int(time.monotonic()) - WINDOW_S
         while counts.buckets and (first := next(iter(counts.buckets))) < oldest:
             del counts.buckets[first]
         return counts
 
     def _forget_one(self) -> None:
-        for tenant, counts in self._tenants.items():
+        for name, counts in self._all.items():
             if not counts.running:
-                del self._tenants[tenant]
+                del self._all[name]
                 return

@@ -14,13 +14,6 @@ from tenants.fields import Limit, Moment, Names, iso, unbounded
 RawHash = Mapping[bytes, bytes]
 """A hash as the server answers it."""
 
-LIMIT_FIELDS = (
-    "rpm",
-    "tpm",
-    "concurrency",
-    *(f"quota_{what}_{period}" for what in ("requests", "images", "tokens") for period in ("day", "month")),
-)
-
 
 class RecordError(Exception):
     """A record that does not validate.
@@ -41,17 +34,11 @@ class RecordError(Exception):
         return type(self), (self.key, self.field, self.problem)
 
 
-class Terms(BaseModel):
-    """What a tier sells and a tenant may override. An unset field is inherited; None is 'all' or 'unlimited'."""
+class LimitFields(BaseModel):
+    """Requests and tokens per sliding minute, requests at once, and quotas per UTC day and month; None is unlimited."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    utility: Level | None = None
-    utility_by_model: Mapping[str, Level] = Field(default_factory=dict)
-    labels: Annotated[int | None, Field(ge=1), unbounded("all")] = None
-    digits: Annotated[int | None, Field(ge=0, le=16), unbounded("all")] = None
-    logprobs: bool | None = None
-    weight: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] = 1.0
     rpm: Limit = None
     tpm: Limit = None
     concurrency: Limit = None
@@ -61,9 +48,29 @@ class Terms(BaseModel):
     quota_images_month: Limit = None
     quota_tokens_day: Limit = None
     quota_tokens_month: Limit = None
+
+
+LIMIT_FIELDS = tuple(LimitFields.model_fields)
+
+
+class Terms(LimitFields):
+    """What a tier sells and a tenant may override. An unset field is inherited; None is 'all' or 'unlimited'."""
+
+    utility: Level | None = None
+    utility_by_model: Mapping[str, Level] = Field(default_factory=dict)
+    labels: Annotated[int | None, Field(ge=1, le=1_000_000), unbounded("all")] = None
+    digits: Annotated[int | None, Field(ge=0, le=16), unbounded("all")] = None
+    logprobs: bool | None = None
+    weight: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] = 1.0
     focus_max: Annotated[float, Field(ge=0.0, le=FOCUS_LIMIT, allow_inf_nan=False)] = FOCUS_LIMIT
     focus_allow: Names = None
     models: Names = None
+
+
+SCOPES = ("inference", "entitlements")
+"""What a key may do: call models, or only read what it may do."""
+MODEL_SCOPE = "model:"
+"""Before a model's id: the key may call that model."""
 
 
 class TierRecord(BaseModel):
@@ -89,10 +96,8 @@ class TenantRecord(BaseModel):
     overrides: Terms = Field(default_factory=Terms)
 
 
-class KeyRecord(BaseModel):
-    """`apikey:<sha256>`. Times are unix seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class KeyRecord(LimitFields):
+    """`apikey:<sha256>`. Times are unix seconds; a limit holds for this key beside its tenant's."""
 
     digest: str
     tenant: str
@@ -109,6 +114,15 @@ class KeyRecord(BaseModel):
     def _tenant_is_a_name(cls, value: str) -> str:
         if not keyspace.is_name(value):
             raise ValueError("expected a tenant id")
+        return value
+
+    @field_validator("scopes")
+    @classmethod
+    def _scopes_are_known(cls, value: frozenset[str] | None) -> frozenset[str] | None:
+        for scope in value or ():
+            names_model = scope.startswith(MODEL_SCOPE) and keyspace.is_name(scope.removeprefix(MODEL_SCOPE))
+            if scope not in SCOPES and not names_model:
+                raise ValueError(f"expected {', '.join(SCOPES)} or {MODEL_SCOPE}<id>")
         return value
 
     @property
@@ -184,6 +198,8 @@ def dump_key(record: KeyRecord) -> dict[str, str]:
     fields = {"tenant": record.tenant, "label": record.label, "prefix": record.prefix, "status": record.status}
     if record.scopes is not None:
         fields["scopes"] = _text(record.scopes)
+    limits = {name: getattr(record, name) for name in LIMIT_FIELDS}
+    fields |= {name: _text(limit) for name, limit in limits.items() if limit is not None}
     moments = {"created_at": record.created_at, "expires_at": record.expires_at, "last_used": record.last_used}
     return fields | {name: iso(moment) for name, moment in moments.items() if moment is not None}
 

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 
 from tenants import keyspace
-from tenants.admin import AdminError, TenantAdmin
+from tenants.admin import TenantAdmin
+from tenants.edits import AdminError
 from tenants.embedded import write_private
 from tenants.store import TenantStore
 

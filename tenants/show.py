@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import time
@@ -14,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tenants.fields import iso
-from tenants.records import KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
+from tenants.manifest import Step
+from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
 from tenants.usage import COUNTERS, Usage
 
 
@@ -22,7 +24,10 @@ def tenants(records: Mapping[str, TenantRecord | RecordError], as_json: bool) ->
     """Table or JSON of tenants; a broken record is shown as such."""
     if as_json:
         return _json(
-            [_tenant(record) if isinstance(record, TenantRecord) else _error(record) for record in records.values()]
+            [
+                tenant_fields(record) if isinstance(record, TenantRecord) else _error(record)
+                for record in records.values()
+            ]
         )
     rows = []
     for tenant_id, record in records.items():
@@ -36,7 +41,7 @@ def tenants(records: Mapping[str, TenantRecord | RecordError], as_json: bool) ->
 
 def tenant(record: TenantRecord, as_json: bool) -> None:
     """One tenant, field by field."""
-    _json(_tenant(record)) if as_json else _table(("field", record.id), dump_tenant(record).items())
+    _json(tenant_fields(record)) if as_json else _table(("field", record.id), dump_tenant(record).items())
 
 
 def tiers(records: Mapping[str, TierRecord | RecordError], as_json: bool) -> None:
@@ -65,17 +70,27 @@ def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
     """Table or JSON of keys, the newest first."""
     found = sorted(
         (record for record in records.values() if isinstance(record, KeyRecord)),
-        key=lambda key: -(key.created_at or 0.0),
+        key=lambda own: -(own.created_at or 0.0),
     )
     if as_json:
-        return _json([_key(record) for record in found])
-    moments = [[_moment(m) for m in (key.created_at, key.expires_at, key.last_used)] for key in found]
-    rows = [(key.id, key.prefix, key.label, _status(key), *times) for key, times in zip(found, moments, strict=True)]
-    _table(("id", "prefix", "label", "status", "created", "expires", "last used"), rows)
+        return _json([key(record) for record in found])
+    moments = [[_moment(m) for m in (own.created_at, own.expires_at, own.last_used)] for own in found]
+    rows = [
+        (own.id, own.prefix, own.label, _status(own), *times, _terms(own))
+        for own, times in zip(found, moments, strict=True)
+    ]
+    _table(("id", "prefix", "label", "status", "created", "expires", "last used", "scopes and limits"), rows)
 
 
-def usage(periods: Iterable[Usage], as_json: bool) -> None:
-    """Table or JSON of usage; days without any are left out of the table."""
+def usage(periods: Iterable[Usage], as_json: bool, as_csv: bool = False) -> None:
+    """Table, CSV or JSON of usage; days without any are left out of table and CSV."""
+    if as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("period", "model", *COUNTERS))
+        for period in periods:
+            for model, counts in sorted(period.by_model.items()):
+                writer.writerow((period.period, model, *(counts[name] for name in COUNTERS)))
+        return None
     if as_json:
         return _json([asdict(period) for period in periods])
     rows: list[tuple[str, ...]] = []
@@ -97,7 +112,36 @@ def audit(entries: Iterable[Mapping[str, str]], as_json: bool) -> None:
     _table(("time", *names), ((iso(float(entry["time"])), *(entry.get(n, "") for n in names)) for entry in entries))
 
 
-def _tenant(record: TenantRecord) -> dict[str, Any]:
+def steps(planned: Iterable[Step], as_json: bool) -> None:
+    """What `tenants apply` will do, field by field."""
+    if as_json:
+        return _json([asdict(step) for step in planned])
+    signs = {"create": ("+", "green"), "set": ("~", "yellow"), "delete": ("-", "red")}
+    console = Console(highlight=False)
+    empty = True
+    for step in planned:
+        empty = False
+        sign, colour = signs[step.action]
+        console.print(f"{sign} {step.kind} {step.name}", style=colour, markup=False)
+        for field, (old, new) in step.changes.items():
+            change = f"{old} → {new}" if old and new else f"{new}" if new is not None else f"{old} (removed)"
+            console.print(f"    {field}: {change}", markup=False)
+    if empty:
+        console.print("Nothing to change.")
+
+
+def done(value: Any, sentence: str, as_json: bool) -> None:
+    """The outcome of a command: JSON, or a sentence."""
+    _json(value) if as_json else print(sentence)
+
+
+def problem(error: RecordError) -> dict[str, str]:
+    """A broken record."""
+    return {"key": error.key, "field": error.field, "problem": error.problem}
+
+
+def tenant_fields(record: TenantRecord) -> dict[str, Any]:
+    """A tenant, as the strings of its record."""
     return {"id": record.id, **dump_tenant(record)}
 
 
@@ -105,15 +149,26 @@ def _tier(record: TierRecord) -> dict[str, Any]:
     return {"tier": record.name, **dump_terms(record.terms)}
 
 
-def _key(record: KeyRecord) -> dict[str, Any]:
+def key(record: KeyRecord) -> dict[str, Any]:
+    """A key without its secret, which nobody has."""
     moments = {"created_at": record.created_at, "expires_at": record.expires_at, "last_used": record.last_used}
     scopes = None if record.scopes is None else sorted(record.scopes)
     head = {"id": record.id, "tenant": record.tenant, "label": record.label, "prefix": record.prefix}
-    return {**head, "scopes": scopes, "status": _status(record), **{n: _moment(m) or None for n, m in moments.items()}}
+    times = {name: _moment(moment) or None for name, moment in moments.items()}
+    return {**head, "scopes": scopes, **_limits(record), "status": _status(record), **times}
 
 
 def _error(error: RecordError) -> dict[str, Any]:
     return {"key": error.key, "invalid": {"field": error.field, "problem": error.problem}}
+
+
+def _limits(record: KeyRecord) -> dict[str, int]:
+    return {name: limit for name in LIMIT_FIELDS if (limit := getattr(record, name)) is not None}
+
+
+def _terms(record: KeyRecord) -> str:
+    scopes = [] if record.scopes is None else sorted(record.scopes)
+    return ", ".join([*scopes, *(f"{name}={limit}" for name, limit in _limits(record).items())])
 
 
 def _status(key: KeyRecord) -> str:

@@ -7,24 +7,36 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError, WatchError
+from redis.exceptions import NoScriptError, RedisClusterException, ResponseError, SlotNotCoveredError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from policies.errors import Unavailable
-from tenants import keyspace
+from tenants import keyspace, refusals, scripts, tasks
 from tenants.breaker import CircuitBreaker
-from tenants.connection import SOCKET_TIMEOUT_S, describe, make_client
+from tenants.connection import SOCKET_TIMEOUT_S, Link, describe
 from tenants.records import RawHash, RecordError
 from tenants.scripts import Script
 
 logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
-_AWAY = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
+FIRST_PROBE_S = 0.05
+LONGEST_PROBE_S = 0.5
+READ_BATCH = 500
+_AWAY = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    RedisClusterException,
+    SlotNotCoveredError,
+    OSError,
+    TimeoutError,
+)
+_EDIT = scripts.load("edit")
 
 Command = tuple[Any, ...]
 Call = tuple[Sequence[str], Sequence[Any]]
@@ -37,31 +49,42 @@ class TenantStore:
 
     `url` may hold a password; `address` is what logs may show. Answers are bytes, undecoded, so that a record with
     junk in it can be named instead of failing the whole read.
+
+    Args:
+        timeout_s: bound of each connection and each answer; a gateway wants it short, a person can wait.
+        locate: asked for the URL while the store is away, where it can move.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = SOCKET_TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float = SOCKET_TIMEOUT_S, locate: Callable[[], Awaitable[str]] | None = None
+    ) -> None:
         """Prepare for `url` without connecting. Raises ValueError for a malformed URL."""
+        self.breaker = CircuitBreaker()
+        self.refusing = ""
+        self._timeout_s = timeout_s
+        self._locate = locate
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._prober: asyncio.Task[None] | None = None
+        self._open(url)
+
+    def _open(self, url: str) -> None:
         self.url = url
         self.address = describe(url)
-        self.breaker = CircuitBreaker()
-        self._client, self._sentinel = make_client(url, protocol=2, timeout_s=timeout_s)
-        # Invalidations are pushed, which RESP2 cannot; a pool of its own keeps that one connection apart.
-        self._push_client, self._push_sentinel = make_client(url, protocol=3, timeout_s=timeout_s)
-        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._link = Link(url, self._timeout_s)
 
     @classmethod
-    async def connect(cls, url: str, *, timeout_s: float = SOCKET_TIMEOUT_S) -> TenantStore:
-        """Reach the store at `url`: redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://.
-
-        `timeout_s` bounds each connection and each answer; a gateway wants it short, a person can wait.
+    async def connect(
+        cls, url: str, *, timeout_s: float = SOCKET_TIMEOUT_S, locate: Callable[[], Awaitable[str]] | None = None
+    ) -> TenantStore:
+        """Reach the store at `url`, of one of `connection.SCHEMES`.
 
         Raises:
             ValueError: the URL is malformed.
             Unavailable: the store does not answer.
         """
-        store = cls(url, timeout_s=timeout_s)
+        store = cls(url, timeout_s=timeout_s, locate=locate)
         try:
-            await store.execute("PING")
+            await store._guarded(store._link.ping)
         except BaseException:
             await store.aclose()
             raise
@@ -69,9 +92,9 @@ class TenantStore:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for owner in (self._client, self._push_client, self._sentinel, self._push_sentinel):
-            if owner is not None:
-                await owner.aclose()
+        prober, self._prober = self._prober, None
+        await tasks.end(prober)
+        await self._link.aclose()
 
     async def __aenter__(self) -> TenantStore:
         return self
@@ -79,20 +102,22 @@ class TenantStore:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with the store, for readiness; "" where nothing is."""
+        if away := self.breaker.open_for():
+            return f"the tenant store has been away for {away:.0f} s; known keys go on under local limits"
+        if self.refusing:
+            return f"the tenant store refuses to count ({self.refusing}); known keys go on under local limits"
+        return ""
+
     async def execute(self, *command: Any) -> Any:
         """Run one command."""
-        return await self._guarded(lambda: self._client.execute_command(*command))
+        return await self._guarded(lambda: self._link.execute(*command))
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands in one round trip. An answer that is a ResponseError stands in its place, unraised."""
-
-        async def run() -> list[Any]:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                return await pipe.execute(raise_on_error=False)  # type: ignore[no-any-return]
-
-        return await self._guarded(run)
+        return await self._guarded(lambda: self._link.pipeline(commands))
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script, loading it where the server has forgotten it."""
@@ -103,80 +128,76 @@ class TenantStore:
 
     async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         """Run a script once per call in one round trip; an error stands in its answer's place."""
-        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
-        answers = await self._batch(commands)
+        answers = await self.pipeline([("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls])
         # A script that the server does not know has not run, so running it now repeats nothing.
         missing = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missing:
-            await self.execute("SCRIPT", "LOAD", script.text)
-            for i, answer in zip(missing, await self._batch([commands[i] for i in missing]), strict=True):
+            again = [("EVAL", script.text, len(calls[i][0]), *calls[i][0], *calls[i][1]) for i in missing]
+            for i, answer in zip(missing, await self.pipeline(again), strict=True):
                 answers[i] = answer
+        failures = [refusals.code(a) for a in answers if isinstance(a, ResponseError) and refusals.passes(a)]
+        self.refusing = failures[0] if failures else ""
+        if self.refusing == "READONLY":
+            # A name may lead to another server since a failover: new connections ask for it again.
+            await self._link.drop_idle()
         return answers
 
-    async def _batch(self, commands: Sequence[Command]) -> list[Any]:
-        if len(commands) > 1:
-            return await self.pipeline(commands)
+    async def edit(self, key: str, build: Callable[[RawHash], Sequence[Command]]) -> None:
+        """Read a hash, then apply the commands built from it, all or none, if nobody changed it meanwhile.
 
-        async def run() -> Any:
-            try:
-                return await self._client.execute_command(*commands[0])
-            except ResponseError as error:
-                return error
-
-        return [await self._guarded(run)]
-
-    async def transact(
-        self, keys: Sequence[str], build: Callable[[list[dict[bytes, bytes]]], Sequence[Command]]
-    ) -> None:
-        """Read hashes, then apply the commands built from them, all or none, if nobody changed them meanwhile.
+        In a Cluster, commands on other keys follow the change instead of joining it.
 
         Raises:
-            RecordError: a key holds something else than a hash.
+            RecordError: the key holds something else than a hash.
         """
-
-        async def run() -> None:
-            async with self._client.pipeline(transaction=True) as pipe:
-                await pipe.watch(*keys)
-                hashes = []
-                for key in keys:
-                    try:
-                        hashes.append(await pipe.execute_command("HGETALL", key))
-                    except ResponseError as error:
-                        raise _not_a_hash(key, error) from None
-                commands = build(hashes)
-                pipe.multi()
-                for command in commands:
-                    pipe.execute_command(*command)
-                await pipe.execute()
-
         for _ in range(5):
-            try:
-                return await self._guarded(run)
-            except WatchError:
-                continue
+            raw = (await self.hashes(key))[0]
+            commands = build(raw)
+            apart = [command for command in commands if self._link.clustered and command[1] != key]
+            together = [command for command in commands if command not in apart]
+            others = sorted({command[1] for command in together} - {key})
+            before = [word for pair in raw.items() for word in pair]
+            words = [word for command in together for word in (len(command), *command)]
+            if await self.run(_EDIT, [key, *others], [len(before), *before, *words]):
+                for command in apart:
+                    await self.execute(*command)
+                return
         raise Unavailable("The record keeps changing; try again.")
 
     async def hashes(self, *keys: str) -> list[RawHash]:
         """Several records in one round trip; a missing one is empty. Raises RecordError where a key is no hash."""
-        answers = await self.pipeline([("HGETALL", key) for key in keys])
-        for key, answer in zip(keys, answers, strict=True):
-            if isinstance(answer, ResponseError):
-                if str(answer).startswith("WRONGTYPE"):
-                    raise _not_a_hash(key, answer)
-                raise self._refused(answer)
+        answers = await self.try_hashes(keys)
+        for answer in answers:
+            if isinstance(answer, RecordError):
+                raise answer
+        return cast(list[RawHash], answers)
+
+    async def try_hashes(self, keys: Sequence[str]) -> list[RawHash | RecordError]:
+        """As `hashes`, with the error in its record's place."""
+        answers: list[RawHash | RecordError] = []
+        # One call's answers are decoded without a pause, so many of them would hold up the event loop.
+        for start in range(0, len(keys), READ_BATCH):
+            batch = keys[start : start + READ_BATCH]
+            for key, answer in zip(batch, await self.pipeline([("HGETALL", key) for key in batch]), strict=True):
+                if isinstance(answer, ResponseError):
+                    if not str(answer).startswith("WRONGTYPE"):
+                        raise self._refused(answer)
+                    answer = RecordError(key, "", "is not a hash")
+                answers.append(answer)
         return answers
 
     async def scan(self, prefix: str) -> AsyncIterator[str]:
         """Every key that begins with `prefix`, in no order, without blocking the server. May repeat a key."""
-        cursor: Any = 0
         # Names are ours or validated, but a prefix is matched literally all the same.
         pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
-        while True:
-            cursor, keys = await self.execute("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
-            for key in keys:
-                yield key.decode("utf-8", "backslashreplace")
-            if int(cursor) == 0:
-                return
+        for node in await self._guarded(self._link.primaries):
+            cursor = 0
+            while True:
+                cursor, keys = await self._guarded(partial(self._link.scan, node, cursor, pattern))
+                for key in keys:
+                    yield key.decode("utf-8", "backslashreplace")
+                if cursor == 0:
+                    break
 
     async def noise_secret(self) -> str:
         """The installation's noise secret, 64 hex digits, created at the first call. Back it up."""
@@ -206,38 +227,65 @@ class TenantStore:
         stored = await self.execute("GET", key)
         return payload if stored is None else cast(str, stored.decode())
 
-    async def push_connection(self) -> AbstractConnection:
-        """A RESP3 connection of its own, for server-side invalidation; give it back by `release_push_connection`."""
-        return cast(AbstractConnection, await self._push_client.connection_pool.get_connection())
+    async def push_connections(self) -> list[AbstractConnection]:
+        """RESP3 connections of their own, for server-side invalidation: one, or one to each primary of a Cluster."""
+        return await self._link.push_connections()
 
-    async def release_push_connection(self, connection: AbstractConnection) -> None:
-        """Close a connection that `push_connection` gave."""
-        await connection.disconnect(nowait=True)
-        await self._push_client.connection_pool.release(connection)
+    async def release_push_connections(self, connections: Sequence[AbstractConnection]) -> None:
+        """Close what `push_connections` gave."""
+        await self._link.release_push_connections(connections)
+
+    def moved(self, connections: Sequence[AbstractConnection]) -> bool:
+        """Whether a Cluster has other primaries now than those of `connections`."""
+        return self._link.moved(connections)
 
     async def _guarded(self, operation: Callable[[], Awaitable[T]]) -> T:
         async with self._slots:
             # Asked with a slot in hand: those that waited for one need not each find out that the store is gone.
             self.breaker.check()
             try:
-                result = await operation()
+                return await operation()
+            except ResponseError as error:
+                raise self._refused(error) from error
             except _AWAY as error:
                 if self.breaker.closed:
                     logger.warning("tenant store %s is away: %s", self.address, type(error).__name__)
                 self.breaker.fail("The tenant store is away; try again shortly.")
+                if self._prober is None or self._prober.done():
+                    self._prober = asyncio.create_task(self._probe(), name="tenants-probe")
                 raise Unavailable(self.breaker.reason) from error
-            except ResponseError as error:
-                self.breaker.succeed()
-                raise self._refused(error) from error
-        self.breaker.succeed()
-        return result
+
+    async def _probe(self) -> None:
+        """Ask until the store answers: no request waits for that, and an idle gateway heals as well."""
+        pause = FIRST_PROBE_S
+        while not self.breaker.closed:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PROBE_S)
+            try:
+                await self._link.ping()
+            except (*_AWAY, ResponseError):
+                await self._follow()
+                continue
+            logger.warning("tenant store %s is back after %.1f s", self.address, self.breaker.open_for())
+            self.breaker.succeed()
+
+    async def _follow(self) -> None:
+        """Go where the store has moved to."""
+        if self._locate is None:
+            return
+        try:
+            async with asyncio.timeout(LONGEST_PROBE_S):
+                url = await self._locate()
+        except Exception as error:  # whoever knows the address may be restarting too
+            logger.debug("the store's address is not known now: %s", type(error).__name__)
+            return
+        if url != self.url:
+            link = self._link
+            self._open(url)
+            logger.warning("tenant store has moved to %s", self.address)
+            await link.aclose()
 
     def _refused(self, error: ResponseError) -> Unavailable:
-        # The server's first word (OOM, READONLY, NOPERM, ...) tells an operator enough and holds no data.
-        logger.error("tenant store %s refused a command: %s", self.address, str(error).split(" ", 1)[0][:40])
+        word = refusals.code(error)
+        logger.error("tenant store %s refused a command: %s", self.address, word)
         return Unavailable("The tenant store refused a command; an operator must look at it.", retry_after=5)
-
-
-def _not_a_hash(key: str, error: ResponseError) -> RecordError:
-    problem = "is not a hash" if str(error).startswith("WRONGTYPE") else "cannot be read"
-    return RecordError(key, "", problem)

@@ -23,22 +23,35 @@ class Usage:
     by_model: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
-async def read_usage(store: TenantStore, tenant: str, *periods: str) -> list[Usage]:
+async def read_usage(store: TenantStore, tenant: str, *periods: str, key_id: str = "") -> list[Usage]:
     """Usage of a tenant in each of `periods`, `yyyy-mm-dd` or `yyyy-mm`; zeros where there is none.
+
+    Args:
+        key_id: only what this API key used; counted for keys that have limits of their own.
 
     Raises:
         RecordError: a counter is not a number.
         Unavailable: the store is away.
     """
-    keys = [keyspace.usage_period(tenant, period) for period in periods]
+    keys = [keyspace.usage_period(tenant, period, key_id) for period in periods]
     answers = await store.hashes(*keys)
     return [_parse(key, period, raw) for key, period, raw in zip(keys, periods, answers, strict=True)]
 
 
 async def read_days(store: TenantStore, tenant: str, days: int, *, until: date | None = None) -> list[Usage]:
     """Usage of the last `days` UTC days, the newest first. Raises as `read_usage`."""
+    return await read_usage(store, tenant, *last_days(days, until))
+
+
+def last_days(days: int, until: date | None = None) -> list[str]:
+    """The last `days` UTC days up to `until` (today), the newest first."""
     last = until or datetime.now(UTC).date()
-    return await read_usage(store, tenant, *((last - timedelta(days=i)).isoformat() for i in range(days)))
+    return [(last - timedelta(days=i)).isoformat() for i in range(days)]
+
+
+def days_between(first: date, last: date | None = None) -> list[str]:
+    """The UTC days from `first` to `last` (today), both included, the newest first; none where they are reversed."""
+    return last_days(((last or datetime.now(UTC).date()) - first).days + 1, last)
 
 
 def _parse(key: str, period: str, raw: Mapping[bytes, bytes]) -> Usage:

@@ -1,10 +1,12 @@
-"""What every router needs of a request: its gateway, and the security schemes that the API's documentation shows."""
+"""What every router needs of a request: its gateway, who calls, and the security schemes that the docs show."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Request, Response, Security
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 if TYPE_CHECKING:
@@ -15,6 +17,20 @@ _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same
 
 # For the documentation only: the gateway reads the headers itself, to answer with the right error object.
 KEY_REQUIRED = [Security(_bearer), Security(_header)]
+
+
+class KeyedRoute(APIRoute):
+    """A route that needs a key: checked before the body is read, so that nobody without one learns about its form."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, behind the key."""
+        handler = super().get_route_handler()
+
+        async def keyed(request: Request) -> Response:
+            await request.app.state.gateway.authenticate(request)
+            return await handler(request)
+
+        return keyed
 
 
 def _gateway(request: Request) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from deployments.http.context import KEY_REQUIRED, Gateway
+from deployments.http.context import KEY_REQUIRED, Gateway, KeyedRoute
 from deployments.http.schemas import ERRORS
 
-router = APIRouter(tags=["entitlements"], dependencies=KEY_REQUIRED, responses=ERRORS)
+router = APIRouter(tags=["entitlements"], dependencies=KEY_REQUIRED, route_class=KeyedRoute, responses=ERRORS)
 
 
 class ModelTerms(BaseModel):

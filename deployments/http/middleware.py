@@ -1,10 +1,13 @@
-"""Two pure ASGI middlewares: what every response carries, and how large a body may be."""
+"""Pure ASGI middlewares: what every response carries, how large a body may be, which client headers Serve may see."""
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.http.errors import error_response
@@ -12,12 +15,16 @@ from policies.errors import PayloadTooLarge
 
 
 class Receipt:
-    """What a request has learnt so far for its response headers; lives in `request.state.receipt`."""
+    """What a request has learnt so far for its response headers; lives in `request.state.receipt`.
+
+    `limits` is asked for `x-ratelimit-*` where no admission gave them: a refusal, or an answer without a model.
+    """
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.model_seconds = 0.0
         self.headers: dict[str, str] = {}
+        self.limits: Callable[[], Awaitable[dict[str, str]]] | None = None
 
     def overhead_ms(self) -> float:
         """Milliseconds since the request arrived, less those spent waiting for a model."""
@@ -41,6 +48,8 @@ class ReceiptHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                if receipt.limits is not None and not any(name.startswith("x-ratelimit-") for name in receipt.headers):
+                    receipt.headers.update(await receipt.limits())
                 headers.update(receipt.headers)
                 if receipt.headers:
                     headers["x-overhead-duration-ms"] = f"{receipt.overhead_ms():.1f}"
@@ -76,3 +85,33 @@ class BodyLimit:
 
     def _error(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"The request body is larger than {self._max / 2**20:.0f} MiB.", code="body_too_large")
+
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_NOT_FOR_CLIENTS = frozenset([b"x-request-timeout-seconds", b"x-request-disconnect-disabled"])
+
+
+class ClientHeaders:
+    """Keeps from Serve what a client must not decide: Serve echoes any request id, and lets clients lift its timeouts.
+
+    An id of another form than letters, digits, `.`, `_`, `:`, `-` (128 at most) is dropped, and Serve makes its own.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["headers"] = [(name, value) for name, value in scope["headers"] if _passes(name.lower(), value)]
+        return await self._app(scope, receive, send)
+
+
+def _passes(name: bytes, value: bytes) -> bool:
+    if name == b"x-request-id":
+        return _REQUEST_ID.fullmatch(value) is not None
+    return name not in _NOT_FOR_CLIENTS
+
+
+def before_serve() -> list[Middleware]:
+    """What Serve runs before anything of its own, by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
+    return [Middleware(ClientHeaders)]

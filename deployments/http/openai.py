@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.catalog import DEFAULT_MAX_TOKENS, ModelInfo, TextDelta
 from deployments.config import Task
-from deployments.http.context import KEY_REQUIRED, Gateway
+from deployments.http.context import KEY_REQUIRED, Gateway, KeyedRoute
 from deployments.http.errors import error_object
 from deployments.http.schemas import (
     ERRORS,
@@ -41,7 +41,7 @@ MAX_CHARACTERS_PER_TOKEN = 64
 _ROLES = {"developer": "system"}
 """OpenAI's newer name of a role, which chat templates do not know."""
 
-router = APIRouter(tags=["text"], dependencies=KEY_REQUIRED, responses=ERRORS)
+router = APIRouter(tags=["text"], dependencies=KEY_REQUIRED, route_class=KeyedRoute, responses=ERRORS)
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, summary="Chat")

@@ -14,14 +14,14 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
 from deployments.config import Task
-from deployments.http.context import KEY_REQUIRED, Gateway
+from deployments.http.context import KEY_REQUIRED, Gateway, KeyedRoute
 from deployments.http.schemas import ERRORS, FocusField, StrictModel, UtilityField
 from deployments.ticket import Cost
 from policies.errors import InvalidRequest
 
 Model = TypeVar("Model", bound=BaseModel)
 
-router = APIRouter(tags=["images"], dependencies=KEY_REQUIRED, responses=ERRORS)
+router = APIRouter(tags=["images"], dependencies=KEY_REQUIRED, route_class=KeyedRoute, responses=ERRORS)
 
 
 class ImageParameters(StrictModel):

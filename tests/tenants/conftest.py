@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -39,8 +37,10 @@ class Valkey:
         return self._server.pid
 
     def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        wait_until_closed(self.url)
+        process = self._server._server._process
+        process.kill()
+        # Its port closes a moment before it has ended, and until it has, `start` takes it for running.
+        process.wait()
 
     def start(self) -> None:
         self._server.start()

@@ -10,7 +10,8 @@ from policies.terms import Tier
 from tenants import keyspace
 from tenants.admission import Admission, Lease
 from tenants.entitlements import Entitlements, Limits
-from tenants.limits import QUOTAS, Standing, duration, exceeded, headers
+from tenants.limits import QUOTAS, Judgement, Standing, duration, exceeded, headers
+from tenants.records import LimitFields
 from tenants.settlement import Settlement, today
 from tenants.store import TenantStore
 from tenants.usage import read_days, read_usage
@@ -19,12 +20,15 @@ from tests.tenants.conftest import Backend, until
 MODEL = "m"
 
 
-def tenant(name: str = "acme", /, **limits: Any) -> Entitlements:
+def tenant(name: str = "acme", /, *, key: dict[str, int] | None = None, **limits: Any) -> Entitlements:
+    """A tenant with limits, and with `key` those of its API key beside them."""
     return Entitlements(
         tenant=name,
         name=name,
         tier=Tier(name="silver", utility=0.9),
         limits=Limits(**limits),
+        key_limits=None if key is None else LimitFields(**key),
+        key_id="ab" * 6,
         models=None,
         standing_focus={},
         key_prefix="",
@@ -279,8 +283,9 @@ def test_a_duration_is_written_as_openai_writes_it(milliseconds: int, text: str)
 
 
 def test_what_remains_is_never_negative() -> None:
-    assert headers(Limits(rpm=5), Standing(requests_used=9))["x-ratelimit-remaining-requests"] == "0"
-    assert exceeded("rpm", Limits(rpm=5), 1).retry_after == 1
+    judgement = Judgement("rpm", False, 1, Standing(requests_used=9), None)
+    assert headers(tenant(rpm=5), judgement)["x-ratelimit-remaining-requests"] == "0"
+    assert exceeded(tenant(rpm=5), judgement).retry_after == 1
 
 
 async def test_while_the_store_is_away_local_limits_hold_and_usage_is_held_and_booked_on_return(
@@ -376,3 +381,34 @@ async def test_the_settlement_queue_is_bounded(backend: Backend, caplog: pytest.
         assert (await total(store))["requests"] == 10
         assert not admission.settler._ended
         await admission.aclose()
+
+
+async def test_a_key_has_limits_of_its_own_beside_its_tenants(store: TenantStore, admission: Admission) -> None:
+    own = tenant(rpm=10, key={"rpm": 4, "quota_images_day": 3})
+    assert [await attempt(admission, own) for _ in range(6)] == [True] * 4 + [False] * 2
+    with pytest.raises(LimitExceeded, match="4 requests per minute for this API key"):
+        await admission.admit(own, model=MODEL).__aenter__()
+    # The tenant's other keys go on, under its limit, to which this key's requests count.
+    assert [await attempt(admission, tenant(rpm=10)) for _ in range(8)] == [True] * 6 + [False] * 2
+    assert await admission.drain()
+    assert (await total(store))["requests"] == 10
+    of_key = (await read_usage(store, "acme", today(), key_id=own.key_id))[0].total
+    assert (of_key["requests"], of_key["rejected"]) == (4, 3)
+
+
+async def test_the_headers_and_what_is_left_speak_of_the_tighter_limit(admission: Admission) -> None:
+    own = tenant(rpm=10, tpm=100, key={"rpm": 4, "tpm": 1000, "concurrency": 2})
+    async with admission.admit(own, model=MODEL, tokens=30) as lease:
+        fields = lease.headers()
+        assert (fields["x-ratelimit-limit-requests"], fields["x-ratelimit-remaining-requests"]) == ("4", "3")
+        assert (fields["x-ratelimit-limit-tokens"], fields["x-ratelimit-remaining-tokens"]) == ("100", "70")
+        assert await admission.remaining(own) == {"rpm": 3, "tpm": 70, "concurrency": 1}
+
+
+async def test_tokens_that_an_estimate_reserved_come_back_to_tenant_and_key(admission: Admission) -> None:
+    own = tenant(tpm=1000, quota_tokens_day=1000, key={"tpm": 1000})
+    for _ in range(5):  # together they reserve far more than the limit
+        async with admission.admit(own, model=MODEL, tokens=900) as lease:
+            lease.settle(tokens_in=3, tokens_out=7)
+        assert await admission.drain()
+    assert await admission.remaining(own) == {"tpm": 950, "quota_tokens_day": 950}

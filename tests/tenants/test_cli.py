@@ -1,4 +1,5 @@
 import asyncio
+import csv
 import json
 import logging
 import subprocess
@@ -10,11 +11,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from tenants import keyspace
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.cli import app
+from tenants.records import LimitFields
 from tenants.store import TenantStore
+from tests.tenants.conftest import until
+from tests.tenants.test_cache import refused
 
+REPOSITORY = str(Path(__file__).parents[2])
 Run = Callable[..., Any]
 
 
@@ -122,6 +128,138 @@ async def test_usage_is_shown_by_day_and_model(tenants: Run, store: TenantStore,
     assert "resnet" in await tenants("usage", "acme", "--month", days[0]["period"][:7])
 
 
+async def test_usage_between_two_days_is_a_table_csv_and_json(tenants: Run, store: TenantStore) -> None:
+    await prepare(tenants)
+    for day, model, requests in (
+        ("2030-01-30", "a", 1),
+        ("2030-01-31", "a", 2),
+        ("2030-01-31", "b", 3),
+        ("2030-02-01", "a", 9),
+    ):
+        key = keyspace.usage_period("acme", day)
+        await store.execute("HINCRBY", key, "requests", requests)
+        await store.execute("HINCRBY", key, f"requests:{model}", requests)
+    span = ("usage", "acme", "--from", "2030-01-29", "--to", "2030-01-31")
+    days = json.loads(await tenants(*span, "--json"))
+    assert [(day["period"], day["total"]["requests"]) for day in days] == [
+        ("2030-01-31", 5),
+        ("2030-01-30", 1),
+        ("2030-01-29", 0),
+    ]
+    rows = list(csv.DictReader((await tenants(*span, "--csv")).splitlines()))
+    assert [(row["period"], row["model"], row["requests"]) for row in rows] == [
+        ("2030-01-31", "a", "2"),
+        ("2030-01-31", "b", "3"),
+        ("2030-01-30", "a", "1"),
+    ]
+    table = await tenants(*span)
+    assert "2030-01-31" in table and "2030-02-01" not in table and "2030-01-29" not in table
+
+
+async def test_a_rotated_key_and_its_successor_both_work_until_the_overlap_ends(
+    tenants: Run, cache: EntitlementCache
+) -> None:
+    await prepare(tenants)
+    created = await tenants(
+        "key", "create", "acme", "--label", "ci", "--scopes", "model:m", "--limit", "rpm=60", "--json"
+    )
+    old = json.loads(created)["key"]
+    new = json.loads(await tenants("key", "rotate", old, "--overlap", "1h", "--json"))
+    before, after = await cache.authenticate(old), await cache.authenticate(new["key"])
+    assert before.key_expires_at is not None and after.key_expires_at is None
+    assert (
+        (after.scopes, after.key_limits)
+        == (before.scopes, before.key_limits)
+        == (
+            frozenset({"model:m"}),
+            LimitFields(rpm=60),
+        )
+    )
+    assert after.may_use("m") and not after.may_use("n") and after.may_infer()
+    third = (await tenants("key", "rotate", new["id"], "--overlap", "0s")).strip()
+    await until(lambda: refused(cache, new["key"], "invalid_api_key"))
+    assert (await cache.authenticate(third)).key_limits == LimitFields(rpm=60)
+    assert [key["status"] for key in json.loads(await tenants("key", "list", "acme", "--json"))].count("expired") == 1
+
+
+async def test_a_keys_terms_are_changed(tenants: Run, cache: EntitlementCache) -> None:
+    await prepare(tenants)
+    key = (await tenants("key", "create", "acme")).strip()
+    await tenants("key", "set", key, "rpm=7", "scopes=entitlements")
+    own = await cache.authenticate(key)
+    assert own.key_limits == LimitFields(rpm=7) and not own.may_infer() and own.may_use("m")
+    assert "rpm=7" in await tenants("key", "list", "acme")
+
+
+async def test_a_long_list_comes_in_pages(tenants: Run, invoke: Run) -> None:
+    await prepare(tenants)
+    for i in range(5):
+        await tenants("create", f"t{i}", "--tier", "silver")
+    first = await invoke("list", "--limit", "4", "--json")
+    assert [t["id"] for t in json.loads(first.stdout)] == ["acme", "t0", "t1", "t2"]
+    assert "2 more: tenants list --after t2" in first.stderr
+    rest = await invoke("list", "--limit", "4", "--after", "t2", "--json")
+    assert [t["id"] for t in json.loads(rest.stdout)] == ["t3", "t4"] and rest.stderr == ""
+
+
+async def test_a_deleted_tenant_is_gone_with_its_keys_even_if_its_record_is_broken(
+    tenants: Run, invoke: Run, store: TenantStore, cache: EntitlementCache
+) -> None:
+    await prepare(tenants)
+    key = (await tenants("key", "create", "acme")).strip()
+    await cache.authenticate(key)
+    await store.execute("HSET", "tenant:acme", "rpm", "x")
+    assert (await invoke("delete", "acme")).exit_code == 1
+    assert "1 keys" in await tenants("delete", "acme", "--yes")
+    await until(lambda: refused(cache, key, "invalid_api_key"))
+    assert "valid" in await tenants("check")
+    await tenants("tier", "delete", "silver", "--yes")
+    assert json.loads(await tenants("audit", "--json"))[1]["action"] == "tenant delete"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tier", "create", "new", "utility=0.5"],
+        ["tier", "set", "gold", "rpm=5"],
+        ["tier", "delete", "gold", "--yes"],
+        ["create", "new", "--tier", "gold"],
+        ["set", "acme", "rpm=5"],
+        ["focus", "acme", "m", "sky=0.5"],
+        ["suspend", "acme"],
+        ["activate", "acme"],
+        ["delete", "acme", "--yes"],
+        ["check"],
+        ["list"],
+        ["show", "acme"],
+        ["usage", "acme"],
+        ["audit"],
+        ["export"],
+        ["key", "create", "acme"],
+        ["key", "list", "acme"],
+    ],
+)
+async def test_every_command_speaks_json(tenants: Run, words: list[str]) -> None:
+    await prepare(tenants)
+    json.loads(await tenants(*words, "--json"))
+
+
+async def test_the_shell_completes_tenants_and_tiers(store: TenantStore, tenants: Run) -> None:
+    await prepare(tenants)
+    await tenants("create", "apex", "--tier", "gold")
+
+    async def completed(*words: str) -> list[str]:
+        environment = {"REDIS_URL": store.url, "_TENANTS_COMPLETE": "complete_bash", "PYTHONPATH": REPOSITORY}
+        environment |= {"COMP_WORDS": " ".join(("tenants", *words)), "COMP_CWORD": str(len(words))}
+        command = [sys.executable, "-m", "tenants.cli"]
+        run = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True)
+        return run.stdout.split()
+
+    assert await completed("show", "a") == ["acme", "apex"]
+    assert await completed("tier", "show", "g") == ["gold"]
+    assert "rotate" in await completed("key", "r")
+
+
 async def test_every_change_is_in_the_audit_trail_without_secrets(tenants: Run) -> None:
     await prepare(tenants)
     key = (await tenants("key", "create", "acme")).strip()
@@ -146,6 +284,8 @@ async def test_check_names_key_and_field_of_everything_that_is_wrong(
     await store.execute("HSET", "tenant:\xff", "tier", b"\xff")
     await store.execute("SET", "tier:text", "x")
     await store.execute("HSET", "apikey:" + "0" * 64, "tenant", "gone")
+    result = await invoke("check", "--json")
+    assert result.exit_code == 1 and {"key", "field", "problem"} == set(json.loads(result.stdout)[0])
     result = await invoke("check")
     lines = result.stdout.splitlines()
     assert result.exit_code == 1 and len(lines) == 5
@@ -190,7 +330,18 @@ async def test_check_names_key_and_field_of_everything_that_is_wrong(
         (["key", "create", "acme", "--expires", "2001-01-01"], "in the past"),
         (["key", "revoke", "sk-acme-...none"], "no such key"),
         (["key", "revoke", ""], "no such key"),
-        (["usage", "acme", "--month", "May"], "--month"),
+        (["usage", "acme", "--month", "May"], "--month must look like 2030-01, not May"),
+        (["usage", "acme", "--from", "2030-02-30"], "--from must look like"),
+        (["usage", "acme", "--from", "2030-02-02", "--to", "2030-02-01"], "--from must not be after"),
+        (["usage", "acme", "--month", "2030-01", "--from", "2030-02-02"], "--month goes without"),
+        (["key", "create", "acme", "--scopes", "admin"], "scopes: expected inference"),
+        (["key", "create", "acme", "--limit", "rpm=x"], "rpm: "),
+        (["key", "rotate", "sk-acme-...none"], "no such key"),
+        (["key", "rotate", "sk-acme-...none", "--overlap", "soon"], "--overlap takes"),
+        (["key", "set", "sk-acme-...none", "tenant=x"], "'tenant' of a key cannot be set"),
+        (["delete", "nobody", "--yes"], "no tenant 'nobody'"),
+        (["tier", "delete", "silver", "--yes"], "has 1 tenants, such as 'acme'"),
+        (["tier", "delete", "platinum", "--yes"], "no tier 'platinum'"),
     ],
 )
 async def test_a_mistake_is_one_line_that_names_it_and_changes_nothing(
@@ -226,8 +377,7 @@ async def test_the_demo_file_of_the_working_folder_names_the_store(store: Tenant
     (tmp_path / ".data").mkdir()
     (tmp_path / ".data" / "demo.env").write_text(f"REDIS_URL='{store.url}'\n")
     command = [sys.executable, "-m", "tenants.cli", "check"]
-    path = str(Path(__file__).parents[2])
     run = await asyncio.to_thread(
-        subprocess.run, command, cwd=tmp_path, env={"PYTHONPATH": path}, capture_output=True, text=True
+        subprocess.run, command, cwd=tmp_path, env={"PYTHONPATH": REPOSITORY}, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "All records are valid.\n", "")

@@ -113,6 +113,9 @@ def test_a_broken_tenant_names_its_key_and_field(fields: dict[bytes, bytes], fie
         ({b"tenant": b"a}b"}, "tenant"),
         ({b"tenant": b"acme", b"expires_at": b"soon"}, "expires_at"),
         ({b"tenant": b"acme", b"secret": b"sk-hunter2"}, "secret"),
+        ({b"tenant": b"acme", b"scopes": b"inference,admin"}, "scopes"),
+        ({b"tenant": b"acme", b"scopes": b"model:"}, "scopes"),
+        ({b"tenant": b"acme", b"rpm": b"-1"}, "rpm"),
     ],
 )
 def test_a_broken_key_names_its_key_and_field_and_repeats_no_value(fields: dict[bytes, bytes], field: str) -> None:
@@ -163,6 +166,7 @@ def test_tenants_and_keys_read_back_the_same() -> None:
     tenant = parse_tenant("acme", raw(tier="gold", name="Acme", focus_locked="1", focus__m__sky="0.5", rpm="7"))
     again = {name.encode(): value.encode() for name, value in dump_tenant(tenant).items()}
     assert parse_tenant("acme", again) == tenant
-    key = parse_key(DIGEST, raw(tenant="acme", label="ci", expires_at="2030-01-01T00:00:00Z", scopes="chat,images"))
+    scopes = "inference,model:m-1"
+    key = parse_key(DIGEST, raw(tenant="acme", label="ci", expires_at="2030-01-01T00:00:00Z", scopes=scopes, rpm="5"))
     again = {name.encode(): value.encode() for name, value in dump_key(key).items()}
     assert parse_key(DIGEST, again) == key

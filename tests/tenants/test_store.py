@@ -54,13 +54,12 @@ async def test_a_hash_of_another_type_is_named(store: TenantStore) -> None:
 
 
 async def test_a_forgotten_script_is_loaded_again(store: TenantStore) -> None:
-    script = scripts.load("touch")
-    await store.execute("HSET", "apikey:x", "tenant", "t")
+    script = scripts.load("edit")
     for _ in range(2):
         await store.execute("SCRIPT", "FLUSH")
-        assert await store.run(script, ["apikey:x"], ["now"]) == 1
+        assert await store.run(script, ["x"], [0]) == 1
     await store.execute("SCRIPT", "FLUSH")
-    assert await store.run_many(script, [(["apikey:x"], ["1"]), (["apikey:y"], ["1"])]) == [1, 0]
+    assert await store.run_many(script, [(["x"], [0]), (["x"], [2, "field", "value"])]) == [1, 0]
 
 
 async def test_a_refused_command_is_unavailable_and_leaves_the_store_usable(store: TenantStore) -> None:
@@ -70,13 +69,13 @@ async def test_a_refused_command_is_unavailable_and_leaves_the_store_usable(stor
     assert await store.execute("PING")
 
 
-async def test_a_transaction_starts_over_when_another_client_writes_first(
+async def test_an_edit_starts_over_when_another_client_writes_first(
     store: TenantStore, shared_backend: Backend
 ) -> None:
     async with await TenantStore.connect(shared_backend.url, timeout_s=5.0) as other:
 
         async def add(client: TenantStore) -> None:
-            await client.transact(["n"], lambda raws: [("HSET", "n", "v", int(raws[0].get(b"v", b"0")) + 1)])
+            await client.edit("n", lambda raw: [("HSET", "n", "v", int(raw.get(b"v", b"0")) + 1)])
 
         for _ in range(10):
             await asyncio.gather(add(store), add(other))
@@ -89,31 +88,22 @@ async def test_an_unreachable_store_is_unavailable_and_the_message_holds_no_secr
     assert "hunter2" not in caught.value.message
 
 
-async def test_while_the_store_hangs_only_a_probe_waits_for_the_timeout(backend: Backend) -> None:
+async def test_while_the_store_hangs_nobody_waits_for_it_and_it_heals_without_requests(backend: Backend) -> None:
     async with await TenantStore.connect(backend.url) as store:
         os.kill(backend.pid, signal.SIGSTOP)
         try:
             with pytest.raises(Unavailable):
                 await store.execute("PING")
             assert not store.breaker.closed
-            refusals = 0
             for _ in range(1000):
-                try:
+                with pytest.raises(Unavailable):
                     store.breaker.check()
-                except Unavailable:
-                    refusals += 1
-            assert refusals >= 999
         finally:
             os.kill(backend.pid, signal.SIGCONT)
 
-        async def answers() -> bool:
-            try:
-                return bool(await store.execute("PING"))
-            except Unavailable:
-                return False
-
-        await until(answers)
-        assert store.breaker.closed
+        # Nobody asks for anything: an idle gateway whose readiness is red gets no requests, and must heal all the same.
+        await until(lambda: store.breaker.closed)
+        assert await store.execute("PING")
 
 
 async def test_a_database_and_a_password_with_signs_in_it_are_taken_from_the_url(store: TenantStore) -> None:

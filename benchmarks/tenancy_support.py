@@ -1,0 +1,191 @@
+"""What the tenancy benchmarks share: a store of their own, a real `serve run` of two gateways, and counting clients."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from deployments.launch import ENVIRONMENT
+from tenants.admin import TenantAdmin
+from tenants.embedded import EmbeddedValkey
+from tenants.store import TenantStore
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MODEL = "resnet18-cifar10"
+TIMEOUT_S = 30.0
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of `values` do not exceed; NaN of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def milliseconds(values: Sequence[float]) -> str:
+    """Seconds as 'median / p99 / maximum' in ms."""
+    if not values:
+        return "none"
+    figures = (statistics.median(values), percentile(values, 0.99), max(values))
+    return " / ".join(f"{value * 1000:.1f}" for value in figures)
+
+
+@asynccontextmanager
+async def serving(folder: Path, *, gateways: int = 2, grace_s: float = 300.0) -> AsyncIterator[Server]:
+    """`serve run` with the small image classifier and an external store, started as `make serve` starts it."""
+    valkey = await asyncio.to_thread(EmbeddedValkey, folder / "store")
+    server = Server(folder, valkey, free_port())
+    await asyncio.to_thread(server.start, gateways, grace_s)
+    try:
+        await server.until_ready()
+        async with await TenantStore.connect(valkey.url, timeout_s=5.0) as store:
+            server.admin = TenantAdmin(store, who="benchmark")
+            await server.admin.create_tier("gold", {"utility": "1.0"})
+            yield server
+    finally:
+        await asyncio.to_thread(server.stop)
+        valkey.stop()
+
+
+class Server:
+    """A running application, its store and its admin."""
+
+    admin: TenantAdmin
+
+    def __init__(self, folder: Path, valkey: EmbeddedValkey, port: int) -> None:
+        self.folder, self.valkey = folder, valkey
+        self.base_url = f"http://127.0.0.1:{port}"
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, gateways: int, grace_s: float) -> None:
+        """Start `serve run`."""
+        config: dict[str, Any] = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
+        config["http_options"]["port"] = self._port
+        args = config["applications"][0]["args"]
+        args["models"] = [model for model in args["models"] if model["id"] == MODEL]
+        args["models"][0]["threads"] = 1
+        args["store"] |= {"data_dir": str(self.folder / "data"), "stale_grace_s": grace_s}
+        args["gateway"]["scaling"]["num_replicas"] = gateways
+        path = self.folder / "serve_config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        env = ENVIRONMENT | {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        env |= {
+            "REDIS_URL": self.valkey.url,
+            "AIM_NOISE_SECRET": "the noise secret of the benchmarks",
+            "OMP_NUM_THREADS": "1",
+        }
+        with (self.folder / "serve.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ray.serve.scripts", "run", str(path)],
+                cwd=REPOSITORY,
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    async def until_ready(self) -> None:
+        """Wait until the application is ready."""
+        until = time.monotonic() + 120
+        async with httpx.AsyncClient(timeout=2.0) as client:
+            while time.monotonic() < until:
+                try:
+                    if (await client.get(f"{self.base_url}/readyz")).status_code == 200:
+                        return
+                except httpx.HTTPError:
+                    pass
+                assert self._process is not None and self._process.poll() is None, "serve run ended"
+                await asyncio.sleep(0.5)
+        tail = (self.folder / "serve.log").read_text(errors="replace")[-3000:]
+        raise RuntimeError(f"the application is not ready after two minutes:\n{tail}")
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(timeout=90)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def gateway_pids(self) -> list[int]:
+        """Processes of the gateway's replicas: Ray names a worker's process after its actor."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if command.startswith(b"ray::ServeReplica") and b"TenantGateway" in command:
+                found.append(int(entry.name))
+        return sorted(found)
+
+
+@dataclass
+class Load:
+    """Clients of known keys that ask without a pause, and what they counted."""
+
+    base_url: str
+    keys: dict[str, str]
+    clients_per_key: int = 2
+    path: str = f"/models/{MODEL}"
+    answered: Counter[str] = field(default_factory=Counter)
+    failed: list[tuple[float, str, str]] = field(default_factory=list)
+    times: list[tuple[float, float]] = field(default_factory=list)
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Begin."""
+        image = (REPOSITORY / "examples" / "ship.jpg").read_bytes()
+        for tenant, key in self.keys.items():
+            for _ in range(self.clients_per_key):
+                self._tasks.append(asyncio.create_task(self._client(tenant, key, image)))
+
+    async def stop(self) -> None:
+        """Let every client finish its last request."""
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+
+    async def _client(self, tenant: str, key: str, image: bytes) -> None:
+        headers = {"authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(base_url=self.base_url, headers=headers, timeout=TIMEOUT_S) as client:
+            while not self._stop.is_set():
+                started = time.monotonic()
+                try:
+                    response = await client.post(self.path, content=image)
+                    outcome = "" if response.status_code == 200 else f"{response.status_code} {response.text[:200]}"
+                except httpx.HTTPError as error:
+                    outcome = f"{type(error).__name__} {error}"
+                if outcome:
+                    self.failed.append((started, tenant, outcome))
+                    await asyncio.sleep(0.05)
+                else:
+                    self.answered[tenant] += 1
+                    self.times.append((started, time.monotonic() - started))
+
+    def between(self, start: float, end: float) -> list[float]:
+        """Seconds that the requests took which began in a span of monotonic time."""
+        return [took for started, took in self.times if start <= started < end]

@@ -1,0 +1,49 @@
+"""`tenants apply` and `tenants export`: tiers and tenants as a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tenants import manifest, show
+from tenants.admin import TenantAdmin
+from tenants.console import Json, Yes, failure, run
+from tenants.store import TenantStore
+
+
+def apply(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML as `tenants export` writes it; - is stdin.")],
+    prune: Annotated[bool, typer.Option("--prune", help="Delete tiers and tenants that the file lacks.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference and change nothing.")] = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Make tiers and tenants what a file says. The difference is shown first; keys and usage are left alone."""
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise failure(f"{file} cannot be read: {error}") from None
+
+    async def planned(admin: TenantAdmin, store: TenantStore) -> list[manifest.Step]:
+        return manifest.plan(manifest.parse(text), await manifest.current(store, admin), prune=prune)
+
+    steps = run(context, planned)
+    show.steps(steps, as_json)
+    if not steps or dry_run:
+        return
+    if not yes:
+        if str(file) == "-":
+            raise failure("the file came from stdin, so nobody can be asked: give --yes, or --dry-run.")
+        typer.confirm(f"Make {len(steps)} changes?", abort=True, err=True)
+    run(context, lambda admin, _: manifest.apply(admin, steps))
+    typer.echo(f"Made {len(steps)} changes.", err=as_json)
+
+
+def export(context: typer.Context, as_json: Json = False) -> None:
+    """Print all tiers and tenants as a file for `tenants apply`."""
+    records = run(context, lambda admin, store: manifest.current(store, admin))
+    show.done(records, manifest.export(records).rstrip(), as_json)

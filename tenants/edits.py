@@ -1,0 +1,48 @@
+"""A change of a record: the commands that make it, and its entry in the audit stream."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Mapping
+
+from tenants import keyspace
+from tenants.records import RawHash
+from tenants.store import Command
+
+AUDIT_LENGTH = 100_000
+Changes = Mapping[str, str | None]
+"""Field to its new text; None or "" removes the field."""
+
+
+class AdminError(Exception):
+    """A change that is refused; the message names what is wrong, for a person."""
+
+
+def changed(key: str, raw: RawHash, changes: Changes) -> tuple[dict[bytes, bytes], list[Command]]:
+    """A record after changes, and the commands that make them."""
+    fields = {field: value for field, value in changes.items() if value}
+    gone = [field for field, value in changes.items() if not value and field.encode() in raw]
+    after = {field: value for field, value in raw.items() if field.decode("utf-8", "replace") not in gone}
+    after |= {field.encode(): value.encode() for field, value in fields.items()}
+    commands = [hset(key, fields)] if fields else []
+    return after, commands + ([("HDEL", key, *gone)] if gone else [])
+
+
+def hset(key: str, fields: Mapping[str, str]) -> Command:
+    """The command that writes fields."""
+    return ("HSET", key, *(part for pair in fields.items() for part in pair))
+
+
+def note(who: str, action: str, subject: str, detail: str) -> Command:
+    """The command that adds an entry to the audit stream; the server's clock says when."""
+    what = ("who", who, "action", action, "subject", subject, "detail", detail)
+    return ("XADD", keyspace.AUDIT, "MAXLEN", "~", AUDIT_LENGTH, "*", *what)
+
+
+def os_user() -> str:
+    """Who runs this process, by name where there is one."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return f"uid {os.getuid()}"

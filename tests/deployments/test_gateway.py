@@ -1,0 +1,133 @@
+"""The gateway's HTTP surface before any model: who calls, in which order it is asked, and what every answer carries."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from deployments.config import AppArgs, StoreArgs
+from deployments.http.middleware import ClientHeaders
+from tenants.admin import TenantAdmin
+from tenants.embedded import EmbeddedValkey
+from tenants.store import TenantStore
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, at import
+    from deployments.gateway import TenantGateway
+    from deployments.store import StoreAccess
+
+PUBLIC = {"/healthz", "/readyz"}
+CHAT = "/v1/chat/completions"
+
+
+class LocalGateway(TenantGateway):
+    """Outside Serve nobody awaits its destructor; the fixture calls it."""
+
+    def __del__(self) -> None:  # type: ignore[override]
+        pass
+
+
+class Running:
+    """A gateway of no model, its store, and an HTTP client of it."""
+
+    def __init__(self, valkey: EmbeddedValkey, gateway: TenantGateway, admin: TenantAdmin) -> None:
+        self.valkey, self.gateway, self.admin = valkey, gateway, admin
+        self.app = gateway.__serve_build_asgi_app__()
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://gateway")
+
+    async def key(self, **limits: str) -> dict[str, str]:
+        """Headers with a new key of the tenant."""
+        return {"authorization": f"Bearer {(await self.admin.create_key('acme', limits=limits))[0]}"}
+
+
+@pytest_asyncio.fixture
+async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with EmbeddedValkey(tmp_path / "store") as valkey:
+        # No model is served; the specification wants one to be named.
+        spec = {"id": "m", "task": "image-classification", "source": "nowhere"}
+        args = AppArgs(models=(spec,), store=StoreArgs(redis_url=valkey.url, data_dir=str(tmp_path)))  # type: ignore[arg-type]
+        gateway = LocalGateway.__new__(LocalGateway)
+        await TenantGateway.__init__(gateway, args, {}, StoreAccess(None, args.store))
+        async with await TenantStore.connect(valkey.url, timeout_s=5.0) as store:
+            admin = TenantAdmin(store, who="tester")
+            await admin.create_tier("silver", {"utility": "0.9", "rpm": "100"})
+            await admin.create_tenant("acme", tier="silver")
+            parts = Running(valkey, gateway, admin)
+            yield parts
+            await parts.client.aclose()
+        await TenantGateway.__del__(gateway)
+
+
+async def test_every_route_but_health_needs_a_key(running: Running) -> None:
+    routes = [(path, method) for path, methods in running.app.openapi()["paths"].items() for method in methods]
+    assert {path for path, _ in routes} > PUBLIC and len(routes) > len(PUBLIC) + 5
+    for path, method in routes:
+        if path not in PUBLIC:
+            answer = await running.client.request(method, path)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b'{"model": 1}', b""])
+async def test_who_calls_is_asked_before_the_body_is_read(running: Running, body: bytes) -> None:
+    json = {"content-type": "application/json"}
+    assert (await running.client.post(CHAT, content=body, headers=json)).status_code == 401
+    assert (await running.client.post(CHAT, content=body, headers=json | await running.key())).status_code == 400
+
+
+async def test_limits_are_on_every_answer_once_the_tenant_is_known(running: Running) -> None:
+    headers = await running.key()
+    for answer in (
+        await running.client.get("/v1/models", headers=headers),
+        await running.client.post(CHAT, content=b"{", headers=headers),
+        await running.client.post("/models/none", content=b"x", headers=headers),
+    ):
+        assert answer.headers["x-ratelimit-limit-requests"] == "100"
+        assert answer.headers["x-ratelimit-remaining-requests"] == "100"
+        assert answer.headers["x-policy-version"]
+    tighter = await running.client.get("/v1/models", headers=await running.key(rpm="7"))
+    assert tighter.headers["x-ratelimit-limit-requests"] == "7"
+    assert "x-ratelimit-limit-requests" not in (await running.client.get("/v1/models")).headers
+
+
+async def test_readiness_names_a_server_that_takes_no_writes_and_liveness_stays(running: Running) -> None:
+    assert (await running.client.get("/readyz")).status_code == 200
+    own = await running.gateway.cache.authenticate((await running.key())["authorization"].split()[1])
+    await running.admin._store.execute("REPLICAOF", "127.0.0.1", "1")
+    async with running.gateway.admission.admit(own, model="m"):
+        pass
+    answer = await running.client.get("/readyz")
+    assert answer.status_code == 503 and "READONLY" in answer.json()["reasons"][0]
+    assert (await running.client.get("/healthz")).status_code == 200
+    await running.admin._store.execute("REPLICAOF", "NO", "ONE")
+    assert await running.gateway.admission.drain(20.0)
+    assert (await running.client.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        (b"x-request-id", b"3f2c-a.b:c_1", True),
+        (b"X-Request-ID", b"a" * 129, False),
+        (b"x-request-id", b"\xff", False),
+        (b"x-request-id", b"a b", False),
+        (b"x-request-id", b"", False),
+        (b"X-Request-Timeout-Seconds", b"0", False),
+        (b"x-request-disconnect-disabled", b"?1", False),
+        (b"authorization", b"Bearer x y", True),
+    ],
+)
+async def test_serve_sees_no_odd_request_id_and_no_switch_of_its_own(name: bytes, value: bytes, kept: bool) -> None:
+    seen = []
+
+    async def app(scope: dict[str, list[tuple[bytes, bytes]]], receive: object, send: object) -> None:
+        seen.extend(scope["headers"])
+
+    await ClientHeaders(app)({"type": "http", "headers": [(name, value)]}, None, None)  # type: ignore[arg-type]
+    assert bool(seen) is kept
