@@ -44,7 +44,8 @@ def duplicate_metric(nearby: Tensor, features: Tensor, labels: Tensor, direction
     _, axes = torch.linalg.eigh(whiten @ _scatter(different) @ whiten)
     projection = (whiten @ axes[:, -directions:]).float()
     unit = projection.abs().max() / 1000.0
-    return (projection / unit).round() * unit
+    rounded: Tensor = (projection / unit).round() * unit
+    return rounded
 
 
 def _scatter(rows: Tensor) -> Tensor:
