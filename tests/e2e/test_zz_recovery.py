@@ -102,7 +102,7 @@ def test_no_secret_is_in_any_output(app: Application) -> None:
     secrets.append(NOISE_SECRET)
     secrets.append(app.env["REDIS_URL"].split("@")[0].removeprefix("redis://default:"))
     secrets += app.created
-    assert len(app.created) >= 2
+    assert app.created
     logs = [
         app.data / "serve.log",
         app.data.parent / "launch.log",
