@@ -2,7 +2,7 @@
 
 Counts what clients of known keys were answered and compares it with the usage that the store has at the end.
 
-    python benchmarks/tenancy_outage.py            # about six minutes
+    python -m benchmarks.tenancy_outage            # about six minutes
 """
 
 from __future__ import annotations
