@@ -3,7 +3,7 @@
 For rpm, tpm and a daily quota: the most that any sliding minute admitted (a request counts if it began and was admitted
 within it), and what a quota admitted in all.
 
-    python benchmarks/tenancy_limits.py            # about two and a half minutes
+    python -m benchmarks.tenancy_limits            # about two and a half minutes
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 An edit's time runs from the start of `redis-cli` (its own start included) to the start of the last request that was
 still answered under the old record.
 
-    python benchmarks/tenancy_propagation.py
+    python -m benchmarks.tenancy_propagation
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ class Application:
     data: Path
     env: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    created: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         """Start and wait until every model answers."""
@@ -100,6 +101,8 @@ class Application:
             command, env=os.environ | {"REDIS_URL": self.env["REDIS_URL"]}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+        if arguments[:2] == ("key", "create"):
+            self.created.append(done.stdout.strip())
         return done.stdout
 
     def redis(self, *command: str) -> str:
