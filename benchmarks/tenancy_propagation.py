@@ -21,6 +21,8 @@ from benchmarks.tenancy_support import Load, Server, milliseconds, serving
 
 PROBERS = 4
 """Clients that ask for nothing but their terms, without a pause: spread over both gateways by HAProxy."""
+FIRST = 1000
+"""The limit that the first edit sets; each sets one more."""
 
 
 async def main() -> None:
@@ -52,37 +54,35 @@ async def run(server: Server, edits: int) -> None:
     probers = [asyncio.create_task(prober()) for _ in range(PROBERS)]
     load.start()
     await asyncio.sleep(3.0)
-    edited: list[tuple[float, float]] = []
-    for value in range(1000, 1000 + edits):
-        began = time.monotonic()
-        process = await asyncio.create_subprocess_exec(
-            *(
-                "redis-cli",
-                "-u",
-                server.valkey.url,
-                "--no-auth-warning",
-                "HSET",
-                "tenant:acme",
-                "concurrency",
-                str(value),
-            ),
-            stdout=subprocess.DEVNULL,
-        )
-        await process.wait()
-        edited.append((began, time.monotonic()))
-        await asyncio.sleep(0.3)
+    edited = [await edit(server.valkey.url, FIRST + number) for number in range(edits)]
     stop.set()
     await asyncio.gather(*probers)
     await load.stop()
+    print(f"{edits} edits; answers: {len(seen)} of the edited tenant, {len(load.times)} of the load")
+    report(edited, seen)
+
+
+async def edit(url: str, value: int) -> tuple[float, float]:
+    """Set the tenant's limit with `redis-cli`, and wait a little; when it began and when it was done."""
+    command = ("redis-cli", "-u", url, "--no-auth-warning", "HSET", "tenant:acme", "concurrency", str(value))
+    began = time.monotonic()
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
+    await process.wait()
+    done = time.monotonic()
+    await asyncio.sleep(0.3)
+    return began, done
+
+
+def report(edited: list[tuple[float, float]], seen: list[tuple[float, float, int]]) -> None:
+    """Print how long the old record was still answered after each edit."""
     from_start, from_end = [], []
     for i, (began, done) in enumerate(edited):
         until = edited[i + 1][0] if i + 1 < len(edited) else float("inf")
         # An answer counts as made when it began: what came back later may have been under way.
-        stale = [b for b, _, limit in seen if done <= b < until and limit < 1000 + i]
+        stale = [b for b, _, limit in seen if done <= b < until and limit < FIRST + i]
         last = max(stale, default=done)
         from_start.append(last - began)
         from_end.append(last - done)
-    print(f"{edits} edits; answers: {len(seen)} of the edited tenant, {len(load.times)} of the load")
     print(f"ms from redis-cli's start to the last request begun that met the old record: {milliseconds(from_start)}")
     print(f"ms from redis-cli's end: {milliseconds(from_end)}; edits with no stale answer: {from_end.count(0.0)}")
 

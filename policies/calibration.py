@@ -113,19 +113,11 @@ class Calibration:
         seen = features if field_features is None else field_features
         space = seen if metric is None else seen.float() @ metric.to(seen.device)
         ell = length_scale or _round(relative_length_scale * _median_distance(space, logits.argmax(dim=1)))
-        ladder = NoiseLadder(
-            secret,
-            fingerprint,
-            features=features.shape[1],
-            classes=logits.shape[1],
-            length_scale=ell,
-            depth=depth,
-            metric=metric,
-        )
-        measure = _Agreement(ladder.phi(seen), logits, readout)
-        curve = ladder.explore(measure, tolerance, progress)
         favour, avoid = _focus_gaps(logits, contention)
-        return cls(fingerprint, ell, depth, _falling(curve), favour, avoid, measure.rows, metric, block)
+        unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block)
+        ladder = unsolved.ladder(secret, features=features.shape[1], classes=logits.shape[1])
+        measure = _Agreement(ladder.phi(seen), logits, readout)
+        return replace(unsolved, curve=_falling(ladder.explore(measure, tolerance, progress)), rows=measure.rows)
 
     def ladder(self, secret: bytes, *, features: int, classes: int) -> NoiseLadder:
         """The field that this calibration was solved on."""

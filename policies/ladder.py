@@ -1,11 +1,10 @@
 """The noise ladder: utility noise as one fixed Brownian motion in the variance, over a smooth field on the features.
 
 phi(h) = cos(h P w / ell + b), scaled to unit length (random Fourier features, Rahimi and Recht, NIPS 2007, in the space
-of a metric P), and
-noise(h, v) = phi(h) C(v), with C a D x K matrix of Brownian motions in v. Over the keys the noise of a fixed h is
-exactly N(0, v I_K); levels are nested: the noise at v is the noise at u < v plus an independent N(0, v - u). C is built
-by Lévy's midpoint construction, so any of its 2^15 positions costs 16 normal matrices, depends on no other level in
-use, and two positions however near differ by a fresh increment.
+of a metric P), and noise(h, v) = phi(h) C(v), with C a D x K matrix of Brownian motions in v. Over the keys the noise
+of a fixed h is exactly N(0, v I_K); levels are nested: the noise at v is the noise at u < v plus an independent
+N(0, v - u). C is built by Lévy's midpoint construction, so any of its 2^15 positions costs 16 normal matrices, depends on no
+other level in use, and two positions however near differ by a fresh increment.
 """
 
 from __future__ import annotations
@@ -78,7 +77,6 @@ class NoiseLadder:
         self._key = hashlib.sha256(
             b"\0".join([secret, fingerprint.encode(), f"{length_scale!r}".encode(), str(depth).encode()])
         ).digest()
-        # The metric is not in the key: one fitted anew on other inputs should give nearly the old noise, no fresh draw.
         waves = torch.from_numpy(self._normal("w", (features if metric is None else metric.shape[1], depth)))
         self.w = (waves if metric is None else metric.cpu().float() @ waves) / length_scale
         self.b = torch.from_numpy(self._uniform("b", depth) * np.float32(2.0 * math.pi))

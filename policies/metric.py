@@ -25,7 +25,7 @@ def duplicate_metric(nearby: Tensor, features: Tensor, labels: Tensor, direction
         directions: m, columns of the projection; H where that is less.
 
     Returns:
-        [H, m] float32, each entry rounded to 3 digits: a redraw on another machine must not select another field.
+        [H, m] float32. Fitted on other inputs it is another field with other noise, so a refit must keep it.
 
     Raises:
         ValueError: fewer than two near-duplicates each, or shapes that do not match.
@@ -42,10 +42,8 @@ def duplicate_metric(nearby: Tensor, features: Tensor, labels: Tensor, direction
     scale = (values.clamp(min=0.0) + RIDGE * values.mean()).rsqrt()
     whiten = vectors * scale @ vectors.T
     _, axes = torch.linalg.eigh(whiten @ _scatter(different) @ whiten)
-    projection = (whiten @ axes[:, -directions:]).float()
-    unit = projection.abs().max() / 1000.0
-    rounded: Tensor = (projection / unit).round() * unit
-    return rounded
+    projection: Tensor = whiten @ axes[:, -directions:]
+    return projection.float()
 
 
 def _scatter(rows: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,15 @@ def test_only_one_module_knows_each_redis_key() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
                     assert not str(node.values[0].value).startswith(("tier:", "tenant:", "apikey:", "usage:")), path
+
+
+def test_the_files_that_the_readme_shows_exist() -> None:
+    tree = (REPOSITORY / "README.md").read_text().split("```text\n")[-1].split("```")[0]
+    named = re.findall(r"[\w-]+\.(?:py|lua|yaml|md)\b", tree)
+    assert len(named) > 20
+    folders = [REPOSITORY / name for name in ("policies", "tenants", "deployments", "benchmarks")]
+    present = {path.name for folder in folders for path in folder.rglob("*")}
+    assert not [name for name in named if name not in present and not (REPOSITORY / name).exists()]
 
 
 def test_no_path_of_this_machine_is_committed() -> None:

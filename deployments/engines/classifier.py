@@ -34,6 +34,7 @@ class ImageClassifier(VisionEngine):
     task = Task.CLASSIFICATION
     final_kind = nn.Linear
     calibration_images = 5000
+    duplicated_images = 200
     tolerance = 0.004
     length_scale = 0.6
     default_depth = 512

@@ -50,6 +50,7 @@ class ImageSegmenter(VisionEngine):
     task = Task.SEGMENTATION
     final_kind = nn.Conv2d
     calibration_images = 256
+    duplicated_images = 64
     tolerance = 0.01
     length_scale = 0.9
     block = 4

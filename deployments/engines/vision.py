@@ -25,8 +25,8 @@ from policies.layer import ModulatedLayer, RowTerms, from_rows, layer_shape
 from policies.metric import duplicate_metric
 from policies.terms import Modulation
 
-DUPLICATED, COPIES = 200, 8
-"""Pictures of a sample, and how often each is sent again, to fit the field's metric on."""
+COPIES = 8
+"""How often a picture is sent again to fit the field's metric on."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class VisionEngine(CalibratedEngine):
     task: ClassVar[Task]
     final_kind: ClassVar[type[nn.Module]]
     calibration_images: ClassVar[int]
+    duplicated_images: ClassVar[int]
+    """Pictures of a sample whose near-duplicates the field's metric is fitted on."""
     default_depth: ClassVar[int]
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, device: str | torch.device) -> None:
@@ -180,7 +182,7 @@ class VisionEngine(CalibratedEngine):
         Returns:
             features: [N, H] float16 inputs of the final layer, or for masks a few tiles of each picture,
                 [tiles, H, h, w].
-            metric: [H, m] float32, of the noise field, from near-duplicates of 200 of them.
+            metric: [H, m] float32, of the noise field, from near-duplicates of the first of them.
             scale: output pixels per logit (1: no mask).
         """
         kept: list[Tensor] = []
@@ -191,7 +193,7 @@ class VisionEngine(CalibratedEngine):
             kept.append(self._take(features, number).half().cpu())
             scale = max(1, round(image.height / features.shape[-2])) if features.ndim == 4 else 1
             scales.append(scale)
-            if number < DUPLICATED:
+            if number < self.duplicated_images:
                 nearby.append(self._duplicates(image, scale).float().cpu())
         chosen = torch.cat(nearby)
         first = chosen[:, 0].to(self.device)

@@ -20,7 +20,7 @@ from tenants.connection import make_client
 from tenants.store import TenantStore
 from tests.tenants.clusters import running_cluster
 from tests.tenants.conftest import populate, until
-from tests.tenants.test_admission import attempt, tenant, total
+from tests.tenants.requests import attempt, tenant, total
 from tests.tenants.test_cache import refused
 
 Nodes = tuple[str, list[subprocess.Popen[bytes]]]

@@ -12,14 +12,14 @@ from tenants.journal import Journal
 from tenants.settlement import Settlement, today
 from tenants.store import TenantStore
 from tests.tenants.conftest import Backend, until
-from tests.tenants.test_admission import MODEL, attempt, tenant, total
+from tests.tenants.requests import MODEL, attempt, tenant, total
 
 REPOSITORY = str(Path(__file__).parents[2])
 GATEWAY = """
 import asyncio, sys
 from tenants.admission import Admission
 from tenants.store import TenantStore
-from tests.tenants.test_admission import attempt, tenant
+from tests.tenants.requests import attempt, tenant
 
 async def main():
     async with await TenantStore.connect(sys.argv[1]) as store:

@@ -15,7 +15,7 @@ from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.store import TenantStore
 from tests.tenants.conftest import Backend, populate, until
-from tests.tenants.test_admission import attempt, tenant, total
+from tests.tenants.requests import attempt, tenant, total
 
 
 class SlowProxy:

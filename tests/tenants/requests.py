@@ -1,0 +1,44 @@
+"""Requests of a tenant with limits, for the tests of admission and settlement."""
+
+from typing import Any
+
+from policies.errors import LimitExceeded
+from policies.terms import Tier
+from tenants.admission import Admission
+from tenants.entitlements import Entitlements, Limits
+from tenants.records import LimitFields
+from tenants.store import TenantStore
+from tenants.usage import read_days
+
+MODEL = "m"
+
+
+def tenant(name: str = "acme", /, *, key: dict[str, int] | None = None, **limits: Any) -> Entitlements:
+    """A tenant with limits, and with `key` those of its API key beside them."""
+    return Entitlements(
+        tenant=name,
+        name=name,
+        tier=Tier(name="silver", utility=0.9),
+        limits=Limits(**limits),
+        key_limits=None if key is None else LimitFields(**key),
+        key_id="ab" * 6,
+        models=None,
+        standing_focus={},
+        key_prefix="",
+        scopes=None,
+        key_expires_at=None,
+        status="active",
+        version="0" * 12,
+    )
+
+
+async def total(store: TenantStore, name: str = "acme") -> dict[str, int]:
+    return dict((await read_days(store, name, 1))[0].total)
+
+
+async def attempt(admission: Admission, own: Entitlements, **request: Any) -> bool:
+    try:
+        async with admission.admit(own, model=MODEL, **request):
+            return True
+    except LimitExceeded:
+        return False
