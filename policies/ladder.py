@@ -3,8 +3,8 @@
 phi(h) = cos(h P w / ell + b), scaled to unit length (random Fourier features, Rahimi and Recht, NIPS 2007, in the space
 of a metric P), and noise(h, v) = phi(h) C(v), with C a D x K matrix of Brownian motions in v. Over the keys the noise
 of a fixed h is exactly N(0, v I_K); levels are nested: the noise at v is the noise at u < v plus an independent
-N(0, v - u). C is built by Lévy's midpoint construction, so any of its 2^15 positions costs 16 normal matrices, depends on no
-other level in use, and two positions however near differ by a fresh increment.
+N(0, v - u). C is built by Lévy's midpoint construction, so any of its 2^15 positions costs 16 normal matrices, depends
+on no other level in use, and two positions however near differ by a fresh increment.
 """
 
 from __future__ import annotations
