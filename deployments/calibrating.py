@@ -6,40 +6,63 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from deployments.config import ModelSpec, resolve_path
+from deployments.config import ModelSpec, Task, resolve_path
 from deployments.console import announce
-from deployments.store import StoreAccess
+from deployments.engines.calibrated import CalibratedEngine
 from policies.calibration import Calibration
+from tenants.served import ServedModels
 
-
-class Engine(Protocol):
-    """What the three engines have in common."""
-
-    fingerprint: str
-    device: torch.device
-
-    @property
-    def floor(self) -> float: ...
-
-    def calibration_sample(self, path: Path, progress: Callable[[str], None]) -> Any: ...
-
-    def fit(self, sample: Any, secret: bytes, *, progress: Callable[[float], None]) -> Calibration: ...
-
-    def install(self, calibration: Calibration, secret: bytes) -> None: ...
+if TYPE_CHECKING:  # Ray, which a process that only fits does without
+    from deployments.store import StoreAccess
 
 
 class NotCalibrated(Exception):
     """A model without a calibration sample: it is refused rather than sold at levels nobody measured."""
 
 
-async def install_calibration(engine: Engine, spec: ModelSpec, access: StoreAccess) -> None:
+@dataclass(frozen=True)
+class InPlace:
+    """The calibration that a replica uses.
+
+    Attributes:
+        key: its place in the store, below `calibration:`.
+        version: how often it had been refitted.
+        secret: the installation's noise secret.
+    """
+
+    key: str
+    version: int
+    secret: bytes = field(repr=False)
+
+
+def load_engine(spec: ModelSpec, device: torch.device) -> CalibratedEngine:
+    """The engine of a model's task, loaded.
+
+    Raises:
+        LoadError: it cannot be loaded or modulated; the message says what to change.
+    """
+    match spec.task:
+        case Task.CLASSIFICATION:
+            from deployments.engines.classifier import ImageClassifier
+
+            return ImageClassifier.load(spec, device)
+        case Task.SEGMENTATION:
+            from deployments.engines.segmenter import ImageSegmenter
+
+            return ImageSegmenter.load(spec, device)
+        case Task.TEXT:
+            from deployments.engines.generator import Generator
+
+            return Generator.load(spec, device)
+
+
+async def install_calibration(engine: CalibratedEngine, spec: ModelSpec, access: StoreAccess) -> InPlace:
     """Calibrate `engine` for this installation and put its modulated layer in place.
 
     Raises:
@@ -49,15 +72,18 @@ async def install_calibration(engine: Engine, spec: ModelSpec, access: StoreAcce
     async with await access.connect() as store:
         secret = await access.noise_secret(store)
         key = _calibration_key(engine.fingerprint, spec, secret)
+        # Before the calibration: one that is replaced in between is then taken again, not missed.
+        version = await ServedModels(store).version(key)
         stored = await store.load_calibration(key)
         if stored is None:
             calibration = await asyncio.to_thread(_calibrate, engine, spec, secret)
             # Replicas that start together may all calibrate; the first one's is everyone's.
             stored = json.loads(await store.save_calibration(key, calibration.to_json()))
     await asyncio.to_thread(engine.install, Calibration.from_json(json.dumps(stored)), secret)
+    return InPlace(key, version, secret)
 
 
-def _calibrate(engine: Engine, spec: ModelSpec, secret: bytes) -> Calibration:
+def _calibrate(engine: CalibratedEngine, spec: ModelSpec, secret: bytes) -> Calibration:
     if spec.calibration is None:
         raise NotCalibrated(
             f"model {spec.id} has no calibration: name a folder of images or a text file that it was not trained on"

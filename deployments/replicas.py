@@ -9,13 +9,14 @@ from contextlib import aclosing
 from typing import Any
 
 import torch
-from ray.util.metrics import Gauge
+from ray import serve
 
 from deployments.batching import FairBatcher
-from deployments.calibrating import Engine, install_calibration
+from deployments.calibrating import install_calibration
 from deployments.catalog import DEFAULT_MAX_TOKENS, ModelInfo, TextDelta
 from deployments.config import ModelSpec, Task
 from deployments.console import announced
+from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.classifier import ImageClassifier
 from deployments.engines.generator import Generator
 from deployments.engines.images import decode_image
@@ -23,33 +24,42 @@ from deployments.engines.sampling import SamplingParams
 from deployments.engines.segmenter import ImageSegmenter
 from deployments.engines.vision import ItemLogits
 from deployments.fair_queue import FlowBound
+from deployments.keeper import Keeper
+from deployments.metrics import LevelMetrics
 from deployments.store import StoreAccess
 from policies.terms import Modulation, Share
 
 
-class AuditMetrics:
-    """What was sold against what was delivered, exported per (model, level) to Ray's Prometheus endpoint."""
+class Replica:
+    """What replicas of images and of text have in common: calibration, what they tell of themselves, the audit."""
 
-    def __init__(self, model_id: str) -> None:
-        tags = ("model", "level")
-        self._rows = Gauge("aim_audit_rows", "Rows answered (images, pixels, decoding steps).", tag_keys=tags)
-        self._agreed = Gauge("aim_audit_agreement", "Share of rows whose answer after utility is clean.", tag_keys=tags)
-        self._model = model_id
+    engine: CalibratedEngine
 
-    def export(self, audit: dict[float, tuple[int, int]]) -> None:
-        """Set the gauges to an engine's counts since start."""
-        for level, (rows, agreed) in audit.items():
-            tags = {"model": self._model, "level": f"{level:g}"}
-            self._rows.set(rows, tags)
-            self._agreed.set(agreed / max(1, rows), tags)
+    async def start(
+        self, engine: CalibratedEngine, spec: ModelSpec, access: StoreAccess, threads: int, context: int | None = None
+    ) -> None:
+        """Put the calibration in place, and keep it and the audit up to date from now on."""
+        in_place = await install_calibration(engine, spec, access)
+        classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
+        self._info = ModelInfo(
+            id=spec.id, task=spec.task, classes=classes, floor=engine.floor, context=context, created=int(time.time())
+        )
+        self._metrics = LevelMetrics(spec.id)
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._keeper = Keeper(engine, spec, access, in_place, replica, threads)
 
+    def info(self) -> ModelInfo:
+        """What the gateway needs to know of this model; a refit can move its floor."""
+        return self._info.model_copy(update={"floor": self.engine.floor})
 
-async def _start(engine: Engine, spec: ModelSpec, access: StoreAccess, context: int | None = None) -> ModelInfo:
-    await install_calibration(engine, spec, access)
-    classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
-    return ModelInfo(
-        id=spec.id, task=spec.task, classes=classes, floor=engine.floor, context=context, created=int(time.time())
-    )
+    def audit(self) -> dict[float, tuple[int, int]]:
+        """By level: rows answered (images, pixels, decoding steps), and rows whose answer after utility is clean."""
+        return self.engine.audit()
+
+    def check_and_export(self) -> None:
+        """Check the keeper, and bring the gauges up to date."""
+        self._keeper.check()
+        self._metrics.export(self.engine.audit(), self.engine.reports())
 
 
 def _device(threads: int) -> torch.device:
@@ -58,12 +68,12 @@ def _device(threads: int) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class VisionReplica:
+class VisionReplica(Replica):
     """A shared image classifier or segmenter.
 
     Args:
         spec: the model.
-        access: how to find the store, used at the start only.
+        access: how to find the store; requests never wait for it.
         threads: CPU threads of a forward.
         max_pixels: largest image decoded, in pixels.
     """
@@ -72,20 +82,15 @@ class VisionReplica:
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
             self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(kind.load, spec, _device(threads))
-            self._info = await _start(self.engine, spec, access)
+            await self.start(self.engine, spec, access, threads)
         self._max_pixels = max_pixels
         self._under_way = FlowBound(spec.max_queue_per_tenant)
-        self._metrics = AuditMetrics(spec.id)
         self._batcher: FairBatcher[tuple[torch.Tensor, Modulation], ItemLogits] = FairBatcher(
             self._forward,
             max_batch_size=spec.max_batch_size,
             max_wait_ms=spec.max_batch_wait_ms,
             queue_bound=spec.max_queue_per_tenant,
         )
-
-    def info(self) -> ModelInfo:
-        """What the gateway needs to know of this model."""
-        return self._info
 
     async def predict(
         self, data: bytes, top_k: int | None, modulation: Modulation, share: Share
@@ -113,38 +118,29 @@ class VisionReplica:
                 answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
         return [part.to_json() for part in answer]
 
-    def audit(self) -> dict[float, tuple[int, int]]:
-        """By level: rows answered, and rows whose answer after utility is the clean one."""
-        return self.engine.audit()
-
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export."""
         self._batcher.check()
-        self._metrics.export(self.engine.audit())
+        self.check_and_export()
 
     def _forward(self, items: list[tuple[torch.Tensor, Modulation]]) -> list[ItemLogits]:
         pixels, modulations = zip(*items, strict=True)
         return self.engine.forward(pixels, modulations)
 
 
-class TextReplica:
+class TextReplica(Replica):
     """A shared language model on continuous batching.
 
     Args:
         spec: the model.
-        access: how to find the store, used at the start only.
+        access: how to find the store; requests never wait for it.
         threads: CPU threads of a forward.
     """
 
     async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: int) -> None:
         with announced(spec.id, spec.source):
             self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads))
-            self._info = await _start(self.engine, spec, access, self.engine.context)
-        self._metrics = AuditMetrics(spec.id)
-
-    def info(self) -> ModelInfo:
-        """What the gateway needs to know of this model."""
-        return self._info
+            await self.start(self.engine, spec, access, threads, self.engine.context)
 
     async def generate(
         self, prompt: str | list[dict[str, str]], params: dict[str, Any], modulation: Modulation, share: Share
@@ -167,14 +163,10 @@ class TextReplica:
             async for delta in deltas:
                 yield delta
 
-    def audit(self) -> dict[float, tuple[int, int]]:
-        """By level: decoding steps, and steps whose greedy token after utility is the clean one."""
-        return self.engine.audit()
-
     async def check_health(self) -> None:
         """Raises where the engine's loop has stopped, so that Serve restarts the replica."""
         self.engine.healthy()
-        self._metrics.export(self.engine.audit())
+        self.check_and_export()
 
     def __del__(self) -> None:
         if hasattr(self, "engine"):

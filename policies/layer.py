@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -110,6 +110,36 @@ class ModulatedLayer(nn.Module):
             if terms.focus and self._focus_matrix is None:
                 self._focus_matrix = self.ladder.focus_matrix().to(device)
 
+    def matrix(self, level: float) -> Tensor:
+        """C [D, K] float32 at which a level below 1.0 is delivered, on the layer's device. Safe from any thread."""
+        self.prepare(RowTerms(level))
+        return self._matrices[self.calibration.position(level)]
+
+    def recalibrate(self, calibration: Calibration, levels: Sequence[float] = ()) -> Callable[[], None]:
+        """Move the levels along the same path; the noise of a position stays what it is.
+
+        Args:
+            calibration: a refit of the one in use, on the same field.
+            levels: those to build ahead.
+
+        Returns:
+            What puts it in place; call it where neither `forward` nor `compile` with `modulate` runs.
+
+        Raises:
+            ValueError: a calibration of another field, which would draw new noise.
+        """
+        if not _same_field(self.calibration, calibration):
+            raise ValueError("a refit must keep fingerprint, length scale, depth, metric and block of the noise field")
+        positions = {calibration.position(max(level, calibration.floor)) for level in levels} - {0}
+        device = next(self.final.parameters()).device
+        matrices = {position: self.ladder.matrix(position).to(device) for position in positions}
+
+        def adopt() -> None:
+            with self._building:
+                self.calibration, self._matrices = calibration, matrices
+
+        return adopt
+
     def compile(self, rows: Sequence[RowTerms]) -> Terms:  # type: ignore[override]
         """Lay out the terms of a batch's items on the layer's device.
 
@@ -202,6 +232,13 @@ class ModulatedLayer(nn.Module):
         gaps = self.calibration.favour_gap if strength > 0 else self.calibration.avoid_gap
         delta = focus_std(strength, gaps[target] if len(gaps) > 1 else gaps[0])
         return delta if strength > 0 else -delta
+
+
+def _same_field(one: Calibration, other: Calibration) -> bool:
+    pinned = [(c.fingerprint, c.length_scale, c.depth, c.block, c.metric is None) for c in (one, other)]
+    if pinned[0] != pinned[1]:
+        return False
+    return one.metric is None or other.metric is None or torch.equal(one.metric.cpu(), other.metric.cpu())
 
 
 def layer_shape(final: nn.Module) -> tuple[int, int]:

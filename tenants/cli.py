@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tenants import cli_keys, cli_manifest, cli_tiers, keyspace, show
+from tenants import cli_keys, cli_manifest, cli_models, cli_tiers, keyspace, served, show
 from tenants.admin import TenantAdmin
 from tenants.console import Assignments, Json, TenantId, Yes, assignments, complete_tier, failure, run
+from tenants.served import ServedModels
 from tenants.store import TenantStore
 from tenants.usage import days_between, last_days, read_usage
 
@@ -18,6 +19,8 @@ app.add_typer(cli_tiers.app, name="tier")
 app.add_typer(cli_keys.app, name="key")
 app.command()(cli_manifest.apply)
 app.command()(cli_manifest.export)
+app.command()(cli_models.levels)
+app.command()(cli_models.calibrate)
 
 
 @app.callback()
@@ -167,11 +170,18 @@ def audit(
 
 @app.command()
 def check(context: typer.Context, as_json: Json = False) -> None:
-    """Validate every record; one line for each that is wrong, and exit status 1."""
-    problems = run(context, lambda admin, _: admin.check())
-    lines = "\n".join(str(problem) for problem in problems) or "All records are valid."
-    show.done([show.problem(problem) for problem in problems], lines, as_json)
-    if problems:
+    """Validate every record and judge every level in use; one line for each that is wrong, and exit status 1."""
+
+    async def read(admin: TenantAdmin, store: TenantStore) -> Any:
+        return await admin.check(), served.drifted(await ServedModels(store).reports())
+
+    problems, drifted = run(context, read)
+    lines = [str(problem) for problem in problems] or ["All records are valid."]
+    lines += [show.drift(model, level) for model, level in drifted]
+    found = [show.problem(problem) for problem in problems]
+    found += [{"key": model, "field": f"{own.level:g}", "problem": show.drift(model, own)} for model, own in drifted]
+    show.done(found, "\n".join(lines), as_json)
+    if found:
         raise typer.Exit(1)
 
 

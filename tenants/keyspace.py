@@ -12,6 +12,7 @@ TRACKED_PREFIXES = (TIER, TENANT, APIKEY)
 """What entitlements are resolved from: the prefixes whose edits the server announces."""
 
 AUDIT = "audit"
+LEVELS = "levels:"
 NOISE_SECRET = "secret:noise"
 SEED_GUARD = "seed:demo"
 
@@ -42,6 +43,21 @@ def key_digest(secret: str) -> str:
 
 def calibration(fingerprint: str) -> str:
     return f"calibration:{fingerprint}"
+
+
+def calibration_version(fingerprint: str) -> str:
+    """Counts the refits of a calibration, so that replicas need not read it to see that it is another."""
+    return f"calibration-version:{fingerprint}"
+
+
+def calibration_job(model: str) -> str:
+    """A refit that was asked for, and how far it is (JSON); it expires when nobody works on it."""
+    return f"calibrate:{model}"
+
+
+def levels(model: str, replica: str) -> str:
+    """What one replica sold and delivered (JSON); it expires with the replica."""
+    return f"{LEVELS}{model}:{replica}"
 
 
 def used(digest: str) -> str:

@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,9 +14,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from policies.audit import LevelReport, Tally
 from tenants.fields import iso
 from tenants.manifest import Step
 from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
+from tenants.served import Job, level_fields
 from tenants.usage import COUNTERS, Usage
 
 
@@ -128,6 +130,44 @@ def steps(planned: Iterable[Step], as_json: bool) -> None:
             console.print(f"    {field}: {change}", markup=False)
     if empty:
         console.print("Nothing to change.")
+
+
+def levels(found: Mapping[str, Sequence[LevelReport]], as_json: bool) -> None:
+    """Every level in use, sold against delivered, with standard errors."""
+    if as_json:
+        return _json({model: [level_fields(level) for level in reports] for model, reports in found.items()})
+    rows = []
+    for model, reports in found.items():
+        rows += [
+            (model, f"{own.level:g}", _tally(own.delivered), _tally(own.expected), own.state.value) for own in reports
+        ]
+        if not reports:
+            rows.append((model, "", "", "", "no level below 1 in use"))
+    _table(("model", "sold", "delivered lately", "expected on live inputs", "state"), rows)
+
+
+def drift(model: str, own: LevelReport) -> str:
+    """One line on a level that has drifted."""
+    return (
+        f"{model} at {own.level:g}: delivers {_tally(own.evidence)}; it has drifted, see `tenants levels` and"
+        f" `tenants calibrate {model}`"
+    )
+
+
+def calibrated(job: Job, replicas: int, as_json: bool) -> None:
+    """What a refit did."""
+    if as_json:
+        fields = {"model": job.model, "source": job.source, "rows": job.rows, "replicas": replicas}
+        return _json(fields | {"levels": {x: {"before": job.before[x], "after": job.after.get(x)} for x in job.before}})
+    rows = "1 replica has" if replicas == 1 else f"{replicas} replicas have"
+    print(f"Calibrated {job.model} on {job.rows:,} rows; {rows} it.")
+    for level in sorted(job.before, key=float):
+        print(f"  {level}: {job.before[level]:.3f} on the live inputs before, {job.after.get(level, 1.0):.3f} now")
+    return None
+
+
+def _tally(tally: Tally) -> str:
+    return f"{tally.level:.3f} ± {tally.error:.3f} ({tally.groups:,})" if tally.groups else ""
 
 
 def done(value: Any, sentence: str, as_json: bool) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from deployments.config import ModelSpec
+from deployments.engines.live import Kept, LiveRows, expected
+from deployments.engines.loading import LoadError
 from deployments.engines.sample import CalibrationSample
+from policies.audit import LevelAudit, LevelReport, Tally
 from policies.calibration import Calibration
 from policies.layer import ModulatedLayer
 
@@ -22,6 +27,8 @@ class CalibratedEngine(ABC):
         fingerprint: 16 hex digits that identify the weights and all else that decides an answer.
         final: the model's own final layer.
         depth: D of the noise field.
+        live: recent inputs of the final layer.
+        counts: rows answered and rows that agreed, by level.
     """
 
     tolerance: ClassVar[float]
@@ -32,12 +39,43 @@ class CalibratedEngine(ABC):
     """Default ell, in median distances between inputs of one class (docs/decisions/0004)."""
     block: ClassVar[int] = 1
     """Side of the squares of a map that share their noise, in logits."""
+    live_capacity: ClassVar[int] = 4096
+    """Most live rows kept."""
+    live_judged: ClassVar[int]
+    """Most of them that the audit judges at a time."""
+    live_refitted: ClassVar[int] = 4096
+    """Most of them that a refit takes."""
+    least_live: ClassVar[int]
+    """Fewest inputs among the live rows that a refit takes: pictures, or streams."""
     spec: ModelSpec
     model_id: str
     fingerprint: str
     final: nn.Module
     depth: int
     _layer: ModulatedLayer | None = None
+
+    def __init__(self) -> None:
+        self.live = LiveRows(self.live_capacity)
+        self.counts = LevelAudit()
+        self._expected: dict[float, Tally] = {}
+        self._judged = -1
+        self._recalibrating = threading.Lock()
+
+    @abstractmethod
+    def calibration_sample(self, path: Path, progress: Callable[[str], None] = lambda _: None) -> CalibrationSample:
+        """What to calibrate on, from the inputs that a path names."""
+
+    @abstractmethod
+    def refit_sample(self, path: Path, progress: Callable[[str, float], None]) -> CalibrationSample:
+        """As `calibration_sample`, for a refit: what the field has is left out. `progress` is told step and share."""
+
+    @abstractmethod
+    def _sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
+        """Live rows as a sample, and the group of each row that is judged."""
+
+    @abstractmethod
+    def _adopt(self, adopt: Callable[[], None]) -> None:
+        """Call `adopt` while no forward runs."""
 
     def fit(
         self,
@@ -83,6 +121,53 @@ class CalibratedEngine(ABC):
         layer = ModulatedLayer(self.final, calibration, secret, contention=self.contention)
         self._put(layer)
         self._layer = layer
+
+    def recalibrate(self, calibration: Calibration) -> None:
+        """Take a refit while serving: levels move along the same noise. From any thread but the forward's.
+
+        Raises:
+            ValueError: a calibration of another noise field.
+        """
+        with self._recalibrating:
+            self._adopt(self.layer.recalibrate(calibration, list(self.counts.recent())))
+            self.counts.forget()
+            self._judged, self._expected = -1, {}
+
+    def live_sample(self) -> CalibrationSample:
+        """The live rows as a sample to refit on.
+
+        Raises:
+            LoadError: too few of them.
+        """
+        kept = self.live.kept()
+        inputs = len(kept.groups.unique())
+        if inputs < self.least_live:
+            raise LoadError(
+                f"{self.model_id} has live rows of {inputs} inputs; a refit on them needs {self.least_live}"
+            )
+        return self._sample_of(kept.thinned(self.live_refitted))[0]
+
+    def judge_live(self) -> None:
+        """Bring the expected levels up to the live rows of now; takes up to a second."""
+        with self._recalibrating:
+            levels = [level for level in self.counts.totals() if level < 1.0]
+            if (
+                not len(self.live)
+                or not levels
+                or (self.live.taken == self._judged and set(levels) <= set(self._expected))
+            ):
+                return
+            self._judged = self.live.taken
+            self._expected = expected(*self._sample_of(self.live.kept().thinned(self.live_judged)), self.layer, levels)
+
+    def reports(self) -> list[LevelReport]:
+        """Every level below 1.0 in use: what was delivered lately, and what is expected as of `judge_live`."""
+        return self.counts.reports(self._expected)
+
+    def audit(self) -> dict[float, tuple[int, int]]:
+        """Since start, by level: rows answered (images, mask pixels, decoding steps), and those whose answer after
+        utility, before focus, equals the clean one."""
+        return self.counts.totals() if self.layer else {}
 
     @property
     def layer(self) -> ModulatedLayer:

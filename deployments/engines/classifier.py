@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deployments.config import ModelSpec, Task
 from deployments.engines.duplicates import Duplicate
+from deployments.engines.live import Kept
 from deployments.engines.loading import LoadedModel, load_torchvision, load_transformers
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.vision import ItemLogits, VisionEngine
@@ -35,6 +36,8 @@ class ImageClassifier(VisionEngine):
     final_kind = nn.Linear
     calibration_images = 5000
     duplicated_images = 200
+    live_judged = 4096
+    least_live = 500
     tolerance = 0.004
     length_scale = 0.6
     default_depth = 512
@@ -82,7 +85,10 @@ class ImageClassifier(VisionEngine):
     def _nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
         return torch.cat(list(features))[None]
 
-    def _sample(self, features: Tensor, scale: int, metric: Tensor) -> CalibrationSample:
+    def _sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
+        return self._sample(kept.rows.to(self.device), 1, None), kept.groups
+
+    def _sample(self, features: Tensor, scale: int, metric: Tensor | None) -> CalibrationSample:
         features = features.float()
         logits = torch.cat([self._clean_logits(part) for part in features.split(4096)])
         return CalibrationSample(features, logits, metric=metric)

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jinja2 import TemplateError
+from torch import Tensor
 
 from deployments.catalog import TextDelta
 from deployments.config import ModelSpec
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.detokenizer import Detokenizer, StopMatcher
 from deployments.engines.language_models import LanguageModel, load_language_model
+from deployments.engines.live import Kept
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.sampling import SamplingParams
-from deployments.engines.text_calibration import TOLERANCE, calibration_rows
+from deployments.engines.text_calibration import MAX_ROWS, TOLERANCE, calibration_rows
 from deployments.engines.text_engine import TextEngine
 from deployments.engines.words import single_tokens
 from policies.errors import InvalidRequest, Unavailable
@@ -47,8 +50,12 @@ class Generator(CalibratedEngine):
     tolerance = TOLERANCE
     contention = 50
     length_scale = 0.8
+    live_judged = 512
+    live_refitted = MAX_ROWS
+    least_live = 40
 
     def __init__(self, spec: ModelSpec, language_model: LanguageModel) -> None:
+        super().__init__()
         self.spec, self.model_id = spec, spec.id
         self.language_model = language_model
         self.tokenizer: Any = language_model.tokenizer
@@ -84,9 +91,29 @@ class Generator(CalibratedEngine):
         """
         return calibration_rows(self.language_model, path, progress)
 
+    def refit_sample(self, path: Path, progress: Callable[[str, float], None]) -> CalibrationSample:
+        """Decoding steps of a text file's paragraphs; in a process that serves nobody.
+
+        Raises:
+            LoadError: as `calibration_sample`.
+        """
+        return self.calibration_sample(path, lambda step: progress(step, 0.0))
+
     def _put(self, layer: ModulatedLayer) -> None:
         self.close()
         self._engine = TextEngine(self.language_model, layer, self.spec, self.context)
+        self.counts, self.live = self._engine.rows.counts, self._engine.rows.live
+
+    def _adopt(self, adopt: Callable[[], None]) -> None:
+        self.engine.rows.adopt(adopt)
+
+    @torch.inference_mode()
+    def _sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
+        weight, bias = self.final.weight.data, self.final.bias
+        features = kept.rows.to(self.device)
+        # Not by calling the layer: the running engine listens to what goes into it.
+        logits = torch.cat([F.linear(part.to(weight.dtype), weight, bias) for part in features.split(256)])
+        return CalibrationSample(features.float(), logits), kept.groups
 
     @property
     def engine(self) -> TextEngine:
@@ -98,10 +125,6 @@ class Generator(CalibratedEngine):
         if self._engine is None:
             raise RuntimeError(f"{self.model_id} is not calibrated: call install() first")
         return self._engine
-
-    def audit(self) -> dict[float, tuple[int, int]]:
-        """Since start, by level: decoding steps, and those whose token after utility, before focus, is the clean."""
-        return self.engine.rows.audit()
 
     def encode(self, text: str) -> list[int]:
         """A plain prompt's tokens."""

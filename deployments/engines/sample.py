@@ -105,20 +105,37 @@ def read_features(path: Path) -> tuple[Tensor, Tensor, dict[str, str]]:
 
 
 def pictures(folder: Path, most: int) -> Iterator[Image.Image]:
-    """The pictures below a folder, at any depth and in name order, evenly thinned to at most `most`.
+    """The pictures of `picture_files`.
 
     Raises:
-        LoadError: fewer than 100 image files, or one that cannot be read; the message names it.
+        LoadError: as `picture_files` and `read_picture`.
+    """
+    yield from map(read_picture, picture_files(folder, most))
+
+
+def picture_files(folder: Path, most: int) -> list[Path]:
+    """The image files below a folder, at any depth and in name order, evenly thinned to at most `most`.
+
+    Raises:
+        LoadError: fewer than 100.
     """
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if len(files) < MIN_IMAGES:
         raise LoadError(f"calibration needs at least {MIN_IMAGES} images; {folder} holds {len(files)}")
-    chosen = files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
-    for path in chosen:
-        try:
-            yield decode_image(path.read_bytes())
-        except ServiceError as error:
-            raise LoadError(f"calibration image {path}: {error.message}") from error
+    return files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
+
+
+def read_picture(path: Path) -> Image.Image:
+    """An RGB picture.
+
+    Raises:
+        LoadError: it cannot be read; the message names it.
+    """
+    try:
+        return decode_image(path.read_bytes())
+    except (ServiceError, OSError) as error:
+        reason = error.message if isinstance(error, ServiceError) else error.strerror
+        raise LoadError(f"calibration image {path}: {reason}") from error
 
 
 def _middle(size: int, window: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:

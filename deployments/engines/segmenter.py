@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from deployments.config import ModelSpec, Task
 from deployments.engines.duplicates import MOST_STEPS, Duplicate
 from deployments.engines.images import encode_mask
+from deployments.engines.live import Kept
 from deployments.engines.loading import LoadedModel, load_transformers
 from deployments.engines.sample import CalibrationSample, UpsamplingReadout, readout_points
 from deployments.engines.vision import ItemLogits, VisionEngine
@@ -51,6 +53,9 @@ class ImageSegmenter(VisionEngine):
     final_kind = nn.Conv2d
     calibration_images = 256
     duplicated_images = 64
+    live_capacity = 256 * TILES_PER_IMAGE
+    live_judged = 64 * TILES_PER_IMAGE
+    least_live = 50
     tolerance = 0.01
     length_scale = 0.9
     block = 4
@@ -76,6 +81,7 @@ class ImageSegmenter(VisionEngine):
     def answer(self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]) -> list[Segment]:
         """One picture's segments from its modulated logits, at (height, width). Safe from any thread."""
         labels, scores = self.read(item.logits, size)
+        self._scales.append(max(1, round(size[0] / item.logits.shape[1])))
         self._count_pixels(item, modulation, size, labels)
         digits = modulation.disclosure.digits
         pixels = labels.cpu().numpy()
@@ -135,7 +141,11 @@ class ImageSegmenter(VisionEngine):
         cells = maps[..., edge : maps.shape[-2] - edge, edge : maps.shape[-1] - edge].flatten(2)
         return cells[..., :: max(1, cells.shape[-1] // CELLS_PER_IMAGE)].permute(2, 0, 1)
 
-    def _sample(self, features: Tensor, scale: int, metric: Tensor) -> CalibrationSample:
+    def _sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
+        sample = self._sample(kept.rows.to(self.device), int(median(self._scales or [1])), None)
+        return sample, kept.groups.repeat_interleave(readout_points(len(kept.rows), len(self.classes)))
+
+    def _sample(self, features: Tensor, scale: int, metric: Tensor | None) -> CalibrationSample:
         features = features.float()
         tiles, _, height, width = features.shape
         logits = self._clean_logits(features)

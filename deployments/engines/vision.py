@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import threading
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import ClassVar, Self
 
 import torch
@@ -19,7 +21,7 @@ from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.duplicates import Duplicate
 from deployments.engines.final_layer import find_final
 from deployments.engines.loading import LoadedModel, LoadError
-from deployments.engines.sample import CalibrationSample, pictures, read_features
+from deployments.engines.sample import CalibrationSample, picture_files, pictures, read_features, read_picture
 from policies.errors import InvalidRequest
 from policies.layer import ModulatedLayer, RowTerms, from_rows, layer_shape
 from policies.metric import duplicate_metric
@@ -58,6 +60,7 @@ class VisionEngine(CalibratedEngine):
     default_depth: ClassVar[int]
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, device: str | torch.device) -> None:
+        super().__init__()
         self.spec = spec
         self.model_id, self.classes = spec.id, loaded.classes
         self.device, self.dtype = torch.device(device), getattr(torch, spec.dtype)
@@ -70,8 +73,10 @@ class VisionEngine(CalibratedEngine):
         blank = self.preprocess(Image.new("RGB", (64, 64), "grey"))[None].to(self.device, self.dtype)
         self._final_name, self.final = find_final(self.model, self._run, blank, self.final_kind, len(self.classes))
         self.features, _ = layer_shape(self.final)
-        self._audit: dict[float, tuple[int, int]] = {}
-        self._audit_lock = threading.Lock()
+        self._seen: Tensor | None = None
+        self._answered = 0
+        self._scales: deque[int] = deque(maxlen=256)
+        self._forward_lock = threading.Lock()
 
     @classmethod
     def load(cls, spec: ModelSpec, device: str | torch.device = "cpu") -> Self:
@@ -91,6 +96,7 @@ class VisionEngine(CalibratedEngine):
         return self._preprocess(image)
 
     def _put(self, layer: ModulatedLayer) -> None:
+        layer.register_forward_pre_hook(self._remember)
         self.model.set_submodule(self._final_name, layer)
 
     def row_terms(self, modulation: Modulation) -> RowTerms:
@@ -129,14 +135,15 @@ class VisionEngine(CalibratedEngine):
         """
         if len(pixels) != len(modulations):
             raise ValueError(f"{len(pixels)} pictures, but {len(modulations)} modulations")
-        terms = [self.row_terms(modulation) for modulation in modulations]
         shapes: dict[tuple[int, ...], list[int]] = {}
         for index, item in enumerate(pixels):
             shapes.setdefault(tuple(item.shape), []).append(index)
         answers: dict[int, ItemLogits] = {}
-        for group in shapes.values():
-            batch = torch.stack([pixels[i] for i in group]).to(self.device, self.dtype)
-            answers |= dict(zip(group, self._modulated(batch, [terms[i] for i in group]), strict=True))
+        with self._forward_lock:
+            terms = [self.row_terms(modulation) for modulation in modulations]
+            for group in shapes.values():
+                batch = torch.stack([pixels[i] for i in group]).to(self.device, self.dtype)
+                answers |= dict(zip(group, self._modulated(batch, [terms[i] for i in group]), strict=True))
         return [answers[i] for i in range(len(pixels))]
 
     def _modulated(self, batch: Tensor, terms: Sequence[RowTerms]) -> Iterable[ItemLogits]:
@@ -144,21 +151,30 @@ class VisionEngine(CalibratedEngine):
         with layer.rows(terms):
             shape = self._run(batch).shape
         last, layer.last = layer.last, None
-        if last is None:
+        seen, self._seen = self._seen, None
+        if last is None or seen is None:
             raise RuntimeError(f"{self.model_id}: the modulated layer was not in the path of this batch")
+        self._keep(seen)
         parts = [from_rows(self.final, rows, shape).float() for rows in (last.logits, last.clean, last.utility)]
         return [ItemLogits(*item) for item in zip(*parts, strict=True)]
 
-    def audit(self) -> dict[float, tuple[int, int]]:
-        """Since start, by level: rows answered (images or mask pixels), and those whose answer after utility, before
-        focus, equals the clean one."""
-        with self._audit_lock:
-            return dict(self._audit)
+    def _remember(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._seen = inputs[0]
+
+    def _keep(self, features: Tensor) -> None:
+        """Live rows of a batch."""
+        rows = [self._take(item[None], self._answered + i) for i, item in enumerate(features)]
+        groups = [self._answered + i for i, taken in enumerate(rows) for _ in taken]
+        self.live.add(torch.cat(rows), groups)
+        self._answered += len(features)
+
+    def _adopt(self, adopt: Callable[[], None]) -> None:
+        with self._forward_lock:
+            adopt()
 
     def _count(self, level: float, rows: int, agreed: int) -> None:
-        with self._audit_lock:
-            before = self._audit.get(level, (0, 0))
-            self._audit[level] = (before[0] + rows, before[1] + agreed)
+        self.counts.count(level, rows, agreed)
+        self.counts.finish(level, rows, agreed)
 
     def calibration_sample(self, path: Path, progress: Callable[[str], None] = lambda _: None) -> CalibrationSample:
         """Features to calibrate on, from a bundled .safetensors or from a folder of at least 100 images.
@@ -176,6 +192,24 @@ class VisionEngine(CalibratedEngine):
             scale = int(metadata.get("scale", "1"))
         return self._sample(features.to(self.device), scale, metric.to(self.device))
 
+    def refit_sample(self, path: Path, progress: Callable[[str, float], None]) -> CalibrationSample:
+        """Features of a folder of at least 100 images, or of a bundled .safetensors.
+
+        Raises:
+            LoadError: as `calibration_sample`.
+        """
+        if not path.is_dir():
+            return self.calibration_sample(path)
+        files = picture_files(path, self.calibration_images)
+        kept, scales = [], []
+        for number, file in enumerate(files):
+            progress("reading images", number / len(files))
+            image = read_picture(file)
+            features = self._final_input(self.preprocess(image))
+            kept.append(self._take(features, number).half())
+            scales.append(_scale(image.height, features))
+        return self._sample(torch.cat(kept), int(median(scales)), None)
+
     def sample_features(self, images: Iterable[Image.Image]) -> tuple[Tensor, Tensor, int]:
         """What to calibrate on, of pictures, on the CPU.
 
@@ -191,7 +225,7 @@ class VisionEngine(CalibratedEngine):
         for number, image in enumerate(images):
             features = self._final_input(self.preprocess(image))
             kept.append(self._take(features, number).half().cpu())
-            scale = max(1, round(image.height / features.shape[-2])) if features.ndim == 4 else 1
+            scale = _scale(image.height, features)
             scales.append(scale)
             if number < self.duplicated_images:
                 nearby.append(self._duplicates(image, scale).float().cpu())
@@ -226,10 +260,15 @@ class VisionEngine(CalibratedEngine):
         """Final-layer inputs [1, ...] of one picture's duplicates: [M, copies, H], in the picture's own frame."""
 
     @abstractmethod
-    def _sample(self, features: Tensor, scale: int, metric: Tensor) -> CalibrationSample: ...
+    def _sample(self, features: Tensor, scale: int, metric: Tensor | None) -> CalibrationSample: ...
 
     @torch.inference_mode()
     def _clean_logits(self, features: Tensor) -> Tensor:
         """The final layer's answers to features [N, H] or [N, H, h, w], float32."""
         logits: Tensor = self.final(features.to(self.dtype))
         return logits.float()
+
+
+def _scale(height: int, features: Tensor) -> int:
+    """Output pixels per logit along a side of a picture, from final-layer inputs [1, ...]; 1 without a map."""
+    return max(1, round(height / features.shape[-2])) if features.ndim == 4 else 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,23 @@ async def test_the_audit_shows_about_the_level_that_was_sold(generator: Generato
         assert abs(agreed / steps - level) < 0.15
     gold = generator.audit()[1.0]
     assert gold[0] == gold[1] > 0
+
+
+async def test_levels_move_in_place_beside_running_answers(generator: Generator) -> None:
+    """A raised floor included: the request under way below it goes on."""
+    old = generator.layer.calibration
+    raised = replace(old, curve=tuple(point for point in old.curve if point[1] > 0.8))
+    asks = [asyncio.create_task(text(generator, question, level=0.6)) for question in QUESTIONS[:3]]
+    while generator.engine.running < 3:
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(generator.judge_live)
+    judged = {report.level: report for report in generator.reports()}
+    assert 0.3 < judged[0.6].expected.level < 0.9 and judged[0.6].expected.groups > 10
+    await asyncio.to_thread(generator.recalibrate, raised)
+    assert generator.floor > 0.8 and all(await asyncio.gather(*asks))
+    await asyncio.to_thread(generator.recalibrate, old)
+    assert generator.layer.calibration is old
+    generator.healthy()
 
 
 async def test_cancelling_midway_frees_seat_and_memory_and_leaves_the_engine_alive(generator: Generator) -> None:

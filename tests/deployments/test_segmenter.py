@@ -204,3 +204,22 @@ def test_a_missing_processor_or_head_is_refused(tmp_path: Path) -> None:
     SegformerImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(LoadError, match="lacks weights of this task"):
         ImageSegmenter.load(ModelSpec(id="bare", task=Task.SEGMENTATION, source=str(tmp_path)))
+
+
+def test_masks_are_judged_and_refitted_at_the_resolution_of_the_answer(engine: ImageSegmenter) -> None:
+    fresh = ImageSegmenter.load(shipped("segformer-b0-camvid", Task.SEGMENTATION))
+    fresh.install(engine.layer.calibration, SECRET)
+    fresh.least_live = 16  # type: ignore[misc]
+    pictures = scenes(16, 240, 180)
+
+    def levels() -> tuple[float, float]:
+        fresh.predict(pictures, [at(0.7)] * len(pictures))
+        fresh.judge_live()
+        (report,) = fresh.reports()
+        assert report.delivered.rows == 16 * 240 * 180 and report.delivered.groups == 16
+        return report.delivered.level, report.expected.level
+
+    delivered, expected = levels()
+    assert expected == pytest.approx(delivered, abs=0.03)
+    fresh.recalibrate(fresh.fit(fresh.live_sample(), SECRET, stored=engine.layer.calibration))
+    assert levels()[0] == pytest.approx(0.7, abs=0.03)

@@ -1,7 +1,9 @@
 """The modulated layer and its calibration, on layers with known logits."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +86,30 @@ def test_a_refit_moves_levels_along_the_same_noise(calibration: Calibration) -> 
     one = calibration.ladder(SECRET, features=FEATURES, classes=CLASSES)
     other = refit.ladder(SECRET, features=FEATURES, classes=CLASSES)
     assert torch.equal(one.matrix(12_345), other.matrix(12_345))
+
+
+def test_a_layer_takes_a_refit_in_place_and_keeps_a_positions_noise(layer: ModulatedLayer) -> None:
+    blurred = 0.6 * inputs(3000, seed=5)
+    old = layer.calibration
+    refit = Calibration.fit(
+        SECRET, "model", blurred, linear()(blurred).detach(), depth=128, length_scale=old.length_scale
+    )
+
+    def delivered() -> float:
+        clean = layer.final(blurred).argmax(dim=1)
+        return float((run(layer, blurred, RowTerms(0.7)).argmax(dim=1) == clean).float().mean())
+
+    before, path = delivered(), layer.ladder.matrix(old.position(0.7))
+    layer.recalibrate(refit, [0.7])()
+    assert abs(before - 0.7) > 0.05 and abs(delivered() - 0.7) < 0.005
+    assert torch.equal(layer.matrix(0.7), layer.ladder.matrix(refit.position(0.7)))
+    assert torch.equal(layer.ladder.matrix(old.position(0.7)), path)
+
+
+@pytest.mark.parametrize("change", [{"length_scale": 9.0}, {"depth": 64}, {"block": 2}, {"metric": torch.eye(32)}])
+def test_a_calibration_of_another_field_is_not_taken_in_place(layer: ModulatedLayer, change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="noise field"):
+        layer.recalibrate(replace(layer.calibration, **change))
 
 
 def test_levels_are_ordered_along_the_path(calibration: Calibration) -> None:

@@ -1,0 +1,221 @@
+"""The models that replicas serve now: what each sold and delivered, and refits of their calibrations."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from policies.audit import LevelReport, State, Tally
+from tenants import edits, keyspace
+from tenants.edits import AdminError
+from tenants.store import TenantStore
+
+REPORT_TTL_S = 20
+"""A replica reports every few seconds; what has not for so long is gone."""
+JOB_TTL_S = 20
+LIVE = "live"
+"""The source of a refit on live rows; any other is a path on the replica's machine."""
+
+
+@dataclass(frozen=True)
+class ReplicaReport:
+    """What one replica says of its model.
+
+    Attributes:
+        model: its id.
+        replica: the replica's id.
+        calibration: key of the calibration in use, below `calibration:`.
+        version: refits of it that the replica has taken.
+        inputs: inputs among its live rows.
+        levels: every level below 1.0 in use, by rising level.
+    """
+
+    model: str
+    replica: str
+    calibration: str
+    version: int
+    inputs: int
+    levels: tuple[LevelReport, ...] = ()
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        levels = [[r.level, r.delivered.to_list(), r.expected.to_list()] for r in self.levels]
+        return json.dumps({**asdict(replace(self, levels=())), "levels": levels})
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> ReplicaReport:
+        """Parse what `to_json` wrote. Raises ValueError for anything else."""
+        try:
+            fields = json.loads(text)
+            levels = tuple(
+                LevelReport(float(x), Tally.from_list(d), Tally.from_list(e)) for x, d, e in fields["levels"]
+            )
+            return cls(**{**fields, "levels": levels})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a replica's report: {error!r}") from None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A refit of one model's calibration.
+
+    Attributes:
+        model, replica: whose it is.
+        source: `live`, or a path on the replica's machine.
+        who: asked for it.
+        state: `asked`, `running`, `done`, `failed` or `cancelled`.
+        step, share: what it does now, and how much of that is done, 0 to 1.
+        error: why it failed.
+        version: of the calibration, once done.
+        rows: judged.
+        before, after: live refits only: by level (text), what it delivered on the live rows.
+    """
+
+    model: str
+    replica: str
+    source: str
+    who: str
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
+    state: str = "asked"
+    step: str = "waiting for the replica"
+    share: float = 0.0
+    error: str = ""
+    version: int = 0
+    rows: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether somebody has it to do."""
+        return self.state in ("asked", "running")
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Job:
+        """Parse a stored job. Raises ValueError for anything else."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not a calibration job: {error!r}") from None
+
+
+class ServedModels:
+    """Where replicas and the `tenants` command meet. Every method raises Unavailable while the store is away."""
+
+    def __init__(self, store: TenantStore) -> None:
+        self._store = store
+
+    async def publish(self, report: ReplicaReport) -> None:
+        """A replica's word, good for 20 seconds."""
+        await self._store.execute(
+            "SET", keyspace.levels(report.model, report.replica), report.to_json(), "EX", REPORT_TTL_S
+        )
+
+    async def reports(self) -> dict[str, list[ReplicaReport]]:
+        """By model, what its replicas say now."""
+        keys = sorted({key async for key in self._store.scan(keyspace.LEVELS)})
+        answers = await self._store.pipeline([("GET", key) for key in keys]) if keys else []
+        found: dict[str, list[ReplicaReport]] = {}
+        for answer in answers:
+            if isinstance(answer, bytes):
+                report = ReplicaReport.from_json(answer)
+                found.setdefault(report.model, []).append(report)
+        return found
+
+    async def look(self, model: str, calibration: str) -> tuple[int, Job | None]:
+        """What a replica watches: the version of its calibration, and the job of its model."""
+        keys = (keyspace.calibration_version(calibration), keyspace.calibration_job(model))
+        version, job = await self._store.pipeline([("GET", key) for key in keys])
+        return int(version or 0), Job.from_json(job) if isinstance(job, bytes) else None
+
+    async def version(self, calibration: str) -> int:
+        """How often a calibration was refitted."""
+        return int(await self._store.execute("GET", keyspace.calibration_version(calibration)) or 0)
+
+    async def job(self, model: str) -> Job | None:
+        """A model's job, done or not."""
+        stored = await self._store.execute("GET", keyspace.calibration_job(model))
+        return Job.from_json(stored) if isinstance(stored, bytes) else None
+
+    async def ask(self, model: str, source: str, who: str | None = None) -> Job:
+        """Ask the replica that has seen most inputs for a refit.
+
+        Raises:
+            AdminError: no replica serves the model, or a refit of it is under way.
+        """
+        reports = await self.reports()
+        if model not in reports:
+            known = f"those that run: {', '.join(sorted(reports))}" if reports else "no model runs now"
+            raise AdminError(f"No replica serves a model '{model}'; {known}.")
+        chosen = max(reports[model], key=lambda report: (report.inputs, report.replica))
+        job = Job(model, chosen.replica, source, who or edits.os_user())
+        key = keyspace.calibration_job(model)
+        if (other := await self.job(model)) and not other.under_way:
+            await self._store.execute("DEL", key)
+        if not await self._store.execute("SET", key, json.dumps(asdict(job)), "NX", "EX", JOB_TTL_S):
+            by = f", asked for by {other.who}" if other else ""
+            raise AdminError(f"A calibration of {model} is under way{by}; wait for it.")
+        return job
+
+    async def tell(self, job: Job) -> bool:
+        """How far a job is; False where it was called off."""
+        stored = await self.job(job.model)
+        if stored is None or stored.id != job.id:
+            return False
+        key = keyspace.calibration_job(job.model)
+        return bool(await self._store.execute("SET", key, json.dumps(asdict(job)), "XX", "EX", JOB_TTL_S))
+
+    async def call_off(self, job: Job) -> None:
+        """End a job that is under way: its replica finds it gone."""
+        stored = await self.job(job.model)
+        if stored is not None and stored.id == job.id:
+            await self._store.execute("DEL", keyspace.calibration_job(job.model))
+
+    async def replace_calibration(self, calibration: str, payload: str, job: Job) -> int:
+        """Put a refit in a calibration's place and note it in the audit stream; the new version."""
+        source = "live rows" if job.source == LIVE else job.source
+        note = edits.note(job.who, "model calibrate", job.model, json.dumps({"source": source, "rows": job.rows}))
+        await self._store.execute("SET", keyspace.calibration(calibration), payload)
+        # Replicas look at the version alone, so it follows what it announces.
+        version = await self._store.execute("INCR", keyspace.calibration_version(calibration))
+        await self._store.execute(*note)
+        return int(version)
+
+
+def merged(reports: Sequence[ReplicaReport]) -> list[LevelReport]:
+    """All replicas of a model together, by rising level; only those on its newest calibration are judged."""
+    newest = max((report.version for report in reports), default=0)
+    levels: dict[float, LevelReport] = {}
+    for report in reports:
+        for level in report.levels if report.version == newest else ():
+            levels[level.level] = levels[level.level] + level if level.level in levels else level
+    return [levels[level] for level in sorted(levels)]
+
+
+def drifted(reports: dict[str, list[ReplicaReport]]) -> list[tuple[str, LevelReport]]:
+    """The levels that have drifted, by model."""
+    found: list[tuple[str, LevelReport]] = []
+    for model in sorted(reports):
+        found += [(model, level) for level in merged(reports[model]) if level.state is State.DRIFTED]
+    return found
+
+
+def level_fields(report: LevelReport) -> dict[str, Any]:
+    """A level for programs."""
+
+    def fields(tally: Tally) -> dict[str, Any] | None:
+        if not tally.groups:
+            return None
+        counts = {"inputs": tally.groups, "rows": tally.rows}
+        return {"level": round(tally.level, 4), "error": round(tally.error, 4), **counts}
+
+    state = report.state.name.lower()
+    return {
+        "level": report.level,
+        "state": state,
+        "delivered": fields(report.delivered),
+        "expected": fields(report.expected),
+    }

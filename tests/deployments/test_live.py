@@ -1,0 +1,152 @@
+"""Live rows, what levels deliver on them, and a refit in place on the rows of drifted traffic."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from deployments.config import REPOSITORY, Task
+from deployments.engines.classifier import ImageClassifier
+from deployments.engines.live import LiveRows
+from deployments.engines.loading import LoadError
+from policies.audit import State
+from policies.calibration import Calibration
+from policies.terms import Modulation
+from tests.deployments.vision_support import SECRET, at, scenes, shipped
+
+
+def test_a_reservoir_is_bounded_and_a_row_keeps_its_group() -> None:
+    live = LiveRows(100)
+    for start in range(0, 5000, 50):
+        live.add(torch.arange(start, start + 50).float()[:, None] / 8, list(range(start, start + 50)))
+    kept = live.kept()
+    assert len(live) == 100 == len(kept.rows) and live.taken == 5000
+    assert torch.equal(kept.rows[:, 0].float() * 8, kept.groups.float().div(1).half().float())
+    # Age is exponential with a mean of one capacity, so nothing of the first half is left.
+    assert kept.groups.min() > 2500 and kept.groups.max() >= 4900
+    assert 50 < (5000 - kept.groups.float()).mean() < 200
+
+
+def test_a_reservoir_keeps_rows_in_16_bits_and_of_one_shape() -> None:
+    live = LiveRows(64)
+    live.add(torch.zeros(4, 8, 2, 2), [0] * 4)
+    live.add(torch.zeros(4, 8, 1, 2), [1] * 4)
+    assert len(live) == 4 and live.kept().rows.dtype is torch.float16
+    brain = LiveRows(4)
+    brain.add(torch.full((2, 8), 1e6, dtype=torch.bfloat16), [0, 1])
+    assert brain.kept().rows.isfinite().all()
+    assert len(LiveRows(4).kept().rows) == 0
+
+
+def test_a_reservoir_is_safe_from_several_threads() -> None:
+    live = LiveRows(200)
+
+    def fill(group: int) -> None:
+        for _ in range(50):
+            live.add(torch.full((4, 3), float(group)), [group] * 4)
+            kept = live.kept()
+            assert torch.equal(kept.rows[:, 0].long(), kept.groups)
+
+    threads = [threading.Thread(target=fill, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert live.taken == 800 and set(live.kept().groups.tolist()) <= {1, 2, 3, 4}
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    """Solved on a part of the bundled sample, to be quick."""
+    engine = ImageClassifier.load(shipped("resnet18-cifar10", Task.CLASSIFICATION))
+    sample = engine.calibration_sample(REPOSITORY / "models" / engine.model_id / "calibration.safetensors")
+    return engine.fit(replace(sample, features=sample.features[:1000], logits=sample.logits[:1000]), SECRET)
+
+
+@pytest.fixture
+def classifier(calibration: Calibration) -> ImageClassifier:
+    engine = ImageClassifier.load(shipped("resnet18-cifar10", Task.CLASSIFICATION))
+    engine.install(calibration, SECRET)
+    return engine
+
+
+def answer(engine: ImageClassifier, images: list[Image.Image], terms: Modulation) -> None:
+    for start in range(0, len(images), 64):
+        batch = images[start : start + 64]
+        engine.predict(batch, [terms] * len(batch))
+
+
+def test_drift_is_seen_and_a_refit_on_live_rows_mends_it_on_the_same_noise(classifier: ImageClassifier) -> None:
+    images, before = scenes(512, 32, 32), classifier.layer.calibration
+    answer(classifier, images, at(0.7))
+    classifier.judge_live()
+    (report,) = classifier.reports()
+    # The same rows, so the field says what the layer itself counted, but for the rounding to 16 bits.
+    assert report.expected.rows == report.delivered.rows == 512
+    assert report.expected.level == pytest.approx(report.delivered.level, abs=0.005)
+    assert report.state is State.DRIFTED
+
+    refit = classifier.fit(classifier.live_sample(), SECRET, stored=before)
+    path = classifier.layer.ladder.matrix(before.position(0.7))
+    classifier.recalibrate(refit)
+    assert (refit.length_scale, refit.depth, refit.metric) == (before.length_scale, before.depth, before.metric)
+    assert torch.equal(classifier.layer.ladder.matrix(before.position(0.7)), path)
+    assert classifier.reports()[0].delivered.rows == 0
+    answer(classifier, images, at(0.7))
+    classifier.judge_live()
+    (mended,) = classifier.reports()
+    assert mended.delivered.level == pytest.approx(0.7, abs=0.01)
+    assert mended.state is not State.DRIFTED
+    assert classifier.audit()[0.7][0] == 1024
+
+
+def test_a_refit_takes_place_between_batches_of_a_running_server(classifier: ImageClassifier) -> None:
+    images = scenes(512, 32, 32)
+    answer(classifier, images, at(0.6))
+    refit = classifier.fit(classifier.live_sample(), SECRET, stored=classifier.layer.calibration)
+    failures: list[Exception] = []
+    done = threading.Event()
+
+    def serve() -> None:
+        try:
+            while not done.is_set():
+                classifier.prepare(at(0.6, cat=0.5))
+                classifier.predict(images[:8], [at(0.6), at(0.05), at(0.6, cat=0.5), Modulation()] * 2)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    for calibration in (refit, classifier.layer.calibration) * 3:
+        classifier.recalibrate(calibration)
+        classifier.judge_live()
+    done.set()
+    thread.join()
+    assert not failures
+
+
+def test_too_few_live_rows_and_another_field_are_refused(classifier: ImageClassifier) -> None:
+    answer(classifier, scenes(12, 32, 32), at(0.7))
+    with pytest.raises(LoadError, match="live rows of 12 inputs.*needs 500"):
+        classifier.live_sample()
+    with pytest.raises(ValueError, match="noise field"):
+        classifier.recalibrate(replace(classifier.layer.calibration, depth=256))
+
+
+def test_a_refit_from_a_folder_reads_every_picture_once(classifier: ImageClassifier, tmp_path: Path) -> None:
+    for number, image in enumerate(scenes(100, 32, 32)):
+        image.save(tmp_path / f"{number}.png")
+    told: list[float] = []
+    sample = classifier.refit_sample(tmp_path, lambda _, share: told.append(share))
+    assert sample.features.shape == (100, 512) and told == sorted(told) and len(told) == 100
+    (tmp_path / "50.png").write_bytes(b"no picture")
+    with pytest.raises(LoadError, match="50.png"):
+        classifier.refit_sample(tmp_path, lambda *_: None)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(LoadError, match="holds 0"):
+        classifier.refit_sample(tmp_path / "none", lambda *_: None)
