@@ -74,6 +74,7 @@ class EntitlementCache:
         self._unknown: OrderedDict[str, float] = OrderedDict()
         self._fetching: dict[str, asyncio.Task[Resolution | None | Unavailable]] = {}
         self._epoch = 0
+        self._last_tier: tuple[str, ...] = ()
         self._touched: dict[str, float] = {}
         self._to_note: set[str] = set()
         self._feed = InvalidationFeed(store, self)
@@ -120,7 +121,7 @@ class EntitlementCache:
         if len(api_key) > LONGEST_KEY:
             raise _unknown_key()
         digest = keyspace.key_digest(api_key)
-        resolution = self._cached(digest) or await self._refreshed(digest)
+        resolution = self._cached(digest) or await self._refreshed(digest, api_key)
         # Asked at every use: a key may run out while it is cached.
         if resolution.expires_at is not None and time.time() >= resolution.expires_at:
             raise _unknown_key()
@@ -139,10 +140,10 @@ class EntitlementCache:
             raise _unknown_key()
         return None
 
-    async def _refreshed(self, digest: str) -> Resolution:
+    async def _refreshed(self, digest: str, api_key: str) -> Resolution:
         task = self._fetching.get(digest)
         if task is None:
-            task = self._fetching[digest] = asyncio.create_task(self._fetch(digest))
+            task = self._fetching[digest] = asyncio.create_task(self._fetch(digest, keyspace.named_tenant(api_key)))
             task.add_done_callback(lambda _: self._fetching.pop(digest, None))
         # One client that hangs up must not fail the others that wait for the same answer.
         found = await asyncio.shield(task)
@@ -152,11 +153,14 @@ class EntitlementCache:
             raise _unknown_key()
         return found
 
-    async def _fetch(self, digest: str) -> Resolution | None | Unavailable:
+    async def _fetch(self, digest: str, named_tenant: str | None) -> Resolution | None | Unavailable:
         epoch = self._epoch
         known = self._entries.get(digest)
+        likely = known.resolution.keys if known else ()
+        if not known and named_tenant is not None:
+            likely = (keyspace.apikey(digest), keyspace.tenant(named_tenant), *self._last_tier)
         try:
-            found = await resolve(self._store, digest, known.resolution.keys if known else ())
+            found = await resolve(self._store, digest, likely)
         except Unavailable as error:
             return error
         now = time.monotonic()
@@ -167,6 +171,7 @@ class EntitlementCache:
                 self._unknown.popitem(last=False)
             return None
         self._log_refusal(known, found)
+        self._last_tier = tuple(key for key in found.keys if key.startswith(keyspace.TIER))
         # An edit announced while the answer was on its way may be newer than it: good for this request, not the next.
         sources = tuple(self._sources.setdefault(key, _Source()) for key in found.keys)
         self._entries[digest] = _Entry(found, sources, now if epoch == self._epoch else _NEVER, now)
