@@ -39,14 +39,21 @@ class _Source:
     edited: bool = False
 
 
+@dataclass(slots=True, eq=False)
+class _Session:
+    """A time in which every edit is announced, shared by what was fetched in it; `until` is when it was last alive."""
+
+    until: float = float("-inf")
+
+
 @dataclass(slots=True)
 class _Entry:
-    """A resolution, what it came from, when it was fetched and last known to be current, in monotonic seconds."""
+    """A resolution, what it came from, when it was fetched (monotonic seconds), and which session announces edits."""
 
     resolution: Resolution
     sources: tuple[_Source, ...]
     fetched_at: float
-    confirmed_at: float
+    session: _Session
 
     @property
     def edited(self) -> bool:
@@ -73,6 +80,7 @@ class EntitlementCache:
         self._sources: weakref.WeakValueDictionary[str, _Source] = weakref.WeakValueDictionary()
         self._unknown: OrderedDict[str, float] = OrderedDict()
         self._fetching: dict[str, asyncio.Task[Resolution | None | Unavailable]] = {}
+        self._session = _Session()
         self._epoch = 0
         self._last_tier: tuple[str, ...] = ()
         self._touched: dict[str, float] = {}
@@ -135,7 +143,8 @@ class EntitlementCache:
         entry = self._entries.get(digest)
         if entry is not None:
             self._entries.move_to_end(digest)
-            return entry.resolution if now - entry.fetched_at < self._fresh_for() and not entry.edited else None
+            fresh = entry.session is self._session and now - entry.fetched_at < self._fresh_for()
+            return entry.resolution if fresh and not entry.edited else None
         if self._unknown.get(digest, _NEVER) > now:
             raise _unknown_key()
         return None
@@ -173,8 +182,9 @@ class EntitlementCache:
         self._log_refusal(known, found)
         self._last_tier = tuple(key for key in found.keys if key.startswith(keyspace.TIER))
         # An edit announced while the answer was on its way may be newer than it: good for this request, not the next.
+        session = self._session if epoch == self._epoch else _Session()
         sources = tuple(self._sources.setdefault(key, _Source()) for key in found.keys)
-        self._entries[digest] = _Entry(found, sources, now if epoch == self._epoch else _NEVER, now)
+        self._entries[digest] = _Entry(found, sources, now, session)
         while len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
         return found
@@ -184,9 +194,9 @@ class EntitlementCache:
         entry = self._entries.get(digest)
         # What was edited is not even good for an outage.
         if entry is not None and not entry.edited:
-            current = self._feed.connected and entry.fetched_at > _NEVER
-            confirmed_at = max(entry.confirmed_at, self._feed.alive_at) if current else entry.confirmed_at
-            if time.monotonic() - confirmed_at <= self._grace:
+            announced = self._feed.connected and entry.session is self._session
+            current_until = max(entry.fetched_at, self._feed.alive_at if announced else entry.session.until)
+            if time.monotonic() - current_until <= self._grace:
                 return entry.resolution
         raise Unavailable(error.message, retry_after=error.retry_after, code="store_unavailable")
 
@@ -210,14 +220,11 @@ class EntitlementCache:
         """The feed is up again; what was edited meanwhile is not known, so every entry is asked for at its next use."""
         self._epoch += 1
         self._unknown.clear()
-        for entry in self._entries.values():
-            entry.fetched_at = _NEVER
+        self._session = _Session()
 
     def lost(self, alive_at: float) -> None:
         """The feed is down; every entry that was current then was so until `alive_at`."""
-        for entry in self._entries.values():
-            if entry.fetched_at > _NEVER:
-                entry.confirmed_at = max(entry.confirmed_at, alive_at)
+        self._session.until = alive_at
 
     def _touch(self, digest: str) -> None:
         now = time.time()
