@@ -38,6 +38,7 @@ class CalibrationSample:
         metric: [H, m] float32, the noise field's metric; None: distances between features as they are.
         field_features: for masks [N, H], the mean of each row's block, from which its noise comes.
         at: for text [N] int64, the ladder position at which the answer that a row is a step of was being given.
+        answer: for text [N] int64, which answer each row is a step of; steps of one answer depend on each other.
         answered: for text, the sample to solve on, once this one gave a coarse calibration and its field.
     """
 
@@ -47,6 +48,7 @@ class CalibrationSample:
     metric: Tensor | None = None
     field_features: Tensor | None = None
     at: Tensor | None = None
+    answer: Tensor | None = None
     answered: Answered | None = None
 
 

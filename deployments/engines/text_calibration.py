@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,13 @@ def answered(
     choose = at_positions(ladder, [ladder.matrix(position).to(model.model.device) for position in positions])
     parts: list[Rows] = []
     for start in range(0, len(prompts), _BATCH):
-        parts.append(write(model, prompts[start : start + _BATCH], STEPS, choose, copies=len(positions)))
+        rows = write(model, prompts[start : start + _BATCH], STEPS, choose, copies=len(positions))
+        parts.append(replace(rows, stream=rows.stream + start * len(positions)))
         if progress:
             progress(min(1.0, (start + _BATCH) / len(prompts)))
     rows = Rows.join(parts)
     at = torch.tensor(positions, device=rows.stream.device)[rows.stream % len(positions)]
-    return CalibrationSample(rows.features, rows.logits, at=at)
+    return CalibrationSample(rows.features, rows.logits, at=at, answer=rows.stream)
 
 
 def at_positions(ladder: NoiseLadder, matrices: Sequence[Tensor]) -> Choose:
