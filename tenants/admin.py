@@ -93,8 +93,9 @@ class TenantAdmin(Directory):
             **({} if scopes is None else {"scopes": ",".join(sorted(scopes))}),
             **(limits or {}),
         }
-        record = parse_key(digest, {name.encode(): value.encode() for name, value in fields.items()})
-        await self._store.edit(key, lambda _: [edits.hset(key, fields), self._note("key create", tenant_id, record.id)])
+        after, commands = edits.changed(key, {}, fields)
+        record = parse_key(digest, after)
+        await self._store.edit(key, lambda _: [*commands, self._note("key create", tenant_id, record.id)])
         return secret, record
 
     async def rotate_key(self, reference: str, *, overlap_s: float) -> tuple[str, KeyRecord, KeyRecord]:
@@ -109,7 +110,7 @@ class TenantAdmin(Directory):
         secret, new = await self.create_key(
             old.tenant, label=old.label, expires_at=old.expires_at, scopes=old.scopes, limits=limits
         )
-        ended = await self._set_key(old, "key rotate", {"expires_at": iso(ends)}, f"{old.id} to {new.id}")
+        ended = await self._set_key(old.digest, "key rotate", {"expires_at": iso(ends)}, f"{old.id} to {new.id}")
         return secret, new, ended
 
     async def set_key(self, reference: str, changes: Changes) -> KeyRecord:
@@ -117,24 +118,24 @@ class TenantAdmin(Directory):
         for field in changes:
             if field not in (*LIMIT_FIELDS, "label", "scopes", "expires_at"):
                 raise AdminError(f"'{field}' of a key cannot be set; what can: label, scopes, expires_at and limits.")
-        record = await self.find_key(reference)
-        return await self._set_key(record, "key set", changes, json.dumps({"key": record.id, **changes}))
+        digest = await self.find_digest(reference)
+        return await self._set_key(digest, "key set", changes, json.dumps({"key": digest[:12], **changes}))
 
     async def revoke_key(self, reference: str) -> KeyRecord:
         """Revoke the key with this id (8 digits or more), prefix (`sk-acme-…abcd`) or secret."""
-        record = await self.find_key(reference)
-        return await self._set_key(record, "key revoke", {"status": "revoked"}, record.id)
+        digest = await self.find_digest(reference)
+        return await self._set_key(digest, "key revoke", {"status": "revoked"}, digest[:12])
 
-    async def _set_key(self, record: KeyRecord, action: str, changes: Changes, detail: str) -> KeyRecord:
-        key = keyspace.apikey(record.digest)
+    async def _set_key(self, digest: str, action: str, changes: Changes, detail: str) -> KeyRecord:
+        key = keyspace.apikey(digest)
         written: list[KeyRecord] = []
 
         def build(raw: RawHash) -> list[Command]:
             if not raw:
                 raise AdminError("This key was deleted meanwhile.")
             after, commands = edits.changed(key, raw, changes)
-            written[:] = [parse_key(record.digest, after)]
-            return [*commands, self._note(action, record.tenant, detail)]
+            written[:] = [parse_key(digest, after)]
+            return [*commands, self._note(action, written[0].tenant, detail)]
 
         await self._store.edit(key, build)
         return written[0]

@@ -23,6 +23,7 @@ from tenants.store import READ_BATCH, TenantStore
 
 Record = TypeVar("Record")
 _ID = re.compile(r"[0-9a-f]{8,64}")
+_NO_KEY = "There is no such key; `tenants key list <tenant>` shows ids and prefixes."
 
 
 class Directory:
@@ -57,22 +58,24 @@ class Directory:
 
     async def find_key(self, reference: str) -> KeyRecord:
         """The key with this id (8 digits or more), prefix (`sk-acme-…abcd`) or secret."""
+        digest = await self.find_digest(reference)
+        return parse_key(digest, await self._record(keyspace.apikey(digest), _NO_KEY))
+
+    async def find_digest(self, reference: str) -> str:
+        """The hash of the key of a reference, whether its record validates or not."""
         wanted = reference.replace("...", "…")
         if "…" in wanted:
-            digests = [digest async for digest in self.where(keyspace.APIKEY, "prefix", wanted)]
+            found = [digest async for digest in self.where(keyspace.APIKEY, "prefix", wanted)]
         elif _ID.fullmatch(wanted):
-            digests = await self.names(keyspace.APIKEY, wanted)
+            found = await self.names(keyspace.APIKEY, wanted)
         else:
-            digests = [keyspace.key_digest(reference)]
-        found = await self._all(keyspace.APIKEY, parse_key, digests)
-        matches = [key for key in found.values() if isinstance(key, KeyRecord)]
-        if not matches:
-            for broken in found.values():
-                raise broken  # type: ignore[misc]  # there is such a record, and what is wrong with it helps
-            raise AdminError("There is no such key; `tenants key list <tenant>` shows ids and prefixes.")
-        if len(matches) > 1:
-            raise AdminError(f"{len(matches)} keys match; name one by its id: {', '.join(key.id for key in matches)}.")
-        return matches[0]
+            digest = keyspace.key_digest(reference)
+            found = [digest] if await self._store.execute("EXISTS", keyspace.apikey(digest)) else []
+        if not found:
+            raise AdminError(_NO_KEY)
+        if len(found) > 1:
+            raise AdminError(f"{len(found)} keys match; name one by its id: {', '.join(d[:12] for d in found)}.")
+        return found[0]
 
     async def audit(self, count: int = 50) -> list[dict[str, str]]:
         """The last changes, newest first: `time` (unix seconds), `who`, `action`, `subject`, `detail`."""

@@ -21,11 +21,11 @@ from benchmarks.attacks.arithmetic import (
     won_back,
 )
 from benchmarks.attacks.label_features import BOTH_QUERIES, LabelFeatures
-from benchmarks.attacks.sources import Ladder, Sample, Source
+from benchmarks.attacks.sources import Ladder, Source
 
 LOWER_LEVELS = (0.1, 0.2)
 """How far below its own level a coalition's other members are."""
-ACCOUNTS, REFITS = 20, 20
+ACCOUNTS, REFITS = 20, 10
 
 
 @dataclass(frozen=True)
@@ -99,17 +99,16 @@ class LabelAttack:
         phi, logits, answers = source.ladder.phi(rows), self.head(rows), []
         for turn in range(number):
             half = torch.randperm(len(source.sample.logits), generator=torch.Generator().manual_seed(turn))
-            half = half[: len(half) // 2]
-            part = Sample(source.sample.features[half], source.sample.logits[half])
-            refit = source.field.fit(source.number, part, source.calibration.length_scale)
+            part = source.sample.part(half[: len(half) // 2])
+            refit = source.field.fit(source.number, part, source.calibration.length_scale, tolerance=0.01)
             answers.append(source.at(phi, logits, refit.position(self.level)))
         return self.vote(torch.stack(answers, dim=1))
 
     def corrector(self, sees: Callable[[Tensor], Tensor]) -> float:
         """A corrector fitted on 6,000 labelled pictures, on what `sees` makes of modulated logits [N, K]."""
-        fitted = Corrector(sees(self.examples), self._own(self.examples), self.data.example_truth)
+        fitted = Corrector(sees(self.examples), self.own(self.examples), self.data.example_truth)
         one = self.judged[:, 0]
-        return accuracy(fitted(sees(one), self._own(one)), self.data.truth)
+        return accuracy(fitted(sees(one), self.own(one)), self.data.truth)
 
     def both(self, queries: int = BOTH_QUERIES) -> float:
         """20 usual queries each, on 600 labelled pictures and on the judged; a corrector of their votes and scores."""
@@ -123,22 +122,23 @@ class LabelAttack:
         examples = self.ask(self.data.both[:, :queries])
         truth = self.data.example_truth[: len(examples)].repeat_interleave(queries)
         rows, judged = examples.flatten(0, 1), self.judged[:, :queries].flatten(0, 1)
-        fitted = Corrector(label_and_score(rows), self._own(rows), truth)
-        scores = fitted(label_and_score(judged), self._own(judged)).log_softmax(dim=1)
+        fitted = Corrector(label_and_score(rows), self.own(rows), truth)
+        scores = fitted(label_and_score(judged), self.own(judged)).log_softmax(dim=1)
         return accuracy(scores.reshape(len(self.judged), queries, -1).mean(dim=1), self.data.truth)
 
     def share(self, reached: float) -> float:
         """Accuracy as a share of the level's gap."""
         return won_back(reached, self.single(), self.clean())
 
-    def _own(self, logits: Tensor) -> Tensor:
+    def own(self, logits: Tensor) -> Tensor:
+        """Labels of logits [N, K], one-hot."""
         return F.one_hot(logits.argmax(dim=1), self.classes).float()
 
     def _pooled(self, answers: Tensor) -> tuple[Tensor, Tensor]:
         """What many answers [N, Q, K] show together: shares of votes and mean scores by label, [N, 3 K]; shares."""
         share = votes(answers.argmax(dim=2), self.classes)
         scores = disclosed(answers, 1, 2).mean(dim=1)
-        own = self._own(answers[:, 0])
+        own = self.own(answers[:, 0])
         return torch.cat([share, scores, own], dim=1), share
 
 

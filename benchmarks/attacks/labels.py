@@ -59,15 +59,21 @@ def _sources(number: int, sample: Sample, installed: Field) -> Mapping[str, Sour
 
 
 def _attacks(attack: LabelAttack, name: str) -> Attacks:
-    """The rows of the table."""
+    """The rows of the table that say something about a source."""
+    accounts: Attacks = {"20 accounts, vote": attack.accounts}
+    levels: Attacks = {"levels 0.7, 0.6 and 0.5, raw logits, best combination": attack.combined_levels}
+    if isinstance(attack.source, TenantKeys):
+        return accounts
+    if isinstance(attack.source, Scaled):
+        return levels
     rows: Attacks = {
         "100 repeats, vote": attack.repeats,
         "100 usual near-duplicates, vote": lambda: attack.vote(attack.judged),
         "100 usual near-duplicates, mean of scores": lambda: attack.mean_score(attack.judged),
         "20 turned, cropped, recoloured, vote": lambda: attack.vote(attack.ask(attack.data.wide)),
-        "20 accounts, vote": attack.accounts,
-        "levels 0.7, 0.6 and 0.5, raw logits, best combination": attack.combined_levels,
-        "corrector, 6,000 labelled: label": lambda: attack.corrector(attack._own),
+        **accounts,
+        **levels,
+        "corrector, 6,000 labelled: label": lambda: attack.corrector(attack.own),
         "corrector, 6,000 labelled: label + 2 digits": lambda: attack.corrector(label_and_score),
         "corrector, 6,000 labelled: sweeps of focus (two highest logits)": lambda: attack.corrector(top_two),
         "corrector, 6,000 labelled: 5 labels + 1 digit": lambda: attack.corrector(lambda z: disclosed(z, 5, 1)),
@@ -75,8 +81,8 @@ def _attacks(attack: LabelAttack, name: str) -> Attacks:
         "both: 20 queries, 600 labelled, pooled": attack.both,
         "both: 20 queries, 600 labelled, each corrected": attack.both_by_query,
     }
-    if isinstance(attack.source, Ladder):
-        rows["20 refits, vote"] = attack.refits
+    if isinstance(attack.source, Ladder) and name == "ladder":
+        rows["10 refits, vote"] = attack.refits
     return rows
 
 

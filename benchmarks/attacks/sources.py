@@ -27,6 +27,10 @@ class Sample:
     features: Tensor
     logits: Tensor
 
+    def part(self, rows: Tensor | slice) -> Sample:
+        """Some of its rows."""
+        return Sample(self.features[rows], self.logits[rows])
+
 
 @dataclass(frozen=True)
 class Field:
@@ -36,7 +40,9 @@ class Field:
     depth: int
     metric: Tensor | None = None
 
-    def fit(self, number: int, sample: Sample, length_scale: float | None = None) -> Calibration:
+    def fit(
+        self, number: int, sample: Sample, length_scale: float | None = None, tolerance: float = 0.004
+    ) -> Calibration:
         """Solve the levels under a secret; with a length scale of its own, as a refit does."""
         return Calibration.fit(
             secret(number),
@@ -47,6 +53,7 @@ class Field:
             relative_length_scale=self.length_scale,
             length_scale=length_scale,
             metric=self.metric,
+            tolerance=tolerance,
         )
 
 
@@ -62,7 +69,7 @@ class Fresh(Source):
     """The paper's: independent noise for every query, sigma by the closed form."""
 
     def __init__(self, number: int, sample: Sample) -> None:
-        self._generator, self._sample = torch.Generator().manual_seed(number), sample
+        self._generator, self._sample = torch.Generator().manual_seed(number), sample.part(slice(None, None, 4))
         self._sigma: dict[float, float] = {}
 
     def __call__(self, features: Tensor, logits: Tensor, level: float, account: int = 0) -> Tensor:
@@ -74,9 +81,9 @@ class Fresh(Source):
 class Ladder(Source):
     """The noise ladder: one for all accounts."""
 
-    def __init__(self, number: int, field: Field, sample: Sample) -> None:
+    def __init__(self, number: int, field: Field, sample: Sample, tolerance: float = 0.004) -> None:
         self.field, self.sample, self.number = field, sample, number
-        self.calibration = field.fit(number, sample)
+        self.calibration = field.fit(number, sample, tolerance=tolerance)
         self.ladder = self.calibration.ladder(
             secret(number), features=sample.features.shape[1], classes=sample.logits.shape[1]
         )
@@ -93,12 +100,13 @@ class TenantKeys(Source):
     """A ladder of its own for each account."""
 
     def __init__(self, number: int, field: Field, sample: Sample) -> None:
-        self._number, self._field, self._sample = number, field, sample
+        self._number, self._field, self._sample = number, field, sample.part(slice(None, None, 4))
         self._ladders: dict[int, Ladder] = {}
 
     def __call__(self, features: Tensor, logits: Tensor, level: float, account: int = 0) -> Tensor:
         if account not in self._ladders:
-            self._ladders[account] = Ladder(1000 * (self._number + 1) + account, self._field, self._sample)
+            number = 1000 * (self._number + 1) + account
+            self._ladders[account] = Ladder(number, self._field, self._sample, tolerance=0.02)
         return self._ladders[account](features, logits, level)
 
 
