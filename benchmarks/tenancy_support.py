@@ -27,6 +27,7 @@ from tenants.store import TenantStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = "resnet18-cifar10"
+NOISE_SECRET = "the noise secret of the benchmarks"
 TIMEOUT_S = 30.0
 
 
@@ -52,10 +53,17 @@ def milliseconds(values: Sequence[float]) -> str:
 
 
 @asynccontextmanager
-async def serving(folder: Path, *, gateways: int = 2, grace_s: float = 300.0) -> AsyncIterator[Server]:
-    """`serve run` with the small image classifier and an external store, started as `make serve` starts it."""
+async def serving(
+    folder: Path, *, gateways: int = 2, grace_s: float = 300.0, model: str = MODEL, **spec: Any
+) -> AsyncIterator[Server]:
+    """`serve run` with one model and an external store, started as `make serve` starts it.
+
+    Args:
+        folder: for the store, which is kept, and the log.
+        model: its id in serve_config.yaml; `spec` goes before its fields there.
+    """
     valkey = await asyncio.to_thread(EmbeddedValkey, folder / "store")
-    server = Server(folder, valkey, free_port())
+    server = Server(folder, valkey, free_port(), model, {"threads": 1} | spec)
     await asyncio.to_thread(server.start, gateways, grace_s)
     try:
         await server.until_ready()
@@ -73,10 +81,10 @@ class Server:
 
     admin: TenantAdmin
 
-    def __init__(self, folder: Path, valkey: EmbeddedValkey, port: int) -> None:
-        self.folder, self.valkey = folder, valkey
+    def __init__(self, folder: Path, valkey: EmbeddedValkey, port: int, model: str, spec: dict[str, Any]) -> None:
+        self.folder, self.valkey, self.model = folder, valkey, model
         self.base_url = f"http://127.0.0.1:{port}"
-        self._port = port
+        self._port, self._spec = port, spec
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, gateways: int, grace_s: float) -> None:
@@ -84,8 +92,7 @@ class Server:
         config: dict[str, Any] = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
         config["http_options"]["port"] = self._port
         args = config["applications"][0]["args"]
-        args["models"] = [model for model in args["models"] if model["id"] == MODEL]
-        args["models"][0]["threads"] = 1
+        args["models"] = [model | self._spec for model in args["models"] if model["id"] == self.model]
         args["store"] |= {"data_dir": str(self.folder / "data"), "stale_grace_s": grace_s}
         args["gateway"]["scaling"]["num_replicas"] = gateways
         path = self.folder / "serve_config.yaml"
@@ -93,7 +100,7 @@ class Server:
         env = ENVIRONMENT | {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         env |= {
             "REDIS_URL": self.valkey.url,
-            "AIM_NOISE_SECRET": "the noise secret of the benchmarks",
+            "AIM_NOISE_SECRET": NOISE_SECRET,
             "OMP_NUM_THREADS": "1",
         }
         with (self.folder / "serve.log").open("wb") as log:
@@ -129,6 +136,12 @@ class Server:
                 self._process.wait(timeout=90)
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    @property
+    def pid(self) -> int:
+        """The process that all others of the application descend from."""
+        assert self._process is not None
+        return self._process.pid
 
     def gateway_pids(self) -> list[int]:
         """Processes of the gateway's replicas: Ray names a worker's process after its actor."""

@@ -44,7 +44,7 @@ def apply_focus(logits: Tensor, targets: Tensor, delta: Tensor, xi: Tensor, cont
 
     Args:
         logits: [N, K] float32, after utility.
-        targets: [T] int64, distinct classes.
+        targets: [T] int64, distinct classes, or [N, T], a row's own; those of delta 0 may stand in it twice.
         delta: [N, T] float32, signed standard deviations in logit units; 0 for no focus.
         xi: [N, T] float32, the focus field at the targets, N(0, 1) over keys.
         contention: how many of the highest logits contend, at least 2.
@@ -52,11 +52,11 @@ def apply_focus(logits: Tensor, targets: Tensor, delta: Tensor, xi: Tensor, cont
     Returns:
         [N, K] float32, a new tensor.
     """
-    at_targets = logits[:, targets]
+    targets = targets.expand(logits.shape[0], -1)
+    at_targets = logits.gather(1, targets)
     threshold = logits.topk(min(contention, logits.shape[1]), dim=1).values[:, -1:]
-    first = logits.argmax(dim=1, keepdim=True) == targets[None, :]
+    first = logits.argmax(dim=1, keepdim=True) == targets
     contends = at_targets >= threshold
     yields = (first & (delta < 0)).any(dim=1, keepdim=True)
     acts = torch.where(delta > 0, contends & ~first, contends & yields) & (delta != 0)
-    moved = at_targets + torch.where(acts, delta * xi.abs(), 0.0)
-    return logits.index_copy(1, targets, moved)
+    return logits.scatter_add(1, targets, torch.where(acts, delta * xi.abs(), 0.0))

@@ -88,7 +88,7 @@ class ModulatedLayer(nn.Module):
         self.ladder = calibration.ladder(secret, features=features, classes=classes)
         self.last: Modulated | None = None
         self._matrices: dict[int, Tensor] = {}
-        self._focus_matrix: Tensor | None = None
+        self._focus_columns: Tensor | None = None  # [K, D]
         self._building = threading.Lock()
         self._rows: Sequence[RowTerms] | None = None
 
@@ -102,13 +102,30 @@ class ModulatedLayer(nn.Module):
         device = next(self.final.parameters()).device
         position = self.calibration.position(terms.level)
         # Without the lock where nothing is missing: a batch must not wait for another level that is being built.
-        if (not position or position in self._matrices) and (not terms.focus or self._focus_matrix is not None):
+        if (not position or position in self._matrices) and (not terms.focus or self._focus_columns is not None):
             return
         with self._building:
             if position and position not in self._matrices:
                 self._matrices[position] = self.ladder.matrix(position).to(device)
-            if terms.focus and self._focus_matrix is None:
-                self._focus_matrix = self.ladder.focus_matrix().to(device)
+            if terms.focus and self._focus_columns is None:
+                self._focus_columns = self.ladder.focus_matrix().T.contiguous().to(device)
+
+    def matrix(self, position: int) -> Tensor:
+        """C at a ladder position above 0 that is prepared: [D, K] float32 on the layer's device."""
+        return self._matrices[position]
+
+    def focus_rows(self, targets: Tensor) -> Tensor:
+        """The prepared focus field's columns at target classes: [...] int64 to [..., D] float32."""
+        assert self._focus_columns is not None  # prepare() built it
+        return self._focus_columns[targets]
+
+    def deltas(self, terms: RowTerms) -> dict[int, float]:
+        """Signed standard deviations in logit units of a row's focus, by class.
+
+        Raises:
+            ValueError: a class or a strength out of range.
+        """
+        return {k: self._delta(k, strength) for k, strength in terms.focus.items()}
 
     def compile(self, rows: Sequence[RowTerms]) -> Terms:  # type: ignore[override]
         """Lay out the terms of a batch's items on the layer's device.
@@ -124,7 +141,8 @@ class ModulatedLayer(nn.Module):
             self.prepare(row)
         targets = sorted({k for row in rows for k in row.focus})
         focused = [index for index, row in enumerate(rows) if row.focus]
-        delta = [[self._delta(k, rows[index].focus.get(k, 0.0)) for k in targets] for index in focused]
+        deltas = [self.deltas(rows[index]) for index in focused]
+        delta = [[row.get(k, 0.0) for k in targets] for row in deltas]
         return Terms(
             items=len(rows),
             levels={position: torch.tensor(items, device=device) for position, items in levels.items()},
@@ -150,9 +168,8 @@ class ModulatedLayer(nn.Module):
             utility[items] += self._field(seen[items], self._matrices[position], spread)
         out = utility
         if len(terms.focused):
-            assert self._focus_matrix is not None  # compile() built it
             items, rows = terms.focused, utility[terms.focused]
-            xi = self._field(seen[items], self._focus_matrix[:, terms.targets], spread).flatten(0, 1)
+            xi = self._field(seen[items], self.focus_rows(terms.targets).T, spread).flatten(0, 1)
             delta = terms.delta.repeat_interleave(rows.shape[1], dim=0)
             moved = apply_focus(rows.flatten(0, 1), terms.targets, delta, xi, self.contention)
             out = utility.index_copy(0, items, moved.reshape(rows.shape))

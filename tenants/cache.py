@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ from tenants.store import READ_BATCH, TenantStore
 
 logger = logging.getLogger(__name__)
 
-CAPACITY = 10_000
+CAPACITY = 100_000
+"""Most keys, and most unknown ones, that are remembered: about 150 MB if all are in use."""
 LONGEST_KEY = 512
 UNANNOUNCED_TTL_S = 1.0
 """How long an entry is used while nothing announces its edits."""
@@ -30,13 +32,25 @@ _NEVER = float("-inf")
 INVALID = "invalid_api_key"
 
 
+@dataclass(slots=True, weakref_slot=True)
+class _Source:
+    """A Redis key from which entries were resolved, shared by them: an edit marks it, however many they are."""
+
+    edited: bool = False
+
+
 @dataclass(slots=True)
 class _Entry:
-    """A resolution, when it was fetched, and when it was last known to be current, in monotonic seconds."""
+    """A resolution, what it came from, when it was fetched and last known to be current, in monotonic seconds."""
 
     resolution: Resolution
+    sources: tuple[_Source, ...]
     fetched_at: float
     confirmed_at: float
+
+    @property
+    def edited(self) -> bool:
+        return any(source.edited for source in self.sources)
 
 
 class EntitlementCache:
@@ -56,7 +70,7 @@ class EntitlementCache:
         self._grace = stale_grace_s
         self._capacity = capacity
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._dependents: dict[str, set[str]] = {}
+        self._sources: weakref.WeakValueDictionary[str, _Source] = weakref.WeakValueDictionary()
         self._unknown: OrderedDict[str, float] = OrderedDict()
         self._fetching: dict[str, asyncio.Task[Resolution | None | Unavailable]] = {}
         self._epoch = 0
@@ -120,7 +134,7 @@ class EntitlementCache:
         entry = self._entries.get(digest)
         if entry is not None:
             self._entries.move_to_end(digest)
-            return entry.resolution if now - entry.fetched_at < self._fresh_for() else None
+            return entry.resolution if now - entry.fetched_at < self._fresh_for() and not entry.edited else None
         if self._unknown.get(digest, _NEVER) > now:
             raise _unknown_key()
         return None
@@ -146,7 +160,7 @@ class EntitlementCache:
         except Unavailable as error:
             return error
         now = time.monotonic()
-        self._drop(digest)
+        self._entries.pop(digest, None)
         if found is None:
             self._unknown[digest] = now + self._fresh_for()
             while len(self._unknown) > self._capacity:
@@ -154,31 +168,22 @@ class EntitlementCache:
             return None
         self._log_refusal(known, found)
         # An edit announced while the answer was on its way may be newer than it: good for this request, not the next.
-        self._entries[digest] = _Entry(found, now if epoch == self._epoch else _NEVER, now)
-        for key in found.keys:
-            self._dependents.setdefault(key, set()).add(digest)
+        sources = tuple(self._sources.setdefault(key, _Source()) for key in found.keys)
+        self._entries[digest] = _Entry(found, sources, now if epoch == self._epoch else _NEVER, now)
         while len(self._entries) > self._capacity:
-            self._drop(next(iter(self._entries)))
+            self._entries.popitem(last=False)
         return found
 
     def _despite(self, digest: str, error: Unavailable) -> Resolution:
         """What is known while the store is away."""
         entry = self._entries.get(digest)
-        if entry is not None:
+        # What was edited is not even good for an outage.
+        if entry is not None and not entry.edited:
             current = self._feed.connected and entry.fetched_at > _NEVER
             confirmed_at = max(entry.confirmed_at, self._feed.alive_at) if current else entry.confirmed_at
             if time.monotonic() - confirmed_at <= self._grace:
                 return entry.resolution
         raise Unavailable(error.message, retry_after=error.retry_after, code="store_unavailable")
-
-    def _drop(self, digest: str) -> None:
-        entry = self._entries.pop(digest, None)
-        for key in entry.resolution.keys if entry else ():
-            dependents = self._dependents.get(key)
-            if dependents is not None:
-                dependents.discard(digest)
-                if not dependents:
-                    del self._dependents[key]
 
     def _log_refusal(self, known: _Entry | None, found: Resolution) -> None:
         problem = found.problem
@@ -186,16 +191,15 @@ class EntitlementCache:
             logger.error("entitlements_invalid: %s field %r: %s", problem.key, problem.field, problem.problem)
 
     def changed(self, key: str | None) -> None:
-        """`key` was edited, or everything (None): what came from it is dropped, and not even kept for an outage."""
+        """`key` was edited, or everything (None): what came from it is not used again."""
         self._epoch += 1
         if key is None:
             self._entries.clear()
-            self._dependents.clear()
             self._unknown.clear()
             return
         self._unknown.pop(key.removeprefix(keyspace.APIKEY), None)
-        for dependent in list(self._dependents.get(key, ())):
-            self._drop(dependent)
+        if (source := self._sources.pop(key, None)) is not None:
+            source.edited = True
 
     def resumed(self) -> None:
         """The feed is up again; what was edited meanwhile is not known, so every entry is asked for at its next use."""

@@ -228,7 +228,9 @@ async def test_the_cache_is_bounded(admin: TenantAdmin, store: TenantStore) -> N
     for i in range(20):
         assert await refused(small, f"sk-unknown-{i}", "invalid_api_key")
     assert len(small._entries) == 8 and len(small._unknown) == 8
-    assert len(small._dependents["tenant:acme"]) == 8
+    assert len(small._sources) == 8 + 2  # the keys', their tenant and its tier
+    terms = [entry.resolution.outcome for entry in small._entries.values()]
+    assert len({id(own.tier) for own in terms}) == len({id(own.limits) for own in terms}) == 1  # type: ignore[union-attr]
     await small.aclose()
 
 
