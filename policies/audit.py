@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -178,7 +178,7 @@ class LevelAudit:
         with self._lock:
             return {level: older + newer for level, (older, newer) in self._recent.items()}
 
-    def reports(self, expected: Mapping[float, Tally]) -> list[LevelReport]:
-        """Every level below 1.0 that was answered since the start, by rising level."""
-        recent, levels = self.recent(), sorted(level for level in self.totals() if level < 1.0)
-        return [LevelReport(level, recent.get(level, Tally()), expected.get(level, Tally())) for level in levels]
+    def reports(self, levels: Iterable[float], expected: Mapping[float, Tally]) -> list[LevelReport]:
+        """Of each of these levels below 1.0, by rising level."""
+        recent, below = self.recent(), sorted(level for level in levels if level < 1.0)
+        return [LevelReport(level, recent.get(level, Tally()), expected.get(level, Tally())) for level in below]

@@ -16,7 +16,12 @@ from deployments.engines.loading import LoadError
 from deployments.engines.sample import CalibrationSample
 from policies.audit import LevelAudit, LevelReport, Tally
 from policies.calibration import Calibration
-from policies.layer import ModulatedLayer
+from policies.layer import ModulatedLayer, layer_shape
+
+COARSE = 0.1
+"""Agreement between points of the curve that shows where to answer a sample."""
+ANSWERING = 0.7
+"""Share of a calibration's time that goes into answering, where the sample is to be answered."""
 
 
 class CalibratedEngine(ABC):
@@ -93,12 +98,30 @@ class CalibratedEngine(ABC):
             stored: an earlier calibration of this model whose field is kept: a refit.
             progress: called with the share done, 0 to 1.
         """
+        tell = progress or (lambda _share: None)
+        if sample.answered is None:
+            return self._solve(sample, secret, stored, self.tolerance, tell)
+        field = self._solve(sample, secret, stored, COARSE)
+        features, classes = layer_shape(self.final)
+        ladder = field.ladder(secret, features=features, classes=classes)
+        met = sample.answered(field, ladder, lambda share: tell(ANSWERING * share))
+        return self._solve(met, secret, field, self.tolerance, lambda share: tell(ANSWERING + (1 - ANSWERING) * share))
+
+    def _solve(
+        self,
+        sample: CalibrationSample,
+        secret: bytes,
+        stored: Calibration | None,
+        tolerance: float,
+        progress: Callable[[float], None] | None = None,
+    ) -> Calibration:
         return Calibration.fit(
             secret,
             self.fingerprint,
             sample.features,
             sample.logits,
             depth=stored.depth if stored else self.depth,
+            at=sample.at,
             relative_length_scale=self.spec.length_scale or self.length_scale,
             length_scale=stored.length_scale if stored else None,
             metric=stored.metric if stored else sample.metric,
@@ -106,7 +129,7 @@ class CalibratedEngine(ABC):
             field_features=sample.field_features,
             readout=sample.readout,
             contention=self.contention,
-            tolerance=self.tolerance,
+            tolerance=tolerance,
             progress=progress,
         )
 
@@ -150,7 +173,7 @@ class CalibratedEngine(ABC):
     def judge_live(self) -> None:
         """Bring the expected levels up to the live rows of now; takes up to a second."""
         with self._recalibrating:
-            levels = [level for level in self.counts.totals() if level < 1.0]
+            levels = [level for level in self.audit() if level < 1.0]
             if (
                 not len(self.live)
                 or not levels
@@ -162,7 +185,7 @@ class CalibratedEngine(ABC):
 
     def reports(self) -> list[LevelReport]:
         """Every level below 1.0 in use: what was delivered lately, and what is expected as of `judge_live`."""
-        return self.counts.reports(self._expected)
+        return self.counts.reports(self.audit(), self._expected)
 
     def audit(self) -> dict[float, tuple[int, int]]:
         """Since start, by level: rows answered (images, mask pixels, decoding steps), and those whose answer after

@@ -11,9 +11,13 @@ from torch import Tensor
 
 from deployments.engines.sample import CalibrationSample
 from policies.audit import Tally
+from policies.delivered import JudgedRows, scale_of
 from policies.layer import ModulatedLayer
 
-_CHUNK_ELEMENTS = 2**25
+FLUSH_ROWS = 256
+"""Rows that wait on their device before they are copied off it together."""
+LEAST_AT = 200
+"""Rows given at one position that are judged apart from those of other positions."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +27,25 @@ class Kept:
     Attributes:
         rows: [N, ...] as they were kept.
         groups: [N] int64, the input that each came from: a picture, a stream.
+        at: [N] int64, for text the ladder position at which the answer that a row is a step of was being given.
     """
 
     rows: Tensor
     groups: Tensor
+    at: Tensor
 
     def thinned(self, most: int) -> Kept:
         """At most so many of the rows, evenly spread over the slots, which are in no order."""
         index = torch.linspace(0, len(self.rows) - 1, min(most, len(self.rows))).long()
-        return Kept(self.rows[index], self.groups[index])
+        return Kept(self.rows[index], self.groups[index], self.at[index])
+
+    def gathered(self) -> Tensor:
+        """`at` with the positions of fewer than 200 rows replaced by the nearest of more; by the lowest without any."""
+        positions, counts = self.at.unique(return_counts=True)
+        many = positions[counts >= LEAST_AT]
+        if not len(many):
+            return torch.full_like(self.at, int(positions[0]))
+        return many[(self.at[:, None] - many).abs().argmin(dim=1)]
 
 
 class LiveRows:
@@ -47,11 +61,19 @@ class LiveRows:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.taken = 0
+        self._taken = 0
         self._rows: Tensor | None = None
-        self._groups = torch.zeros(capacity, dtype=torch.int64)
+        self._labels = torch.zeros(capacity, 2, dtype=torch.int64)
+        self._waiting: list[tuple[Tensor, list[tuple[int, int]]]] = []
         self._chance = torch.Generator().manual_seed(0)
         self._lock = threading.Lock()
+
+    @property
+    def taken(self) -> int:
+        """Rows kept since the start, those included that gave way to others."""
+        with self._lock:
+            self._flush()
+            return self._taken
 
     def __len__(self) -> int:
         return min(self.taken, self.capacity)
@@ -59,33 +81,41 @@ class LiveRows:
     @property
     def inputs(self) -> int:
         """Different inputs among the rows."""
-        with self._lock:
-            return len(self._groups[: len(self)].unique())
+        return len(self.kept().groups.unique())
 
-    def add(self, rows: Tensor, groups: Sequence[int]) -> None:
+    def add(self, rows: Tensor, groups: Sequence[int], at: Sequence[int] | None = None) -> None:
         """Keep rows [n, ...] of one shape; those of another shape than the first ones are not kept."""
         dtype = torch.bfloat16 if rows.dtype is torch.bfloat16 else torch.float16
-        new = rows.detach().to("cpu", dtype)
+        labels = list(zip(groups, at or [0] * len(groups), strict=True))
         with self._lock:
-            if self._rows is None:
-                self._rows = torch.zeros(self.capacity, *new.shape[1:], dtype=dtype)
-            if new.shape[1:] != self._rows.shape[1:]:
-                return
-            free = max(0, min(len(new), self.capacity - self.taken))
-            drawn = torch.randint(self.capacity, (len(new) - free,), generator=self._chance)
-            slots = torch.cat([torch.arange(self.taken, self.taken + free), drawn])
-            # One by one, since a slot may be drawn twice and must then hold one row with its own group.
-            for slot, row, group in zip(slots.tolist(), new, groups, strict=True):
-                self._rows[slot] = row
-                self._groups[slot] = group
-            self.taken += len(new)
+            self._waiting.append((rows.detach().to(dtype, copy=True), labels))
+            if sum(len(waiting) for waiting, _ in self._waiting) >= FLUSH_ROWS:
+                self._flush()
 
     def kept(self) -> Kept:
         """A copy of what it holds."""
         with self._lock:
+            self._flush()
+            size = min(self._taken, self.capacity)
+            rows = torch.zeros(0) if self._rows is None else self._rows[:size].clone()
+            return Kept(rows, *self._labels[:size].T.clone())
+
+    @torch.inference_mode(False)  # or the first forward would decide that nothing outside of one may write here
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for rows, labels in waiting:
             if self._rows is None:
-                return Kept(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-            return Kept(self._rows[: len(self)].clone(), self._groups[: len(self)].clone())
+                self._rows = torch.zeros(self.capacity, *rows.shape[1:], dtype=rows.dtype)
+            if rows.shape[1:] != self._rows.shape[1:]:
+                continue
+            free = max(0, min(len(rows), self.capacity - self._taken))
+            drawn = torch.randint(self.capacity, (len(rows) - free,), generator=self._chance).tolist()
+            # A slot that is drawn twice holds the later row.
+            slots = {slot: row for row, slot in enumerate([*range(self._taken, self._taken + free), *drawn])}
+            to, chosen = list(slots), list(slots.values())
+            self._rows[to] = rows[chosen].cpu()
+            self._labels[to] = torch.tensor(labels)[chosen]
+            self._taken += len(rows)
 
 
 @torch.inference_mode()
@@ -95,28 +125,33 @@ def expected(
     """What levels deliver on a sample, on the noise field in use and at the resolution that the client sees.
 
     Not the closed form: one field's level scatters around it by 0.02 (docs/decisions/0001), which is the whole margin.
+    A level of text is judged on the rows of answers that were given nearest to it.
 
     Args:
         sample: clean rows.
         groups: [M] int64, the input of each row, or where the sample has a readout of each row that it reads.
     """
     phi = layer.ladder.phi(sample.features if sample.field_features is None else sample.field_features)
-    clean = _answers(sample, phi, None)
-    _, number = torch.unique(groups.to(clean.device), return_inverse=True)
+    near = torch.zeros(1, dtype=torch.int64) if sample.at is None else sample.at.unique().cpu()
+    judged: dict[int, tuple[JudgedRows, Tensor]] = {}
     tallies = {}
     for level in levels:
-        agreed = _answers(sample, phi, layer.matrix(max(level, layer.floor))) == clean
-        rows = torch.bincount(number).tolist()
-        tallies[level] = Tally.of_groups(rows, torch.bincount(number, agreed.double()).long().tolist())
+        position = layer.calibration.position(max(level, layer.floor))
+        place = int(near[(near - position).abs().argmin()])
+        if place not in judged:
+            judged[place] = _judged(sample, phi, groups, place)
+        rows, number = judged[place]
+        agreed = rows.same(layer.matrix_at(position), scale_of(position)).cpu()
+        counts = torch.bincount(number, agreed.double()).long()
+        tallies[level] = Tally.of_groups(torch.bincount(number).tolist(), counts.tolist())
     return tallies
 
 
-def _answers(sample: CalibrationSample, phi: Tensor, matrix: Tensor | None) -> Tensor:
-    logits = sample.logits
-    if sample.readout:
-        return sample.readout(logits.float() if matrix is None else logits.float() + phi @ matrix).argmax(dim=1)
-    if matrix is None:
-        return logits.argmax(dim=1)
-    step = max(1, _CHUNK_ELEMENTS // logits.shape[1])
-    parts = zip(logits.split(step), phi.split(step), strict=True)
-    return torch.cat([torch.addmm(z.float(), p, matrix).argmax(dim=1) for z, p in parts])
+def _judged(sample: CalibrationSample, phi: Tensor, groups: Tensor, place: int) -> tuple[JudgedRows, Tensor]:
+    """The rows of answers given at a place, all where it does not matter, and the number of each one's group."""
+    if sample.at is None:
+        rows = JudgedRows(phi, sample.logits, sample.readout)
+    else:
+        chosen = sample.at == place
+        rows, groups = JudgedRows(phi[chosen], sample.logits[chosen], sample.readout), groups[chosen.cpu()]
+    return rows, groups.unique(return_inverse=True)[1]

@@ -95,7 +95,7 @@ def test_recent_answers_are_a_window_and_are_forgotten_when_levels_move() -> Non
     audit.finish(1.0, 1, 1)
     assert audit.totals() == {0.7: (100, 75), 1.0: (1, 1)}
     assert audit.recent() == {0.7: Tally.of_groups([4] * 15, [0] * 10 + [4] * 5)}
-    assert [report.level for report in audit.reports({})] == [0.7]
+    assert [report.level for report in audit.reports(audit.totals(), {})] == [0.7]
     audit.forget()
     assert audit.recent() == {}
-    assert audit.reports({0.7: images(5, 4)}) == [LevelReport(0.7, Tally(), images(5, 4))]
+    assert audit.reports([0.7], {0.7: images(5, 4)}) == [LevelReport(0.7, Tally(), images(5, 4))]
