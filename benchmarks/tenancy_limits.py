@@ -41,7 +41,7 @@ async def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        async with serving(Path(folder)) as server:
+        async with serving(Path(folder), counting=True) as server:
             await run(server, options.seconds)
 
 

@@ -32,7 +32,7 @@ async def main() -> None:
     parser.add_argument("--edits", type=int, default=200)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        async with serving(Path(folder)) as server:
+        async with serving(Path(folder), counting=True) as server:
             await run(server, options.edits)
 
 
