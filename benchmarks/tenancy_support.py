@@ -105,7 +105,7 @@ class Server:
         args["models"] = [model | self._spec for model in args["models"] if model["id"] == self.model]
         if self.counting:
             config["applications"][0]["import_path"] = "benchmarks.tenancy_graph:build_app"
-            args["models"].append({"id": TEXT, "task": "text", "source": "none"})
+            args["models"].append({"id": TEXT, "task": "text-generation", "source": "none"})
         args["store"] |= {"data_dir": str(self.folder / "data"), "stale_grace_s": grace_s}
         args["gateway"]["scaling"]["num_replicas"] = gateways
         path = self.folder / "serve_config.yaml"
