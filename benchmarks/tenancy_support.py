@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import random
 import signal
 import socket
 import statistics
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,8 @@ from tenants.store import TenantStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = "resnet18-cifar10"
+TEXT = "counting"
+"""The text model of `benchmarks.tenancy_graph`."""
 NOISE_SECRET = "the noise secret of the benchmarks"
 TIMEOUT_S = 30.0
 
@@ -50,6 +54,9 @@ def milliseconds(values: Sequence[float]) -> str:
         return "none"
     figures = (statistics.median(values), percentile(values, 0.99), max(values))
     return " / ".join(f"{value * 1000:.1f}" for value in figures)
+
+
+Ask = Callable[[httpx.AsyncClient, bytes], Awaitable[tuple[httpx.Response, "Counter[str]"]]]
 
 
 @asynccontextmanager
@@ -102,6 +109,7 @@ class Server:
             "REDIS_URL": self.valkey.url,
             "AIM_NOISE_SECRET": NOISE_SECRET,
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(REPOSITORY),
         }
         with (self.folder / "serve.log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -155,16 +163,47 @@ class Server:
                 found.append(int(entry.name))
         return sorted(found)
 
+    def gateway_seconds(self) -> list[float]:
+        """Processor seconds that each gateway has used: both have, where both serve."""
+        ticks = os.sysconf("SC_CLK_TCK")
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.gateway_pids()]
+        return [(int(words[11]) + int(words[12])) / ticks for words in stats]
+
+
+async def image_request(client: httpx.AsyncClient, image: bytes) -> tuple[httpx.Response, Counter[str]]:
+    """Classify a picture: the answer, and what it must have used."""
+    return await client.post(f"/models/{MODEL}", content=image), Counter(requests=1, images=1)
+
+
+async def text_request(client: httpx.AsyncClient, image: bytes) -> tuple[httpx.Response, Counter[str]]:
+    """Complete a prompt, as a stream every other time: the answer, and what it says it has used."""
+    stream = random.random() < 0.5
+    body: dict[str, Any] = {
+        "model": TEXT,
+        "prompt": "word " * random.randint(1, 60),
+        "max_tokens": random.randint(1, 20),
+    }
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    response = await client.post("/v1/completions", json=body)
+    used = Counter(requests=1)
+    if response.status_code == 200:
+        # The last event but [DONE] has the usage of a stream.
+        text = response.text.split("data: ")[-2] if stream else response.text
+        usage = json.loads(text)["usage"]
+        used.update(tokens_in=usage["prompt_tokens"], tokens_out=usage["completion_tokens"])
+    return response, used
+
 
 @dataclass
 class Load:
-    """Clients of known keys that ask without a pause, and what they counted."""
+    """Clients of known keys that ask without a pause, pictures and texts, and what they counted."""
 
     base_url: str
     keys: dict[str, str]
     clients_per_key: int = 2
-    path: str = f"/models/{MODEL}"
     answered: Counter[str] = field(default_factory=Counter)
+    used: dict[str, Counter[str]] = field(default_factory=dict)
     failed: list[tuple[float, str, str]] = field(default_factory=list)
     times: list[tuple[float, float]] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -174,21 +213,23 @@ class Load:
         """Begin."""
         image = (REPOSITORY / "examples" / "ship.jpg").read_bytes()
         for tenant, key in self.keys.items():
-            for _ in range(self.clients_per_key):
-                self._tasks.append(asyncio.create_task(self._client(tenant, key, image)))
+            self.used[tenant] = Counter()
+            for number in range(self.clients_per_key):
+                ask = text_request if number % 2 else image_request
+                self._tasks.append(asyncio.create_task(self._client(tenant, key, image, ask)))
 
     async def stop(self) -> None:
         """Let every client finish its last request."""
         self._stop.set()
         await asyncio.gather(*self._tasks)
 
-    async def _client(self, tenant: str, key: str, image: bytes) -> None:
+    async def _client(self, tenant: str, key: str, image: bytes, ask: Ask) -> None:
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=self.base_url, headers=headers, timeout=TIMEOUT_S) as client:
             while not self._stop.is_set():
                 started = time.monotonic()
                 try:
-                    response = await client.post(self.path, content=image)
+                    response, used = await ask(client, image)
                     outcome = "" if response.status_code == 200 else f"{response.status_code} {response.text[:200]}"
                 except httpx.HTTPError as error:
                     outcome = f"{type(error).__name__} {error}"
@@ -197,6 +238,7 @@ class Load:
                     await asyncio.sleep(0.05)
                 else:
                     self.answered[tenant] += 1
+                    self.used[tenant].update(used)
                     self.times.append((started, time.monotonic() - started))
 
     def between(self, start: float, end: float) -> list[float]:
