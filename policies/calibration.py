@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.candidates import Candidates
+from policies.delivered import Delivered, Readout
 from policies.ladder import NoiseLadder
 
+__all__ = ["Calibration", "Readout"]
+
 MIN_ROWS_PER_CLASS = 20
-_CHUNK_ELEMENTS = 2**25
-Readout = Callable[[Tensor], Tensor]
-"""Logits [N, K] at the model's resolution to the logits [M, K] from which the client's answer is read."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ class Calibration:
         secret: bytes,
         fingerprint: str,
         features: Tensor,
-        logits: Tensor,
+        logits: Tensor | Candidates,
         *,
         depth: int,
+        at: Tensor | None = None,
         relative_length_scale: float = 0.8,
         length_scale: float | None = None,
         metric: Tensor | None = None,
@@ -94,7 +96,9 @@ class Calibration:
 
         Args:
             features: [N, H] inputs of the final layer, rows that the model was not trained on; thousands of them.
-            logits: [N, K] the final layer's clean answers to them.
+            logits: [N, K] the final layer's clean answers to them; for a large vocabulary the highest of each row.
+            at: [N] int64, for answers that lead to the next input, as a text's tokens do: the ladder position at which
+                each row's answer was being given. A level is solved on the rows given nearest to it.
             relative_length_scale: ell in median distances between features of one predicted class.
             length_scale: ell itself, for a refit of an existing field.
             metric: [H, m] from `duplicate_metric`, or None.
@@ -108,15 +112,16 @@ class Calibration:
         Raises:
             ValueError: too few rows, or shapes that do not match.
         """
-        if features.shape[0] != logits.shape[0] or features.shape[0] < 100:
+        if features.shape[0] != len(logits) or features.shape[0] < 100:
             raise ValueError(f"calibration needs at least 100 rows of features and logits, not {features.shape[0]}")
         seen = features if field_features is None else field_features
         space = seen if metric is None else seen.float() @ metric.to(seen.device)
-        ell = length_scale or _round(relative_length_scale * _median_distance(space, logits.argmax(dim=1)))
-        favour, avoid = _focus_gaps(logits, contention)
+        highest = logits if isinstance(logits, Candidates) else Candidates.of(logits, max(contention, 2))
+        ell = length_scale or _round(relative_length_scale * _median_distance(space, highest.index[:, 0]))
+        favour, avoid = _focus_gaps(highest if at is None else highest[at == at.min()], contention)
         unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block)
-        ladder = unsolved.ladder(secret, features=features.shape[1], classes=logits.shape[1])
-        measure = _Agreement(ladder.phi(seen), logits, readout)
+        ladder = unsolved.ladder(secret, features=features.shape[1], classes=highest.classes)
+        measure = Delivered(ladder.phi(seen), logits, readout, at)
         return replace(unsolved, curve=_falling(ladder.explore(measure, tolerance, progress)), rows=measure.rows)
 
     def ladder(self, secret: bytes, *, features: int, classes: int) -> NoiseLadder:
@@ -179,25 +184,6 @@ def _decoded(stored: dict[str, Any]) -> Tensor:
     return torch.from_numpy(values).reshape(stored["shape"])
 
 
-class _Agreement:
-    """Measured agreement of clean and noisy answers, for a matrix C."""
-
-    def __init__(self, phi: Tensor, logits: Tensor, readout: Readout | None) -> None:
-        self._phi, self._logits, self._readout = phi, logits, readout
-        self._clean = (readout(logits.float()) if readout else logits).argmax(dim=1)
-        self.rows = len(self._clean)
-
-    def __call__(self, matrix: Tensor) -> float:
-        matrix = matrix.to(self._phi.device)
-        if self._readout:
-            noisy = self._readout(self._logits.float() + self._phi @ matrix).argmax(dim=1)
-        else:
-            step = max(1, _CHUNK_ELEMENTS // matrix.shape[1])
-            chunks = zip(torch.split(self._logits, step), torch.split(self._phi, step), strict=True)
-            noisy = torch.cat([torch.addmm(z.float(), phi, matrix).argmax(dim=1) for z, phi in chunks])
-        return float((noisy == self._clean).float().mean())
-
-
 def _median_distance(features: Tensor, labels: Tensor, sample: int = 2000) -> float:
     """Median distance between features [N, H] of one class, over a strided sample; of all where too few share one."""
     stride = max(1, features.shape[0] // sample)
@@ -223,12 +209,12 @@ def _falling(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     return tuple(kept)
 
 
-def _focus_gaps(logits: Tensor, contention: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _focus_gaps(highest: Candidates, contention: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Median margins for favouring and avoiding, per class, or one for all where most classes are never seen."""
-    top, index = logits.float().topk(min(contention, logits.shape[1]), dim=1)
+    top, index = highest.logits[:, :contention], highest.index[:, :contention]
     margins = top[:, :1] - top[:, 1:]
     favour_all, avoid_all = float(margins.median()), float(margins[:, 0].median())
-    classes = logits.shape[1]
+    classes = highest.classes
     if contention > 2 or classes > 1000:
         return (favour_all,), (avoid_all,)
     favour, avoid = [], []
