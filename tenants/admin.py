@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
@@ -80,7 +79,7 @@ class TenantAdmin(Directory):
             scopes: `inference`, `entitlements`, `model:<id>`; None is everything.
             limits: limits of this key beside its tenant's, such as {"rpm": "60"}.
         """
-        secret = f"sk-{tenant_id}-{secrets.token_urlsafe(32)}"
+        secret = keyspace.new_secret(tenant_id)
         digest = keyspace.key_digest(secret)
         key = keyspace.apikey(digest)
         fields = {
