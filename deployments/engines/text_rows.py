@@ -66,7 +66,7 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
     """
 
     def __init__(self, layer: ModulatedLayer, seats: int, rows: int) -> None:
-        self.supported_kwargs: dict[str, type] = {"seat": int}
+        self.supported_kwargs: dict[str, type] = {"seat": int, "flow": str}
         self.ignored_kwargs: tuple[str, ...] = ()
         self._device = next(layer.final.parameters()).device
         self._nobody, self._rows = seats, rows

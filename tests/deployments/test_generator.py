@@ -145,16 +145,26 @@ async def test_the_audit_shows_about_the_level_that_was_sold(generator: Generato
 
 async def test_cancelling_midway_frees_seat_and_memory_and_leaves_the_engine_alive(generator: Generator) -> None:
     prompt = generator.encode_chat([{"role": "user", "content": "Write a very long story."}])
-    pages = generator.engine._pages_free
+    pages = generator.engine.line.free_pages
     for _ in range(12):
         answer = generator.generate(prompt, SamplingParams(300, 0.0), Modulation(), Share(flow="leaver"))
         assert (await anext(answer)).tokens >= 1
         await answer.aclose()
     await settled(generator)
-    assert generator.engine._pages_free == pages
+    assert generator.engine.line.free_pages == pages
     assert not generator.engine._manager.batch_processor.scheduler.active_requests
     generator.healthy()
     assert await text(generator, QUESTIONS[0])
+
+
+async def test_a_cancelled_answer_is_in_no_step_but_the_one_that_runs(generator: Generator) -> None:
+    prompt = generator.encode_chat([{"role": "user", "content": "Write a very long story."}])
+    answer = generator.generate(prompt, SamplingParams(300, 0.0), Modulation(), Share(flow="leaver"))
+    await anext(answer)
+    await answer.aclose()
+    left_at = generator.engine.rows.steps
+    await settled(generator)
+    assert generator.engine.rows.steps - left_at <= 1
 
 
 async def test_cancelling_a_waiting_request_takes_it_out_of_the_queue(generator: Generator) -> None:
