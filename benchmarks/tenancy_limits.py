@@ -1,9 +1,9 @@
-"""Limits under concurrent load: 64 clients on two gateways' admissions, in processes of their own, against one store.
+"""Limits under concurrent load, over HTTP: 64 clients for each of three limits, on two gateways of a real `serve run`.
 
-For rpm, tpm and a daily quota: the most that any sliding minute admitted (a request counts if it began and was admitted
+For rpm, tpm and a daily quota: the most that any sliding minute admitted (a request counts if it began and was answered
 within it), and what a quota admitted in all.
 
-    python -m benchmarks.tenancy_limits            # about two and a half minutes
+    python -m benchmarks.tenancy_limits            # about three minutes
 """
 
 from __future__ import annotations
@@ -12,99 +12,90 @@ import argparse
 import asyncio
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from policies.errors import LimitExceeded
-from policies.terms import Tier
-from tenants.admission import Admission
-from tenants.embedded import EmbeddedValkey
-from tenants.entitlements import Entitlements, Limits
-from tenants.store import TenantStore
+import httpx
+
+from benchmarks.tenancy_support import TEXT, Server, serving
 from tenants.usage import read_days
 
-REPLICAS, CLIENTS, TOKENS = 2, 64, 10
-LIMITS = {"rpm": 300, "tpm": 5000, "quota_requests_day": 700}
-Spans = list[tuple[float, float]]
+CLIENTS = 64
+LIMITS = {"rpm": 300, "tpm": 20_000, "quota_requests_day": 700}
+BODY = {"model": TEXT, "prompt": "four words of prompt", "max_tokens": 6}
+USED = 10
+"""Tokens that such a request uses; more are reserved until it is answered."""
 
 
-def tenant(limit: str) -> Entitlements:
-    """A tenant with one limit."""
-    return Entitlements(
-        tenant=limit,
-        name=limit,
-        tier=Tier(name="gold", utility=1.0),
-        limits=Limits(**{limit: LIMITS[limit]}),
-        key_limits=None,
-        models=None,
-        standing_focus={},
-        key_id="",
-        key_prefix="",
-        scopes=None,
-        key_expires_at=None,
-        status="active",
-        version="",
-    )
+@dataclass
+class Seen:
+    """What the clients of one tenant were answered."""
+
+    admitted: list[tuple[float, float]] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
 
 
-def replica(url: str, seconds: float) -> dict[str, Spans]:
-    """One gateway's share of the clients; when each admitted request began and was admitted, in monotonic seconds."""
-
-    async def clients() -> dict[str, Spans]:
-        admitted: dict[str, Spans] = {limit: [] for limit in LIMITS}
-        async with await TenantStore.connect(url, timeout_s=5.0) as store:
-            admission = Admission(store)
-            until = time.monotonic() + seconds
-
-            async def client(limit: str) -> None:
-                own = tenant(limit)
-                while (began := time.monotonic()) < until:
-                    try:
-                        async with admission.admit(own, model="m", tokens=TOKENS) as lease:
-                            admitted[limit].append((began, time.monotonic()))
-                            lease.settle(tokens_in=TOKENS)
-                    except LimitExceeded:
-                        await asyncio.sleep(0.02)
-
-            await asyncio.gather(*(client(limit) for limit in LIMITS for _ in range(CLIENTS // REPLICAS)))
-            await admission.aclose(20.0)
-        return admitted
-
-    return asyncio.run(clients())
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=150.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        async with serving(Path(folder), counting=True) as server:
+            await run(server, options.seconds)
 
 
-def busiest_minute(spans: Spans) -> int:
-    """The most requests that began and were admitted within one sliding minute."""
+async def run(server: Server, seconds: float) -> None:
+    """Let all clients ask without a pause, and say what was admitted."""
+    seen = {}
+    clients = []
+    until = time.monotonic() + seconds
+    for limit, most in LIMITS.items():
+        tenant = limit.replace("_", "-")
+        await server.admin.create_tenant(tenant, tier="gold", fields={limit: str(most)})
+        key = (await server.admin.create_key(tenant))[0]
+        seen[limit] = Seen()
+        clients += [client(server.base_url, key, seen[limit], until) for _ in range(CLIENTS)]
+    before = server.gateway_seconds()
+    await asyncio.gather(*clients)
+    spent = [after - start for after, start in zip(server.gateway_seconds(), before, strict=True)]
+    print(f"processor seconds of each gateway: {[round(s, 1) for s in spent]}")
+    await asyncio.sleep(3.0)
+    for limit, own in seen.items():
+        await report(server, limit, own)
+
+
+async def client(base_url: str, key: str, seen: Seen, until: float) -> None:
+    """Ask again and again; after a refusal soon, whatever Retry-After says."""
+    headers = {"authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=60.0) as http:
+        while (began := time.monotonic()) < until:
+            response = await http.post("/v1/completions", json=BODY)
+            if response.status_code == 200:
+                seen.admitted.append((began, time.monotonic()))
+            else:
+                seen.others[f"{response.status_code} {response.json()['error']['code']}"] += 1
+                await asyncio.sleep(0.1)
+
+
+def busiest_minute(spans: list[tuple[float, float]]) -> int:
+    """The most requests that began and were answered within one sliding minute."""
     spans = sorted(spans)
     return max(
         (sum(1 for began, done in spans[i:] if done <= start + 60.0) for i, (start, _) in enumerate(spans)), default=0
     )
 
 
-async def booked(url: str) -> dict[str, dict[str, int]]:
-    """What the store counted."""
-    async with await TenantStore.connect(url, timeout_s=5.0) as store:
-        return {limit: dict((await read_days(store, limit, 1))[0].total) for limit in LIMITS}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=150.0)
-    seconds = parser.parse_args().seconds
-    with tempfile.TemporaryDirectory() as folder, EmbeddedValkey(Path(folder)) as valkey:
-        with ProcessPoolExecutor(REPLICAS) as pool:
-            runs = [pool.submit(replica, valkey.url, seconds) for _ in range(REPLICAS)]
-            results = [run.result() for run in runs]
-        counted = asyncio.run(booked(valkey.url))
-    for limit, most in LIMITS.items():
-        spans = [span for result in results for span in result[limit]]
-        unit = TOKENS if limit == "tpm" else 1
-        minute = busiest_minute(spans) * unit
-        print(
-            f"{limit}={most}: admitted {len(spans)} ({[len(r[limit]) for r in results]} by replica), booked"
-            f" {counted[limit]['requests']}, refused {counted[limit]['rejected']}; busiest minute {minute}"
-        )
+async def report(server: Server, limit: str, own: Seen) -> None:
+    """One limit's outcome."""
+    used = (await read_days(server.admin._store, limit.replace("_", "-"), 1))[0].total
+    unit = USED if limit == "tpm" else 1
+    print(
+        f"{limit}={LIMITS[limit]}: answered {len(own.admitted)}, booked {used['requests']} with {used['tokens_in']} and"
+        f" {used['tokens_out']} tokens, refused {used['rejected']} {dict(own.others)}; busiest minute"
+        f" {busiest_minute(own.admitted) * unit}"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

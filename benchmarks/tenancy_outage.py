@@ -1,6 +1,8 @@
 """A two-minute load on two gateways with the store killed for twenty seconds, without and with a gateway killed too.
 
-Counts what clients of known keys were answered and compares it with the usage that the store has at the end.
+Counts what clients of known keys were answered (pictures; texts, half of them streamed) and compares it with the usage
+that the store has at the end: requests, images, tokens in, tokens out. Then streams are cut short, and what the store
+says of them must lie between what their clients saw and what they asked for.
 
     python -m benchmarks.tenancy_outage            # about six minutes
 """
@@ -17,7 +19,8 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.tenancy_support import Load, Server, milliseconds, serving
+from benchmarks.tenancy_support import TEXT, Load, Server, milliseconds, serving
+from tenants import keyspace
 from tenants.usage import read_days
 
 TENANTS = 6
@@ -28,9 +31,10 @@ async def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        async with serving(Path(folder)) as server:
+        async with serving(Path(folder), counting=True) as server:
             for kill in (False, True):
                 await run(server, options.seconds, kill_gateway=kill)
+            await cut_streams(server)
 
 
 async def run(server: Server, seconds: float, *, kill_gateway: bool) -> None:
@@ -76,22 +80,56 @@ async def run(server: Server, seconds: float, *, kill_gateway: bool) -> None:
     await compare(server, load)
 
 
+COUNTERS = ("requests", "images", "tokens_in", "tokens_out", "tokens_reserved")
+
+
 async def compare(server: Server, load: Load) -> None:
     """Usage in the store against what clients counted."""
     store = server.admin._store
+
+    async def differences() -> dict[str, list[int]]:
+        booked = {t: (await read_days(store, t, 1))[0].total for t in load.keys}
+        return {name: [booked[t][name] - load.used[t][name] for t in load.keys] for name in COUNTERS}
+
     for _ in range(150):
-        booked = {t: dict((await read_days(store, t, 1))[0].total) for t in load.keys}
-        missing = {t: booked[t]["requests"] - load.answered[t] for t in load.keys}
-        if all(difference >= 0 for difference in missing.values()):
+        if all(difference >= 0 for values in (await differences()).values() for difference in values):
             break
         await asyncio.sleep(0.2)
     await asyncio.sleep(3.0)
-    booked = {t: dict((await read_days(store, t, 1))[0].total) for t in load.keys}
-    difference = {t: booked[t]["requests"] - load.answered[t] for t in load.keys}
-    images = {t: booked[t]["images"] - load.answered[t] for t in load.keys}
-    print(
-        f"usage less clients' count, requests by tenant: {list(difference.values())}, images: {list(images.values())}"
-    )
+    counted = {name: sum(used[name] for used in load.used.values()) for name in COUNTERS}
+    print(f"clients counted {counted}")
+    for name, values in (await differences()).items():
+        print(f"  usage less clients' count, {name} by tenant: {values}")
+
+
+async def cut_streams(server: Server, streams: int = 100, seen: int = 5, most: int = 50) -> None:
+    """Streams whose clients leave after a few events."""
+    await server.admin.create_tenant("cut", tier="gold", fields={"concurrency": "1000", "tpm": "1000000"})
+    key = (await server.admin.create_key("cut"))[0]
+    body = {"model": TEXT, "prompt": "four words of prompt", "max_tokens": most, "stream": True}
+
+    async def cut() -> None:
+        headers = {"authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(base_url=server.base_url, headers=headers, timeout=30.0) as client:
+            async with client.stream("POST", "/v1/completions", json=body) as response:
+                events = 0
+                async for line in response.aiter_lines():
+                    events += line.startswith("data: ")
+                    if events == seen:
+                        return
+
+    for start in range(0, streams, 10):
+        await asyncio.gather(*(cut() for _ in range(min(10, streams - start))))
+    store = server.admin._store
+    for _ in range(50):
+        used = (await read_days(store, "cut", 1))[0].total
+        if not used["tokens_reserved"]:
+            break
+        await asyncio.sleep(0.2)
+    left = await store.execute("ZCARD", keyspace.leases("cut"))
+    window = sum(int(n) for n in (await store.hashes(keyspace.tokens_window("cut")))[0].values())
+    print(f"\n{streams} streams of {most} tokens cut after {seen} events: {dict(used)}, {left} leases left;")
+    print(f"  tokens of the sliding minute: {window}, tokens used: {used['tokens_in'] + used['tokens_out']}")
 
 
 async def counters(server: Server) -> dict[str, int]:

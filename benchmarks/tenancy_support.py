@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import random
 import signal
 import socket
 import statistics
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,8 @@ from tenants.store import TenantStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = "resnet18-cifar10"
+TEXT = "counting"
+"""The text model of `benchmarks.tenancy_graph`."""
 NOISE_SECRET = "the noise secret of the benchmarks"
 TIMEOUT_S = 30.0
 
@@ -52,18 +56,23 @@ def milliseconds(values: Sequence[float]) -> str:
     return " / ".join(f"{value * 1000:.1f}" for value in figures)
 
 
+Ask = Callable[[httpx.AsyncClient, bytes], Awaitable[tuple[httpx.Response, "Counter[str]"]]]
+
+
 @asynccontextmanager
 async def serving(
-    folder: Path, *, gateways: int = 2, grace_s: float = 300.0, model: str = MODEL, **spec: Any
+    folder: Path, *, gateways: int = 2, grace_s: float = 300.0, model: str = MODEL, counting: bool = False, **spec: Any
 ) -> AsyncIterator[Server]:
     """`serve run` with one model and an external store, started as `make serve` starts it.
 
     Args:
         folder: for the store, which is kept, and the log.
         model: its id in serve_config.yaml; `spec` goes before its fields there.
+        counting: serve `tenancy_graph`, whose text model `TEXT` costs nothing, beside it.
     """
     valkey = await asyncio.to_thread(EmbeddedValkey, folder / "store")
     server = Server(folder, valkey, free_port(), model, {"threads": 1} | spec)
+    server.counting = counting
     await asyncio.to_thread(server.start, gateways, grace_s)
     try:
         await server.until_ready()
@@ -80,6 +89,7 @@ class Server:
     """A running application, its store and its admin."""
 
     admin: TenantAdmin
+    counting = False
 
     def __init__(self, folder: Path, valkey: EmbeddedValkey, port: int, model: str, spec: dict[str, Any]) -> None:
         self.folder, self.valkey, self.model = folder, valkey, model
@@ -93,6 +103,9 @@ class Server:
         config["http_options"]["port"] = self._port
         args = config["applications"][0]["args"]
         args["models"] = [model | self._spec for model in args["models"] if model["id"] == self.model]
+        if self.counting:
+            config["applications"][0]["import_path"] = "benchmarks.tenancy_graph:build_app"
+            args["models"].append({"id": TEXT, "task": "text-generation", "source": "none"})
         args["store"] |= {"data_dir": str(self.folder / "data"), "stale_grace_s": grace_s}
         args["gateway"]["scaling"]["num_replicas"] = gateways
         path = self.folder / "serve_config.yaml"
@@ -102,6 +115,7 @@ class Server:
             "REDIS_URL": self.valkey.url,
             "AIM_NOISE_SECRET": NOISE_SECRET,
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(REPOSITORY),
         }
         with (self.folder / "serve.log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -155,16 +169,47 @@ class Server:
                 found.append(int(entry.name))
         return sorted(found)
 
+    def gateway_seconds(self) -> list[float]:
+        """Processor seconds that each gateway has used: both have, where both serve."""
+        ticks = os.sysconf("SC_CLK_TCK")
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.gateway_pids()]
+        return [(int(words[11]) + int(words[12])) / ticks for words in stats]
+
+
+async def image_request(client: httpx.AsyncClient, image: bytes) -> tuple[httpx.Response, Counter[str]]:
+    """Classify a picture: the answer, and what it must have used."""
+    return await client.post(f"/models/{MODEL}", content=image), Counter(requests=1, images=1)
+
+
+async def text_request(client: httpx.AsyncClient, image: bytes) -> tuple[httpx.Response, Counter[str]]:
+    """Complete a prompt, as a stream every other time: the answer, and what it says it has used."""
+    stream = random.random() < 0.5
+    body: dict[str, Any] = {
+        "model": TEXT,
+        "prompt": "word " * random.randint(1, 60),
+        "max_tokens": random.randint(1, 20),
+    }
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    response = await client.post("/v1/completions", json=body)
+    used = Counter(requests=1)
+    if response.status_code == 200:
+        # The last event but [DONE] has the usage of a stream.
+        text = response.text.split("data: ")[-2] if stream else response.text
+        usage = json.loads(text)["usage"]
+        used.update(tokens_in=usage["prompt_tokens"], tokens_out=usage["completion_tokens"])
+    return response, used
+
 
 @dataclass
 class Load:
-    """Clients of known keys that ask without a pause, and what they counted."""
+    """Clients of known keys that ask without a pause, pictures and texts, and what they counted."""
 
     base_url: str
     keys: dict[str, str]
     clients_per_key: int = 2
-    path: str = f"/models/{MODEL}"
     answered: Counter[str] = field(default_factory=Counter)
+    used: dict[str, Counter[str]] = field(default_factory=dict)
     failed: list[tuple[float, str, str]] = field(default_factory=list)
     times: list[tuple[float, float]] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -174,21 +219,23 @@ class Load:
         """Begin."""
         image = (REPOSITORY / "examples" / "ship.jpg").read_bytes()
         for tenant, key in self.keys.items():
-            for _ in range(self.clients_per_key):
-                self._tasks.append(asyncio.create_task(self._client(tenant, key, image)))
+            self.used[tenant] = Counter()
+            for number in range(self.clients_per_key):
+                ask = text_request if number % 2 else image_request
+                self._tasks.append(asyncio.create_task(self._client(tenant, key, image, ask)))
 
     async def stop(self) -> None:
         """Let every client finish its last request."""
         self._stop.set()
         await asyncio.gather(*self._tasks)
 
-    async def _client(self, tenant: str, key: str, image: bytes) -> None:
+    async def _client(self, tenant: str, key: str, image: bytes, ask: Ask) -> None:
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(base_url=self.base_url, headers=headers, timeout=TIMEOUT_S) as client:
             while not self._stop.is_set():
                 started = time.monotonic()
                 try:
-                    response = await client.post(self.path, content=image)
+                    response, used = await ask(client, image)
                     outcome = "" if response.status_code == 200 else f"{response.status_code} {response.text[:200]}"
                 except httpx.HTTPError as error:
                     outcome = f"{type(error).__name__} {error}"
@@ -197,6 +244,7 @@ class Load:
                     await asyncio.sleep(0.05)
                 else:
                     self.answered[tenant] += 1
+                    self.used[tenant].update(used)
                     self.times.append((started, time.monotonic() - started))
 
     def between(self, start: float, end: float) -> list[float]:

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.candidates import Candidates
+from policies.delivered import Delivered, Readout
 from policies.ladder import NoiseLadder
 
+__all__ = ["Calibration", "Readout"]
+
 MIN_ROWS_PER_CLASS = 20
-_CHUNK_ELEMENTS = 2**25
-Readout = Callable[[Tensor], Tensor]
-"""Logits [N, K] at the model's resolution to the logits [M, K] from which the client's answer is read."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,10 @@ class Calibration:
         return min(1.0, max(1, math.ceil(lowest * 100 - 1e-6)) / 100)
 
     def position(self, level: float) -> int:
-        """The first position at which agreement falls to `level`; linear within a cell. Falls as the level rises.
+        """The first position at which agreement falls to `level`. Falls as the level rises.
+
+        Within a cell the logarithm of 1 - agreement is taken as linear: few answers change where noise is small, in
+        proportion to its scale, and positions are the scale's logarithm.
 
         Raises:
             ValueError: a level out of (0, 1] or below the floor.
@@ -67,8 +71,7 @@ class Calibration:
             return 0
         for (low, value_low), (high, value_high) in zip(self.curve, self.curve[1:], strict=False):
             if value_high <= level:
-                share = (value_low - level) / (value_low - value_high) if value_low > value_high else 1.0
-                return max(1, low + round(max(0.0, share) * (high - low)))
+                return max(1, low + round(_share_of_cell(level, value_low, value_high) * (high - low)))
         return self.curve[-1][0]
 
     @classmethod
@@ -77,9 +80,10 @@ class Calibration:
         secret: bytes,
         fingerprint: str,
         features: Tensor,
-        logits: Tensor,
+        logits: Tensor | Candidates,
         *,
         depth: int,
+        at: Tensor | None = None,
         relative_length_scale: float = 0.8,
         length_scale: float | None = None,
         metric: Tensor | None = None,
@@ -94,7 +98,9 @@ class Calibration:
 
         Args:
             features: [N, H] inputs of the final layer, rows that the model was not trained on; thousands of them.
-            logits: [N, K] the final layer's clean answers to them.
+            logits: [N, K] the final layer's clean answers to them; for a large vocabulary the highest of each row.
+            at: [N] int64, for answers that lead to the next input, as a text's tokens do: the ladder position at which
+                each row's answer was being given. A level is solved on the rows given nearest to it.
             relative_length_scale: ell in median distances between features of one predicted class.
             length_scale: ell itself, for a refit of an existing field.
             metric: [H, m] from `duplicate_metric`, or None.
@@ -108,15 +114,16 @@ class Calibration:
         Raises:
             ValueError: too few rows, or shapes that do not match.
         """
-        if features.shape[0] != logits.shape[0] or features.shape[0] < 100:
+        if features.shape[0] != len(logits) or features.shape[0] < 100:
             raise ValueError(f"calibration needs at least 100 rows of features and logits, not {features.shape[0]}")
         seen = features if field_features is None else field_features
         space = seen if metric is None else seen.float() @ metric.to(seen.device)
-        ell = length_scale or _round(relative_length_scale * _median_distance(space, logits.argmax(dim=1)))
-        favour, avoid = _focus_gaps(logits, contention)
+        highest = logits if isinstance(logits, Candidates) else Candidates.of(logits, max(contention, 2))
+        ell = length_scale or _round(relative_length_scale * _median_distance(space, highest.index[:, 0]))
+        favour, avoid = _focus_gaps(highest if at is None else highest[at == at.min()], contention)
         unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block)
-        ladder = unsolved.ladder(secret, features=features.shape[1], classes=logits.shape[1])
-        measure = _Agreement(ladder.phi(seen), logits, readout)
+        ladder = unsolved.ladder(secret, features=features.shape[1], classes=highest.classes)
+        measure = Delivered(ladder.phi(seen), logits, readout, at)
         return replace(unsolved, curve=_falling(ladder.explore(measure, tolerance, progress)), rows=measure.rows)
 
     def ladder(self, secret: bytes, *, features: int, classes: int) -> NoiseLadder:
@@ -179,23 +186,13 @@ def _decoded(stored: dict[str, Any]) -> Tensor:
     return torch.from_numpy(values).reshape(stored["shape"])
 
 
-class _Agreement:
-    """Measured agreement of clean and noisy answers, for a matrix C."""
-
-    def __init__(self, phi: Tensor, logits: Tensor, readout: Readout | None) -> None:
-        self._phi, self._logits, self._readout = phi, logits, readout
-        self._clean = (readout(logits.float()) if readout else logits).argmax(dim=1)
-        self.rows = len(self._clean)
-
-    def __call__(self, matrix: Tensor) -> float:
-        matrix = matrix.to(self._phi.device)
-        if self._readout:
-            noisy = self._readout(self._logits.float() + self._phi @ matrix).argmax(dim=1)
-        else:
-            step = max(1, _CHUNK_ELEMENTS // matrix.shape[1])
-            chunks = zip(torch.split(self._logits, step), torch.split(self._phi, step), strict=True)
-            noisy = torch.cat([torch.addmm(z.float(), phi, matrix).argmax(dim=1) for z, phi in chunks])
-        return float((noisy == self._clean).float().mean())
+def _share_of_cell(level: float, low: float, high: float) -> float:
+    """How far into a cell that leads from agreement `low` down to `high` a level is met, 0 to 1."""
+    if low <= level:
+        return 0.0
+    if low == 1.0:
+        return (low - level) / (low - high)
+    return math.log((1.0 - level) / (1.0 - low)) / math.log((1.0 - high) / (1.0 - low))
 
 
 def _median_distance(features: Tensor, labels: Tensor, sample: int = 2000) -> float:
@@ -223,12 +220,12 @@ def _falling(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     return tuple(kept)
 
 
-def _focus_gaps(logits: Tensor, contention: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _focus_gaps(highest: Candidates, contention: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Median margins for favouring and avoiding, per class, or one for all where most classes are never seen."""
-    top, index = logits.float().topk(min(contention, logits.shape[1]), dim=1)
+    top, index = highest.logits[:, :contention], highest.index[:, :contention]
     margins = top[:, :1] - top[:, 1:]
     favour_all, avoid_all = float(margins.median()), float(margins[:, 0].median())
-    classes = logits.shape[1]
+    classes = highest.classes
     if contention > 2 or classes > 1000:
         return (favour_all,), (avoid_all,)
     favour, avoid = [], []

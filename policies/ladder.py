@@ -85,7 +85,7 @@ class NoiseLadder:
         """Features [N, H] of any float dtype to unit vectors [N, D] float32, on the features' device."""
         if self.w.device != features.device:
             self.w, self.b = self.w.to(features.device), self.b.to(features.device)
-        waves = torch.cos(features.float() @ self.w + self.b)
+        waves = torch.addmm(self.b, features.float(), self.w).cos()
         return torch.nn.functional.normalize(waves, dim=1)
 
     def matrix(self, position: int) -> Tensor:
@@ -120,19 +120,20 @@ class NoiseLadder:
         return out
 
     def explore(
-        self, measure: Callable[[Tensor], float], tolerance: float, progress: Callable[[float], None] | None = None
+        self, measure: Callable[[Tensor, int], float], tolerance: float, progress: Callable[[float], None] | None = None
     ) -> list[tuple[int, float]]:
         """Measure a quantity along the path, subdividing where it first falls: sorted (position, value) pairs.
 
         A cell that goes no lower than the path has been before holds no first crossing, and is left alone.
 
         Args:
-            measure: called with C [D, K] at positions of the dyadic grid; 1 at position 0 and falling.
+            measure: called with C [D, K] and its position, one of the dyadic grid; 1 at position 0 and falling.
             tolerance: a cell that ends no further below the lowest value before it is not divided.
             progress: called with the share of the way from 1 down to the last value that is done.
         """
-        found = [(0, measure(torch.from_numpy(self._start()))), (POSITIONS, measure(torch.from_numpy(self._end())))]
-        cells = [(0, self._start(), found[0][1], POSITIONS, self._end(), found[1][1])]
+        start, end = self._start(), self._end()
+        found = [(0, measure(torch.from_numpy(start), 0)), (POSITIONS, measure(torch.from_numpy(end), POSITIONS))]
+        cells = [(0, start, found[0][1], POSITIONS, end, found[1][1])]
         lowest = found[0][1]
         while cells:
             low, at_low, value_low, high, at_high, value_high = cells.pop()
@@ -143,7 +144,7 @@ class NoiseLadder:
             if middle == low or value_high >= lowest - tolerance:
                 continue
             at_middle = self._bridge(low, at_low, high, at_high, middle)
-            value = measure(torch.from_numpy(at_middle))
+            value = measure(torch.from_numpy(at_middle), middle)
             found.append((middle, value))
             cells.append((middle, at_middle, value, high, at_high, value_high))
             cells.append((low, at_low, value_low, middle, at_middle, value))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -19,10 +20,13 @@ from tenants.store import READ_BATCH, TenantStore
 
 logger = logging.getLogger(__name__)
 
-CAPACITY = 10_000
+CAPACITY = 100_000
+"""Most keys, and most unknown ones, that are remembered: about 150 MB if all are in use."""
 LONGEST_KEY = 512
 UNANNOUNCED_TTL_S = 1.0
 """How long an entry is used while nothing announces its edits."""
+REREADS_PER_S = 100.0
+"""How often entries are read again while edits are announced: behind announcements that is a net, not a need."""
 TOUCH_EVERY_S = 300.0
 TOUCH_FLUSH_S = 5.0
 TOUCH_KEPT_S = 400 * 86400
@@ -30,21 +34,40 @@ _NEVER = float("-inf")
 INVALID = "invalid_api_key"
 
 
+@dataclass(slots=True, weakref_slot=True)
+class _Source:
+    """A Redis key from which entries were resolved, shared by them: an edit marks it, however many they are."""
+
+    edited: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    """A time in which every edit is announced, shared by what was fetched in it; `until` is when it was last alive."""
+
+    until: float = float("-inf")
+
+
 @dataclass(slots=True)
 class _Entry:
-    """A resolution, when it was fetched, and when it was last known to be current, in monotonic seconds."""
+    """A resolution, what it came from, when it was fetched (monotonic seconds), and which session announces edits."""
 
     resolution: Resolution
+    sources: tuple[_Source, ...]
     fetched_at: float
-    confirmed_at: float
+    session: _Session
+
+    @property
+    def edited(self) -> bool:
+        return any(source.edited for source in self.sources)
 
 
 class EntitlementCache:
     """Entitlements by API key, for one gateway replica.
 
     Args:
-        ttl_s: how long an entry is used without asking the store again while edits are announced; while they are not,
-            at most a second.
+        ttl_s: how long an entry is used without asking the store again while edits are announced, longer where so many
+            keys are in use that this would be more than `REREADS_PER_S`; while they are not, at most a second.
         stale_grace_s: how long known keys go on while the store is away.
     """
 
@@ -56,10 +79,12 @@ class EntitlementCache:
         self._grace = stale_grace_s
         self._capacity = capacity
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._dependents: dict[str, set[str]] = {}
+        self._sources: weakref.WeakValueDictionary[str, _Source] = weakref.WeakValueDictionary()
         self._unknown: OrderedDict[str, float] = OrderedDict()
         self._fetching: dict[str, asyncio.Task[Resolution | None | Unavailable]] = {}
+        self._session = _Session()
         self._epoch = 0
+        self._last_tier: tuple[str, ...] = ()
         self._touched: dict[str, float] = {}
         self._to_note: set[str] = set()
         self._feed = InvalidationFeed(store, self)
@@ -90,7 +115,9 @@ class EntitlementCache:
         return True, "ok"
 
     def _fresh_for(self) -> float:
-        return self._ttl if self._feed.connected else min(self._ttl, UNANNOUNCED_TTL_S)
+        if not self._feed.connected:
+            return min(self._ttl, UNANNOUNCED_TTL_S)
+        return max(self._ttl, len(self._entries) / REREADS_PER_S)
 
     async def authenticate(self, api_key: str) -> Entitlements:
         """The entitlements behind an API key.
@@ -106,7 +133,7 @@ class EntitlementCache:
         if len(api_key) > LONGEST_KEY:
             raise _unknown_key()
         digest = keyspace.key_digest(api_key)
-        resolution = self._cached(digest) or await self._refreshed(digest)
+        resolution = self._cached(digest) or await self._refreshed(digest, api_key)
         # Asked at every use: a key may run out while it is cached.
         if resolution.expires_at is not None and time.time() >= resolution.expires_at:
             raise _unknown_key()
@@ -120,15 +147,16 @@ class EntitlementCache:
         entry = self._entries.get(digest)
         if entry is not None:
             self._entries.move_to_end(digest)
-            return entry.resolution if now - entry.fetched_at < self._fresh_for() else None
+            fresh = entry.session is self._session and now - entry.fetched_at < self._fresh_for()
+            return entry.resolution if fresh and not entry.edited else None
         if self._unknown.get(digest, _NEVER) > now:
             raise _unknown_key()
         return None
 
-    async def _refreshed(self, digest: str) -> Resolution:
+    async def _refreshed(self, digest: str, api_key: str) -> Resolution:
         task = self._fetching.get(digest)
         if task is None:
-            task = self._fetching[digest] = asyncio.create_task(self._fetch(digest))
+            task = self._fetching[digest] = asyncio.create_task(self._fetch(digest, keyspace.named_tenant(api_key)))
             task.add_done_callback(lambda _: self._fetching.pop(digest, None))
         # One client that hangs up must not fail the others that wait for the same answer.
         found = await asyncio.shield(task)
@@ -138,47 +166,43 @@ class EntitlementCache:
             raise _unknown_key()
         return found
 
-    async def _fetch(self, digest: str) -> Resolution | None | Unavailable:
+    async def _fetch(self, digest: str, named_tenant: str | None) -> Resolution | None | Unavailable:
         epoch = self._epoch
         known = self._entries.get(digest)
+        likely = known.resolution.keys if known else ()
+        if not known and named_tenant is not None:
+            likely = (keyspace.apikey(digest), keyspace.tenant(named_tenant), *self._last_tier)
         try:
-            found = await resolve(self._store, digest, known.resolution.keys if known else ())
+            found = await resolve(self._store, digest, likely)
         except Unavailable as error:
             return error
         now = time.monotonic()
-        self._drop(digest)
+        self._entries.pop(digest, None)
         if found is None:
             self._unknown[digest] = now + self._fresh_for()
             while len(self._unknown) > self._capacity:
                 self._unknown.popitem(last=False)
             return None
         self._log_refusal(known, found)
+        self._last_tier = tuple(key for key in found.keys if key.startswith(keyspace.TIER))
         # An edit announced while the answer was on its way may be newer than it: good for this request, not the next.
-        self._entries[digest] = _Entry(found, now if epoch == self._epoch else _NEVER, now)
-        for key in found.keys:
-            self._dependents.setdefault(key, set()).add(digest)
+        session = self._session if epoch == self._epoch else _Session()
+        sources = tuple(self._sources.setdefault(key, _Source()) for key in found.keys)
+        self._entries[digest] = _Entry(found, sources, now, session)
         while len(self._entries) > self._capacity:
-            self._drop(next(iter(self._entries)))
+            self._entries.popitem(last=False)
         return found
 
     def _despite(self, digest: str, error: Unavailable) -> Resolution:
         """What is known while the store is away."""
         entry = self._entries.get(digest)
-        if entry is not None:
-            current = self._feed.connected and entry.fetched_at > _NEVER
-            confirmed_at = max(entry.confirmed_at, self._feed.alive_at) if current else entry.confirmed_at
-            if time.monotonic() - confirmed_at <= self._grace:
+        # What was edited is not even good for an outage.
+        if entry is not None and not entry.edited:
+            announced = self._feed.connected and entry.session is self._session
+            current_until = max(entry.fetched_at, self._feed.alive_at if announced else entry.session.until)
+            if time.monotonic() - current_until <= self._grace:
                 return entry.resolution
         raise Unavailable(error.message, retry_after=error.retry_after, code="store_unavailable")
-
-    def _drop(self, digest: str) -> None:
-        entry = self._entries.pop(digest, None)
-        for key in entry.resolution.keys if entry else ():
-            dependents = self._dependents.get(key)
-            if dependents is not None:
-                dependents.discard(digest)
-                if not dependents:
-                    del self._dependents[key]
 
     def _log_refusal(self, known: _Entry | None, found: Resolution) -> None:
         problem = found.problem
@@ -186,29 +210,25 @@ class EntitlementCache:
             logger.error("entitlements_invalid: %s field %r: %s", problem.key, problem.field, problem.problem)
 
     def changed(self, key: str | None) -> None:
-        """`key` was edited, or everything (None): what came from it is dropped, and not even kept for an outage."""
+        """`key` was edited, or everything (None): what came from it is not used again."""
         self._epoch += 1
         if key is None:
             self._entries.clear()
-            self._dependents.clear()
             self._unknown.clear()
             return
         self._unknown.pop(key.removeprefix(keyspace.APIKEY), None)
-        for dependent in list(self._dependents.get(key, ())):
-            self._drop(dependent)
+        if (source := self._sources.pop(key, None)) is not None:
+            source.edited = True
 
     def resumed(self) -> None:
         """The feed is up again; what was edited meanwhile is not known, so every entry is asked for at its next use."""
         self._epoch += 1
         self._unknown.clear()
-        for entry in self._entries.values():
-            entry.fetched_at = _NEVER
+        self._session = _Session()
 
     def lost(self, alive_at: float) -> None:
         """The feed is down; every entry that was current then was so until `alive_at`."""
-        for entry in self._entries.values():
-            if entry.fetched_at > _NEVER:
-                entry.confirmed_at = max(entry.confirmed_at, alive_at)
+        self._session.until = alive_at
 
     def _touch(self, digest: str) -> None:
         now = time.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from policies.errors import ServiceError
-from tenants import keyspace
+from policies.errors import ServiceError, Unavailable
+from tenants import keyspace, refusals
 from tenants.admin import TenantAdmin
+from tenants.connection import describe
 from tenants.edits import AdminError
 from tenants.records import RecordError
 from tenants.seed import ENV_FILE, read_env
@@ -20,6 +22,7 @@ from tenants.store import TenantStore
 
 T = TypeVar("T")
 TIMEOUT_S = 5.0
+_SILENT = logging.NullHandler()
 
 
 def run(context: typer.Context, task: Callable[[TenantAdmin, TenantStore], Awaitable[T]]) -> T:
@@ -27,8 +30,12 @@ def run(context: typer.Context, task: Callable[[TenantAdmin, TenantStore], Await
     url = context.obj or _known_url()
     if not url:
         raise failure("no store is known: give --redis-url, set REDIS_URL, or run in the folder of a started server")
+    # Its one line says what a log would.
+    logging.getLogger().addHandler(_SILENT)
     try:
         return asyncio.run(_connected(url, TIMEOUT_S, task))
+    except Unavailable as error:
+        raise failure(refusals.explain(error, describe(url))) from None
     except ServiceError as error:
         raise failure(error.message) from None
     except (AdminError, RecordError, ValueError, OSError) as error:
@@ -65,6 +72,7 @@ def assignments(words: list[str]) -> dict[str, str]:
 def _names(prefix: str, incomplete: str) -> list[str]:
     """For the shell's Tab key: what begins with a word; nothing where the store is not reached at once."""
     url = os.environ.get("REDIS_URL") or _known_url()
+    logging.getLogger().addHandler(_SILENT)
     try:
         names = asyncio.run(_connected(url, 0.5, lambda admin, _: admin.names(prefix))) if url else []
     except (ServiceError, ValueError, OSError):

@@ -6,8 +6,8 @@ import getpass
 import os
 from collections.abc import Mapping
 
-from tenants import keyspace
-from tenants.records import RawHash
+from tenants import keyspace, seal
+from tenants.records import RawHash, RecordError
 from tenants.store import Command
 
 AUDIT_LENGTH = 100_000
@@ -20,13 +20,22 @@ class AdminError(Exception):
 
 
 def changed(key: str, raw: RawHash, changes: Changes) -> tuple[dict[bytes, bytes], list[Command]]:
-    """A record after changes, and the commands that make them."""
+    """A record after changes, and the commands that make them. A field that it has lost stays missed.
+
+    Raises:
+        RecordError: the changes name the seal, which is not an admin's to write.
+    """
+    if seal.FIELD in changes:
+        raise RecordError(key, seal.FIELD, "is written by this command itself")
     fields = {field: value for field, value in changes.items() if value}
-    gone = [field for field, value in changes.items() if not value and field.encode() in raw]
+    removed = {field for field, value in changes.items() if not value}
+    there = {field.decode("utf-8", "replace") for field in raw}
+    sealed = seal.names(raw.get(seal.FIELD.encode(), b"").decode("utf-8", "replace"))
+    fields[seal.FIELD] = seal.over((there | sealed | fields.keys()) - removed)
+    gone = sorted(removed & there)
     after = {field: value for field, value in raw.items() if field.decode("utf-8", "replace") not in gone}
     after |= {field.encode(): value.encode() for field, value in fields.items()}
-    commands = [hset(key, fields)] if fields else []
-    return after, commands + ([("HDEL", key, *gone)] if gone else [])
+    return after, [hset(key, fields), *([("HDEL", key, *gone)] if gone else [])]
 
 
 def hset(key: str, fields: Mapping[str, str]) -> Command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 
 TIER = "tier:"
 TENANT = "tenant:"
@@ -15,6 +16,8 @@ AUDIT = "audit"
 NOISE_SECRET = "secret:noise"
 SEED_GUARD = "seed:demo"
 
+_RANDOM = 43
+"""Characters of 256 bits in URL-safe base 64."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -38,6 +41,17 @@ def apikey(digest: str) -> str:
 def key_digest(secret: str) -> str:
     """SHA-256 of an API key, 64 hex digits: the only form in which a key is stored."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def new_secret(tenant_id: str) -> str:
+    """A new API key of a tenant: 256 random bits behind its name."""
+    return f"sk-{tenant_id}-{secrets.token_urlsafe(32)}"
+
+
+def named_tenant(secret: str) -> str | None:
+    """The tenant that a key of the form of `new_secret` names, whosever it is; None for one of another form."""
+    name = secret[3 : -_RANDOM - 1] if secret.startswith("sk-") and secret[-_RANDOM - 1 : -_RANDOM] == "-" else ""
+    return name if is_name(name) else None
 
 
 def calibration(fingerprint: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tenants import keyspace
+from tenants import keyspace, seal
 from tenants.admin import TenantAdmin
 from tenants.edits import AdminError
 from tenants.records import RecordError, parse_tenant, parse_tier
@@ -58,6 +58,8 @@ def _validate(wanted: Mapping[str, Mapping[str, Fields]]) -> None:
         for name, fields in wanted[section].items():
             if not keyspace.is_name(name):
                 raise AdminError(f"{section}: '{name}' is no name; use letters, digits, '.', '_' and '-', 64 at most.")
+            if seal.FIELD in fields:
+                raise AdminError(f"{section}.{name}.{seal.FIELD}: is written by this command itself.")
             parser(name, {field.encode(): value.encode() for field, value in fields.items()})
 
 
@@ -79,7 +81,11 @@ async def current(store: TenantStore, admin: TenantAdmin) -> dict[str, dict[str,
         names = await admin.names(prefix)
         raws = await store.try_hashes([prefix + name for name in names])
         found[section] = {
-            name: {f.decode("utf-8", "replace"): v.decode("utf-8", "replace") for f, v in sorted(raw.items())}
+            name: {
+                f.decode("utf-8", "replace"): v.decode("utf-8", "replace")
+                for f, v in sorted(raw.items())
+                if f != seal.FIELD.encode()
+            }
             for name, raw in zip(names, raws, strict=True)
             if not isinstance(raw, RecordError)
         }

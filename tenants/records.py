@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from policies.terms import FOCUS_LIMIT, Level, Strength
-from tenants import keyspace
+from tenants import keyspace, seal
 from tenants.fields import Limit, Moment, Names, iso, unbounded
 
 RawHash = Mapping[bytes, bytes]
@@ -233,6 +233,9 @@ def _decode(key: str, raw: RawHash) -> dict[str, str]:
             values[name_bytes.decode()] = value_bytes.decode()
         except UnicodeDecodeError:
             raise RecordError(key, field, "is not UTF-8 text") from None
+    if name := seal.lost(values):
+        raise RecordError(key, name, "was lost; set it again, or remove it by an empty value")
+    values.pop(seal.FIELD, None)
     return values
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
+from policies.terms import Tier
 from tenants import entitlements, keyspace
-from tenants.entitlements import Entitlements
+from tenants.entitlements import Entitlements, Limits
 from tenants.records import RawHash, RecordError, parse_key, parse_tenant, parse_tier
 from tenants.store import TenantStore
 
@@ -60,7 +63,18 @@ async def resolve(store: TenantStore, digest: str, likely: tuple[str, ...] = ())
     if tenant.status == "suspended":
         return Resolution(SUSPENDED, tuple(reader.used), expires_at)
     merged = entitlements.merge(tenant, tier, record, entitlements.digest(reader.used.items()))
-    return Resolution(merged, tuple(reader.used), expires_at)
+    return Resolution(_shared(merged, reader), tuple(reader.used), expires_at)
+
+
+_tiers: WeakValueDictionary[str, Tier] = WeakValueDictionary()
+_limits: WeakValueDictionary[str, Limits] = WeakValueDictionary()
+
+
+def _shared(own: Entitlements, reader: _Reader) -> Entitlements:
+    """The same, with the terms of its tenant's other keys: many keys then take little memory."""
+    terms = entitlements.digest(list(reader.used.items())[1:])  # all but the API key's own record
+    tier, limits = _tiers.setdefault(terms, own.tier), _limits.setdefault(terms, own.limits)
+    return dataclasses.replace(own, tier=tier, limits=limits)
 
 
 class _Reader:

@@ -288,4 +288,6 @@ class TenantStore:
     def _refused(self, error: ResponseError) -> Unavailable:
         word = refusals.code(error)
         logger.error("tenant store %s refused a command: %s", self.address, word)
-        return Unavailable("The tenant store refused a command; an operator must look at it.", retry_after=5)
+        refused = Unavailable("The tenant store refused a command; an operator must look at it.", retry_after=5)
+        refused.add_note(word)  # for the operator; a client is not told
+        return refused

@@ -11,7 +11,12 @@ from torch import nn
 from deployments.config import ModelSpec
 from deployments.engines.sample import CalibrationSample
 from policies.calibration import Calibration
-from policies.layer import ModulatedLayer
+from policies.layer import ModulatedLayer, layer_shape
+
+COARSE = 0.1
+"""Agreement between points of the curve that shows where to answer a sample."""
+ANSWERING = 0.7
+"""Share of a calibration's time that goes into answering, where the sample is to be answered."""
 
 
 class CalibratedEngine(ABC):
@@ -55,12 +60,30 @@ class CalibratedEngine(ABC):
             stored: an earlier calibration of this model whose field is kept: a refit.
             progress: called with the share done, 0 to 1.
         """
+        tell = progress or (lambda _share: None)
+        if sample.answered is None:
+            return self._solve(sample, secret, stored, self.tolerance, tell)
+        field = self._solve(sample, secret, stored, COARSE)
+        features, classes = layer_shape(self.final)
+        ladder = field.ladder(secret, features=features, classes=classes)
+        met = sample.answered(field, ladder, lambda share: tell(ANSWERING * share))
+        return self._solve(met, secret, field, self.tolerance, lambda share: tell(ANSWERING + (1 - ANSWERING) * share))
+
+    def _solve(
+        self,
+        sample: CalibrationSample,
+        secret: bytes,
+        stored: Calibration | None,
+        tolerance: float,
+        progress: Callable[[float], None] | None = None,
+    ) -> Calibration:
         return Calibration.fit(
             secret,
             self.fingerprint,
             sample.features,
             sample.logits,
             depth=stored.depth if stored else self.depth,
+            at=sample.at,
             relative_length_scale=self.spec.length_scale or self.length_scale,
             length_scale=stored.length_scale if stored else None,
             metric=stored.metric if stored else sample.metric,
@@ -68,7 +91,7 @@ class CalibratedEngine(ABC):
             field_features=sample.field_features,
             readout=sample.readout,
             contention=self.contention,
-            tolerance=self.tolerance,
+            tolerance=tolerance,
             progress=progress,
         )
 

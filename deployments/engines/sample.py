@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,16 @@ from torch import Tensor
 
 from deployments.engines.images import decode_image
 from deployments.engines.loading import LoadError
-from policies.calibration import Readout
+from policies.calibration import Calibration, Readout
+from policies.candidates import Candidates
 from policies.errors import ServiceError
+from policies.ladder import NoiseLadder
 
 MIN_IMAGES = 100
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp"}
 _READOUT_ELEMENTS = 2**19
+Answered = Callable[[Calibration, NoiseLadder, Callable[[float], None]], "CalibrationSample"]
+"""A coarse calibration, its field and who is told the share done, to inputs as they are met near each level."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +33,23 @@ class CalibrationSample:
 
     Attributes:
         features: [N, H] float32, inputs of the final layer.
-        logits: [N, K] float32, its clean answers.
+        logits: [N, K] float32, its clean answers, or of a large vocabulary the highest of each row.
         readout: for masks, interpolation of the logits to the client's resolution.
         metric: [H, m] float32, the noise field's metric; None: distances between features as they are.
         field_features: for masks [N, H], the mean of each row's block, from which its noise comes.
+        at: for text [N] int64, the ladder position at which the answer that a row is a step of was being given.
+        answer: for text [N] int64, which answer each row is a step of; steps of one answer depend on each other.
+        answered: for text, the sample to solve on, once this one gave a coarse calibration and its field.
     """
 
     features: Tensor
-    logits: Tensor
+    logits: Tensor | Candidates
     readout: Readout | None = None
     metric: Tensor | None = None
     field_features: Tensor | None = None
+    at: Tensor | None = None
+    answer: Tensor | None = None
+    answered: Answered | None = None
 
 
 class UpsamplingReadout:

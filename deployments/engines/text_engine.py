@@ -11,25 +11,41 @@ from typing import Any
 
 from deployments.config import ModelSpec
 from deployments.engines.language_models import LanguageModel
-from deployments.engines.sampling import SamplingParams
-from deployments.engines.text_rows import ModulatedRows, Seat
+from deployments.engines.sampling import SamplingParams, seed_key
+from deployments.engines.text_modulation import TextTerms
+from deployments.engines.text_rows import LogprobRecord, ModulatedRows, Seat
 from deployments.engines.text_scheduler import cache_pages, pages_of, start_manager
 from deployments.fair_queue import FairQueue
 from policies.errors import Unavailable
-from policies.layer import ModulatedLayer, RowTerms
+from policies.layer import ModulatedLayer
 from policies.terms import Share
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an answer is.
+
+    Attributes:
+        tokens: all so far.
+        last: whether that is all.
+        records: one for each token where log-probabilities were asked for, else none.
+    """
+
+    tokens: list[int]
+    last: bool
+    records: list[LogprobRecord]
 
 
 @dataclass(eq=False)
 class _Request:
-    """One answer on its way. `events` brings (all tokens so far, whether that is all), or the error."""
+    """One answer on its way. `events` brings its progress, or the error."""
 
     prompt: list[int]
     params: SamplingParams
-    terms: RowTerms
+    seat: Seat
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    events: asyncio.Queue[tuple[list[int], bool] | Unavailable] = field(default_factory=asyncio.Queue)
-    seat: int | None = None
+    events: asyncio.Queue[Progress | Unavailable] = field(default_factory=asyncio.Queue)
+    number: int | None = None
     finished: bool = False
 
     @property
@@ -52,7 +68,7 @@ class TextEngine:
     """
 
     def __init__(self, model: LanguageModel, layer: ModulatedLayer, spec: ModelSpec, context: int) -> None:
-        self.rows = ModulatedRows(layer, spec.max_batch_size)
+        self.rows = ModulatedRows(layer, spec.max_batch_size, spec.max_batch_size)
         self._seats = spec.max_batch_size
         self._pages_free = cache_pages(model, context, spec.max_batch_size)
         self._waiting = FairQueue[_Request](spec.max_queue_per_tenant)
@@ -78,18 +94,22 @@ class TextEngine:
         return len(self._waiting)
 
     async def run(
-        self, prompt: list[int], params: SamplingParams, terms: RowTerms, share: Share
-    ) -> AsyncGenerator[tuple[list[int], bool]]:
-        """Answer one prompt: all tokens so far, and whether that is all, step by step. Closing it cancels.
+        self, prompt: list[int], params: SamplingParams, terms: TextTerms, share: Share, choice: int = 0
+    ) -> AsyncGenerator[Progress]:
+        """Answer one prompt, step by step. Closing it cancels.
+
+        Args:
+            choice: which of several answers of one seed this is.
 
         Raises:
             Unavailable: too many of this flow are waiting, or the engine has stopped.
         """
         self.healthy()
         # A level's first request builds its matrix, which takes a second for a large vocabulary.
-        await asyncio.to_thread(self.rows.layer.prepare, terms)
+        await asyncio.to_thread(self.rows.prepare, terms)
         self._loop = asyncio.get_running_loop()
-        request = _Request(prompt, params, terms)
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        request = _Request(prompt, params, Seat(terms, params, seed_key(seed, choice), prompt))
         self._waiting.push(share.flow, share.weight, request.tokens, request)
         try:
             self._admit()
@@ -98,7 +118,7 @@ class TextEngine:
                 event = await request.events.get()
                 if isinstance(event, Unavailable):
                     raise event
-                last = event[1]
+                last = event.last
                 yield event
         finally:
             self._abandon(request)
@@ -135,9 +155,7 @@ class TextEngine:
     def _start(self, request: _Request) -> None:
         self._pages_free -= request.pages
         self._running[request.id] = request
-        params = request.params
-        seed = params.seed if params.seed is not None else secrets.randbits(63)
-        request.seat = self.rows.sit(Seat(request.terms, params, seed))
+        request.number = self.rows.sit(request.seat)
         accepted = None
         try:
             # The handler comes first: the engine may answer before add_request returns.
@@ -145,9 +163,9 @@ class TextEngine:
             accepted = self._manager.add_request(
                 request.prompt,
                 request_id=request.id,
-                max_new_tokens=params.max_tokens,
+                max_new_tokens=request.params.max_tokens,
                 streaming=True,
-                seat=request.seat,
+                seat=request.number,
             )
         finally:
             if accepted is None:
@@ -157,7 +175,7 @@ class TextEngine:
         if output.error is not None:
             self._leave(request, _stopped())
             return
-        request.events.put_nowait((output.generated_tokens, output.is_finished()))
+        request.events.put_nowait(Progress(output.generated_tokens, output.is_finished(), request.seat.records))
         if output.is_finished():
             self._leave(request)
 
@@ -185,9 +203,9 @@ class TextEngine:
         if request.finished:
             return
         request.finished = True
-        if self._running.pop(request.id, None) and request.seat is not None:
+        if self._running.pop(request.id, None) and request.number is not None:
             self._pages_free += request.pages
-            self.rows.leave(request.seat)
+            self.rows.leave(request.number)
             self._manager.output_router.result_handlers.pop(request.id, None)
         if error is None:
             self._admit()

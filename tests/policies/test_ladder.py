@@ -93,7 +93,7 @@ def test_noise_at_a_position_is_the_same_whatever_else_is_in_use(features: torch
 
 def test_exploring_the_path_meets_the_matrices_of_its_positions() -> None:
     rungs, seen = ladder(), []
-    found = rungs.explore(lambda c: seen.append(c.clone()) or 1.0 / (1.0 + float(c.var())), tolerance=0.2)
+    found = rungs.explore(lambda c, _position: seen.append(c.clone()) or 1.0 / (1.0 + float(c.var())), tolerance=0.2)
     by_value = {round(1.0 / (1.0 + float(c.var())), 9): c for c in seen}
     for position, value in found:
         assert torch.equal(by_value[round(value, 9)], rungs.matrix(position))

@@ -358,7 +358,9 @@ async def test_a_mistake_is_one_line_that_names_it_and_changes_nothing(
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("redis://:hunter2@127.0.0.1:1/0", "store is away"),
+        ("redis://:hunter2@127.0.0.1:1/0", "nothing listens there"),
+        ("redis+sentinel://:hunter2@127.0.0.1:1/main", "no Sentinel answers"),
+        ("redis+cluster://:hunter2@127.0.0.1:1", "nothing listens there"),
         ("http://:hunter2@x", "must begin with"),
         ("", "REDIS_URL"),
     ],
@@ -371,6 +373,48 @@ async def test_without_a_store_one_line_says_what_to_do_and_no_secret(
         result = await invoke("list", url=url)
     assert result.exit_code == 1 and said in result.stderr and len(result.stderr.splitlines()) == 1
     assert "hunter2" not in result.output + caplog.text
+
+
+EVERY_COMMAND = [
+    ["list"],
+    ["show", "acme"],
+    ["create", "acme", "--tier", "gold"],
+    ["set", "acme", "rpm=1"],
+    ["focus", "acme", "m", "sky=0.5"],
+    ["suspend", "acme"],
+    ["activate", "acme"],
+    ["delete", "acme", "--yes"],
+    ["usage", "acme"],
+    ["audit"],
+    ["check"],
+    ["export"],
+    ["apply", "/dev/null", "--prune", "--yes"],
+    ["tier", "list"],
+    ["tier", "show", "gold"],
+    ["tier", "create", "gold", "utility=1"],
+    ["tier", "set", "gold", "rpm=1"],
+    ["tier", "delete", "gold", "--yes"],
+    ["key", "create", "acme"],
+    ["key", "list", "acme"],
+    ["key", "set", "sk-acme-...abcd", "rpm=1"],
+    ["key", "rotate", "sk-acme-...abcd"],
+    ["key", "revoke", "sk-acme-...abcd"],
+]
+
+
+def test_with_the_store_away_every_command_prints_one_line_and_no_log() -> None:
+    """In a process of its own, as a shell sees it: pytest takes the log's lines away."""
+    code = (
+        "import sys; from typer.testing import CliRunner; from tenants.cli import app\n"
+        f"for words in {EVERY_COMMAND!r}:\n"
+        "    result = CliRunner().invoke(app, words)\n"
+        "    print(result.exit_code, len(result.output.splitlines()), result.output.strip())\n"
+    )
+    environment = {"REDIS_URL": "redis://:hunter2@127.0.0.1:1/0", "PYTHONPATH": REPOSITORY}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    said = "tenants: the store at redis://127.0.0.1:1/0 is not reached: nothing listens there."
+    assert run.stderr == ""
+    assert run.stdout.splitlines() == [f"1 1 {said}"] * len(EVERY_COMMAND)
 
 
 async def test_the_demo_file_of_the_working_folder_names_the_store(store: TenantStore, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tenants import keyspace
 from tenants.admin import TenantAdmin
 from tenants.cache import EntitlementCache
 from tenants.entitlements import Entitlements
-from tenants.records import LIMIT_FIELDS
+from tenants.records import LIMIT_FIELDS, RecordError
 from tenants.store import TenantStore
 from tests.tenants.conftest import populate
 
@@ -97,6 +97,69 @@ async def test_binary_junk_anywhere_never_crashes_and_never_raises_rights(
     assert await outcome(store, victim) == granted
     assert isinstance(await outcome(store, bystander), Entitlements)
     assert [problem.key for problem in await admin.check()] == []
+
+
+FULL = {**dict.fromkeys(LIMIT_FIELDS, "1000000"), "tpm": "unlimited"}
+TERMS = {"labels": "2", "digits": "1", "logprobs": "false", "focus_max": "0.5", "focus_allow": "sky,a b", "models": "m"}
+ALL_FIELDS = {
+    "tier": {**FULL, **TERMS, "weight": "2", "utility:m": "0.5"},
+    "tenant": {**FULL, **TERMS, "utility": "0.8", "utility:m": "0.4", "focus_locked": "true"},
+    "apikey": {**FULL, "scopes": "model:m", "expires_at": "2100-01-01"},
+}
+
+
+@pytest.mark.parametrize("kind", ["tier", "tenant", "apikey"])
+async def test_a_field_that_gets_lost_refuses_its_tenant_until_an_admin_sets_or_removes_it(
+    admin: TenantAdmin, store: TenantStore, kind: str
+) -> None:
+    """What is absent is allowed: a limit, an expiry or a revocation must not go by losing its field."""
+    victim, record = await prepared(admin, kind)
+    await edit(admin, victim, kind, ALL_FIELDS[kind])
+    before = dict((await store.hashes(record))[0])
+    granted = await outcome(store, victim)
+    assert isinstance(granted, Entitlements)
+    for field in set(before) - {b"sealed"}:
+        await store.execute("HDEL", record, field)
+        assert await outcome(store, victim) == "entitlements_invalid", field
+        assert [(p.key, p.field) for p in await admin.check()] == [(record, field.decode())]
+        with pytest.raises(RecordError, match="was lost"):  # an edit of another field does not approve of the loss
+            await edit(
+                admin, victim, kind, {"label" if kind == "apikey" else "weight": "3"} if field != b"weight" else {}
+            )
+        await restore(store, record, before)
+    for field in ALL_FIELDS[kind]:
+        await store.execute("HDEL", record, field)
+        await edit(admin, victim, kind, {field: ""})
+        assert isinstance(await outcome(store, victim), Entitlements), field
+
+
+async def test_a_revoked_key_stays_refused_without_its_status(admin: TenantAdmin, store: TenantStore) -> None:
+    victim, record = await prepared(admin, "apikey")
+    await admin.revoke_key(victim)
+    await store.execute("HDEL", record, "status")
+    assert await outcome(store, victim) == "entitlements_invalid"
+    await admin.revoke_key(victim)
+    assert await outcome(store, victim) == "invalid_api_key"
+
+
+async def test_without_its_seal_a_record_is_taken_as_it_is(admin: TenantAdmin, store: TenantStore) -> None:
+    """As one is that an admin writes with redis-cli."""
+    victim, record = await prepared(admin, "tenant")
+    granted = await outcome(store, victim)
+    await store.execute("HDEL", record, "sealed")
+    after = await outcome(store, victim)
+    assert isinstance(granted, Entitlements) and isinstance(after, Entitlements)
+    assert (after.tier, after.limits) == (granted.tier, granted.limits)
+
+
+async def edit(admin: TenantAdmin, secret: str, kind: str, changes: dict[str, str]) -> None:
+    match kind:
+        case "tier":
+            await admin.set_tier("silver", changes)
+        case "tenant":
+            await admin.set_tenant("acme", changes)
+        case _:
+            await admin.set_key(secret, changes)
 
 
 async def test_a_key_that_points_at_another_tenants_name_in_disguise_gets_nothing(

@@ -1,0 +1,108 @@
+"""What an attacker does with answers: votes, correctors and combinations of levels. Tensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+HELD_OUT = 5
+"""Every fifth example chooses the penalty."""
+_PRIOR = 4.0
+
+
+def won_back(accuracy: float, level: float, clean: float) -> float:
+    """Share of a level's gap, clean accuracy less the level's, that an attack wins back."""
+    return (accuracy - level) / (clean - level)
+
+
+def accuracy(scores: Tensor, truth: Tensor) -> float:
+    """Share of rows whose highest score [N, K] is the true class [N]; the first of equals counts."""
+    return float((scores.argmax(dim=1) == truth).float().mean())
+
+
+def votes(answers: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
+    """Answers [N, Q] int64, each counted as one or by its weight [N, Q], to the mean over the queries, [N, K]."""
+    given = torch.ones(answers.shape) if weights is None else weights.float()
+    return torch.zeros(len(answers), classes).scatter_add_(1, answers, given) / answers.shape[1]
+
+
+def tie_broken(counts: Tensor, first: Tensor) -> Tensor:
+    """Votes [N, K] in which the answer [N] to the picture itself decides between equals."""
+    return counts + 1e-4 * F.one_hot(first, counts.shape[1])
+
+
+def disclosed(logits: Tensor, labels: int, digits: int | None) -> Tensor:
+    """Logits [..., K] to the probabilities that an answer shows: of its highest labels, rounded; else 0."""
+    shown = logits.softmax(dim=-1)
+    top, index = shown.topk(labels, dim=-1)
+    if digits is not None:
+        top = (top * 10**digits).round() / 10**digits
+    return torch.zeros_like(shown).scatter_(-1, index, top)
+
+
+def label_and_score(logits: Tensor, digits: int = 2) -> Tensor:
+    """What a corrector sees of one label and its score: [N, K] to [N, 4 K], a curve in the score for each label."""
+    score, label = logits.softmax(dim=1).max(dim=1)
+    score = (score * 10**digits).round() / 10**digits
+    odds = torch.logit(score.clamp(0.5 * 10**-digits, 1 - 0.5 * 10**-digits)) / 4
+    curve = torch.stack([torch.ones_like(score), score, score**2, odds], dim=1)
+    return (F.one_hot(label, logits.shape[1])[:, :, None] * curve[:, None]).flatten(1)
+
+
+class Corrector:
+    """Softmax regression from what answers show to the true class, starting from the answers themselves.
+
+    Args:
+        seen: [N, F] what the answers to the examples show.
+        answers: [N, K] one-hot labels or shares of votes, what is believed without a corrector.
+        truth: [N] int64.
+    """
+
+    def __init__(self, seen: Tensor, answers: Tensor, truth: Tensor) -> None:
+        self._mean, self._spread = seen.mean(dim=0), seen.std(dim=0).clamp(min=1e-6)
+        x = self._design(seen)
+        held = torch.arange(len(x)) % HELD_OUT == 0
+        losses = []
+        for penalty in PENALTIES:
+            weights = _fitted(x[~held], answers[~held], truth[~held], penalty)
+            losses.append(float(F.cross_entropy(x[held] @ weights + _PRIOR * answers[held], truth[held])))
+        self._weights = _fitted(x, answers, truth, PENALTIES[losses.index(min(losses))])
+
+    def __call__(self, seen: Tensor, answers: Tensor) -> Tensor:
+        """Scores [M, K] of answers to other inputs."""
+        return self._design(seen) @ self._weights + _PRIOR * answers
+
+    def _design(self, seen: Tensor) -> Tensor:
+        return F.pad((seen - self._mean) / self._spread, (0, 1), value=1.0)
+
+
+def _fitted(x: Tensor, answers: Tensor, truth: Tensor, penalty: float) -> Tensor:
+    weights = torch.zeros(x.shape[1], answers.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(x @ weights + _PRIOR * answers, truth) + penalty * weights.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return weights.detach()
+
+
+def best_combination(levels: Sequence[Tensor], clean: Tensor) -> Tensor:
+    """The weights [L] with which logits at several levels, each [N, K], come nearest to the clean ones [N, K].
+
+    Least squares over centred logits; fitting on the clean logits themselves is more than an attacker can do.
+    """
+    columns = torch.stack([_centred(level).flatten() for level in levels], dim=1).double()
+    solved: Tensor = torch.linalg.lstsq(columns, _centred(clean).flatten()[:, None].double()).solution
+    return solved[:, 0].float()
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits - logits.mean(dim=1, keepdim=True)

@@ -1,0 +1,105 @@
+"""The table of attacks on class labels, and the frontier of noise fields between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.attacks.arithmetic import accuracy, disclosed, label_and_score, tie_broken, votes, won_back
+from benchmarks.attacks.label_attack import LabelAttack, top_two
+from benchmarks.attacks.label_features import LabelFeatures, label_features
+from benchmarks.attacks.records import Records
+from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Scaled, Source, TenantKeys
+from deployments.engines.classifier import ImageClassifier
+from models.make_calibration_sample import load_classifier
+
+LEVEL = 0.7
+PLAIN = Field(0.8, 128)
+Head = Callable[[Tensor], Tensor]
+Attacks = dict[str, Callable[[], float]]
+
+
+def measure(root: Path, cache: Path, secrets: int) -> Records:
+    """Every attack against every source."""
+    engine = load_classifier()
+    data, records = label_features(engine, root, cache / "labels"), Records()
+    sample, head, installed = installation(engine)
+    for number in range(secrets):
+        for name, source in _sources(number, sample, installed).items():
+            attack = LabelAttack(source, LEVEL, data, head, len(engine.classes))
+            records.run(name, {row: partial(_share, attack, run) for row, run in _attacks(attack, name).items()})
+        records.run("temperature", _temperature(number, data, head, sample))
+        records.save(cache / "labels.json")
+    return records
+
+
+def installation(engine: ImageClassifier) -> tuple[Sample, Head, Field]:
+    """The bundled sample, the final layer, and the field that an installation gets by default."""
+    bundled = engine.calibration_sample(Path(str(engine.spec.calibration)))
+    installed = Field(engine.length_scale, engine.depth, bundled.metric)
+    return Sample(bundled.features, bundled.logits), engine._clean_logits, installed
+
+
+def _share(attack: LabelAttack, run: Callable[[], float]) -> float:
+    return attack.share(run())
+
+
+def _sources(number: int, sample: Sample, installed: Field) -> Mapping[str, Source]:
+    return {
+        "fresh": Fresh(number, sample),
+        "key per tenant": TenantKeys(number, installed, sample),
+        "scaled": Scaled(number, installed, sample),
+        "ladder, plain features": Ladder(number, PLAIN, sample),
+        "ladder": Ladder(number, installed, sample),
+    }
+
+
+def _attacks(attack: LabelAttack, name: str) -> Attacks:
+    """The rows of the table that say something about a source."""
+    accounts: Attacks = {"20 accounts, vote": attack.accounts}
+    levels: Attacks = {"levels 0.7, 0.6 and 0.5, raw logits, best combination": attack.combined_levels}
+    if isinstance(attack.source, TenantKeys):
+        return accounts
+    if isinstance(attack.source, Scaled):
+        return levels
+    rows: Attacks = {
+        "100 repeats, vote": attack.repeats,
+        "100 usual near-duplicates, vote": lambda: attack.vote(attack.judged),
+        "100 usual near-duplicates, mean of scores": lambda: attack.mean_score(attack.judged),
+        "20 turned, cropped, recoloured, vote": lambda: attack.vote(attack.ask(attack.data.wide)),
+        **accounts,
+        **levels,
+        "corrector, 6,000 labelled: label": lambda: attack.corrector(attack.own),
+        "corrector, 6,000 labelled: label + 2 digits": lambda: attack.corrector(label_and_score),
+        "corrector, 6,000 labelled: sweeps of focus (two highest logits)": lambda: attack.corrector(top_two),
+        "corrector, 6,000 labelled: 5 labels + 1 digit": lambda: attack.corrector(lambda z: disclosed(z, 5, 1)),
+        "corrector, 6,000 labelled: raw logits": lambda: attack.corrector(lambda z: z),
+        "both: 20 queries, 600 labelled, pooled": attack.both,
+        "both: 20 queries, 600 labelled, each corrected": attack.both_by_query,
+    }
+    if isinstance(attack.source, Ladder) and name == "ladder":
+        rows["10 refits, vote"] = attack.refits
+    return rows
+
+
+def _temperature(number: int, data: LabelFeatures, head: Head, sample: Sample) -> Attacks:
+    """Sampling at the temperature whose single answer agrees as often as the level: what a user would think of."""
+    logits, generator = head(data.judged[:, 0]), torch.Generator().manual_seed(number)
+    heat = _temperature_for(sample.logits, LEVEL)
+    drawn = (logits / heat).softmax(dim=1).multinomial(101, replacement=True, generator=generator)
+    clean, single = accuracy(logits, data.truth), float((drawn[:, 0] == data.truth).float().mean())
+    counts = tie_broken(votes(drawn[:, 1:], logits.shape[1]), drawn[:, 1])
+    return {"100 repeats, vote": lambda: won_back(accuracy(counts, data.truth), single, clean)}
+
+
+def _temperature_for(logits: Tensor, level: float) -> float:
+    low, high = 1e-3, 1e3
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        agreed = float((logits / middle).softmax(dim=1).max(dim=1).values.mean())
+        low, high = (middle, high) if agreed > level else (low, middle)
+    return low

@@ -1,0 +1,93 @@
+"""What the segmenter's final layer makes of street scenes and all their near-duplicates, kept in a cache folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.attacks.queries import SEED, final_inputs, read, usual
+from deployments.engines.duplicates import MOST_STEPS, Duplicate
+from deployments.engines.segmenter import ImageSegmenter
+from models.make_calibration_sample import camvid_validation
+from policies.layer import block_means
+
+QUERIES, BOTH_QUERIES = 100, 20
+JUDGED, EXAMPLES, BOTH_EXAMPLES = 6, 8, 4
+STEP = 4
+"""Pixels: a near-duplicate is shifted by up to two steps each way."""
+EDGE = MOST_STEPS * STEP
+"""Pixels at the border that shifted pictures do not show, and that are not judged."""
+VOID = 11
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture and its near-duplicates; query 0 is the picture as it is.
+
+    Attributes:
+        picture: [h, w, 3] uint8.
+        truth: [h, w] int64, 11 where unknown.
+        means: [Q, H, h', w'] float16 block means, what the noise field sees.
+        logits: [Q, K, h'', w''] float16 clean logits.
+    """
+
+    picture: Tensor
+    truth: Tensor
+    means: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes that judge, with 100 queries, and labelled ones that were among the calibration pictures: 8, the first 4
+    with 20 queries. (A field does not know which inputs it was calibrated on.)"""
+
+    judged: list[Scene]
+    examples: list[Scene]
+
+
+def scenes(engine: ImageSegmenter, root: Path, cache: Path) -> Scenes:
+    """Compute what the cache does not hold yet."""
+    calibrating, judging = camvid_validation(root)
+    known = calibrating[:: len(calibrating) // EXAMPLES][:EXAMPLES]
+    return Scenes(
+        judged=[_scene(engine, file, QUERIES, cache) for file in judging[:: len(judging) // JUDGED][:JUDGED]],
+        examples=[
+            _scene(engine, file, BOTH_QUERIES if i < BOTH_EXAMPLES else 1, cache) for i, file in enumerate(known)
+        ],
+    )
+
+
+def undone(answers: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Maps [Q, h, w] at the picture's resolution, answered to near-duplicates, in the picture's own frame."""
+    straight = []
+    for answer, number in zip(answers, numbers, strict=True):
+        way = Duplicate.draw(number and SEED + number)
+        rolled = answer.roll((way.down * STEP, way.right * STEP), (-2, -1))
+        straight.append(rolled.flip(-1) if way.mirrored else rolled)
+    return torch.stack(straight)
+
+
+def _scene(engine: ImageSegmenter, file: Path, queries: int, cache: Path) -> Scene:
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"{engine.fingerprint}-{file.stem}-{queries}.pt"
+    (picture,) = read([file])
+    if not path.exists():
+        began, means, logits = time.perf_counter(), [], []
+        for features in final_inputs(engine, (usual(picture, n, STEP) for n in range(queries)), 4):
+            means.append(block_means(features, engine.block).half())
+            with torch.inference_mode():
+                logits.append(engine.final(features).half())
+        torch.save((torch.cat(means), torch.cat(logits)), path)
+        print(f"  {file.stem}: {queries} queries, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    means_, logits_ = torch.load(path)
+    truth = np.array(Image.open(file.parents[1] / "labels" / f"{file.stem}.png"))
+    return Scene(torch.from_numpy(np.array(picture)), torch.from_numpy(truth).long(), means_, logits_)

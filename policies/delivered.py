@@ -1,0 +1,87 @@
+"""What the noise at a position of the ladder delivers: agreement of clean and noisy answers over a sample of rows."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from policies.candidates import Candidates
+from policies.ladder import variance
+
+_CHUNK_ELEMENTS = 2**25
+Readout = Callable[[Tensor], Tensor]
+"""Logits [N, K] at the model's resolution to the logits [M, K] from which the client's answer is read."""
+
+
+class Delivered:
+    """Measured agreement on the installation's own field.
+
+    Rows of answers that were themselves modulated are judged near the noise that modulated them: at a position, those
+    of the two neighbouring positions in `at`, weighted linearly in the noise's scale.
+
+    Args:
+        phi: [N, D] float32 from the ladder.
+        logits: clean answers.
+        readout: for masks, interpolation to the client's resolution.
+        at: [N] int64, the position at which the answer that a row is a step of was given; None: it does not matter.
+
+    Attributes:
+        rows: how many answers are judged.
+    """
+
+    def __init__(
+        self, phi: Tensor, logits: Tensor | Candidates, readout: Readout | None = None, at: Tensor | None = None
+    ) -> None:
+        if at is None:
+            samples = {0: _Sample(phi, logits, readout)}
+        else:
+            samples = {p: _Sample(phi[at == p], logits[at == p], readout) for p in sorted(set(at.tolist()))}
+        self._samples = list(samples.values())
+        self._positions = list(samples)
+        self.rows = sum(sample.rows for sample in self._samples)
+
+    def __call__(self, matrix: Tensor, position: int) -> float:
+        """Agreement under C [D, K] of a position."""
+        here, above = _scale(position), bisect_right(self._positions, position)
+        if above == 0:
+            return self._samples[0](matrix, here)
+        if above == len(self._positions):
+            return self._samples[-1](matrix, here)
+        low, high = _scale(self._positions[above - 1]), _scale(self._positions[above])
+        share = (here - low) / (high - low)
+        return (1.0 - share) * self._samples[above - 1](matrix, here) + share * self._samples[above](matrix, here)
+
+
+class _Sample:
+    """Rows that are judged alike."""
+
+    def __init__(self, phi: Tensor, logits: Tensor | Candidates, readout: Readout | None) -> None:
+        self._phi, self._logits, self._readout = phi, logits, readout
+        if isinstance(logits, Candidates):
+            self.rows = len(logits)
+        else:
+            self._clean = (readout(logits.float()) if readout else logits).argmax(dim=1)
+            self.rows = len(self._clean)
+
+    def __call__(self, matrix: Tensor, scale: float) -> float:
+        return float(self._same(matrix.to(self._phi.device), scale).float().mean())
+
+    def _same(self, matrix: Tensor, scale: float) -> Tensor:
+        """[rows] bool."""
+        if isinstance(self._logits, Candidates):
+            return self._logits.survives(self._phi, matrix, scale)
+        if self._readout:
+            return self._readout(self._logits.float() + self._phi @ matrix).argmax(dim=1) == self._clean
+        step = max(1, _CHUNK_ELEMENTS // matrix.shape[1])
+        chunks = zip(torch.split(self._logits, step), torch.split(self._phi, step), strict=True)
+        noisy = torch.cat([torch.addmm(z.float(), phi, matrix).argmax(dim=1) for z, phi in chunks])
+        return noisy == self._clean
+
+
+def _scale(position: int) -> float:
+    """Standard deviation of the noise at a position, in logit units."""
+    return math.sqrt(variance(position))

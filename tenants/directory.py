@@ -1,0 +1,160 @@
+"""What there is: tiers, tenants, keys and the audit stream, read from the store in pages and by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from typing import TypeVar
+
+from tenants import keyspace
+from tenants.edits import AdminError
+from tenants.fields import parse_moment
+from tenants.records import (
+    KeyRecord,
+    RawHash,
+    RecordError,
+    TenantRecord,
+    TierRecord,
+    parse_key,
+    parse_tenant,
+    parse_tier,
+)
+from tenants.store import READ_BATCH, TenantStore
+
+Record = TypeVar("Record")
+_ID = re.compile(r"[0-9a-f]{8,64}")
+_NO_KEY = "There is no such key; `tenants key list <tenant>` shows ids and prefixes."
+
+
+class Directory:
+    """Reads records. Methods raise AdminError (there is none), RecordError (key and field) or Unavailable."""
+
+    def __init__(self, store: TenantStore) -> None:
+        self._store = store
+
+    async def tier(self, name: str) -> TierRecord:
+        """One tier."""
+        return parse_tier(name, await self._record(keyspace.tier(name), f"There is no tier '{name}'."))
+
+    async def tenant(self, tenant_id: str) -> TenantRecord:
+        """One tenant."""
+        return parse_tenant(tenant_id, await self._record(keyspace.tenant(tenant_id), no_tenant(tenant_id)))
+
+    async def tiers(self) -> dict[str, TierRecord | RecordError]:
+        """All tiers by name; one that does not validate is its error."""
+        return await self._all(keyspace.TIER, parse_tier, await self.names(keyspace.TIER))
+
+    async def tenants(self, ids: Sequence[str] | None = None) -> dict[str, TenantRecord | RecordError]:
+        """All tenants, or those named, by id; one that does not validate is its error."""
+        return await self._all(keyspace.TENANT, parse_tenant, await self.names(keyspace.TENANT) if ids is None else ids)
+
+    async def keys(self, tenant_id: str) -> dict[str, KeyRecord]:
+        """A tenant's keys by hash. A record that does not validate belongs to nobody, and is left out."""
+        digests = [digest async for digest in self.where(keyspace.APIKEY, "tenant", tenant_id)]
+        found = await self._all(keyspace.APIKEY, parse_key, digests)
+        own = {d: key for d, key in found.items() if isinstance(key, KeyRecord) and key.tenant == tenant_id}
+        notes = await self._used(own)
+        return {d: key.model_copy(update=note) for (d, key), note in zip(own.items(), notes, strict=True)}
+
+    async def find_key(self, reference: str) -> KeyRecord:
+        """The key with this id (8 digits or more), prefix (`sk-acme-…abcd`) or secret."""
+        digest = await self.find_digest(reference)
+        return parse_key(digest, await self._record(keyspace.apikey(digest), _NO_KEY))
+
+    async def find_digest(self, reference: str) -> str:
+        """The hash of the key of a reference, whether its record validates or not."""
+        wanted = reference.replace("...", "…")
+        if "…" in wanted:
+            found = [digest async for digest in self.where(keyspace.APIKEY, "prefix", wanted)]
+        elif _ID.fullmatch(wanted):
+            found = await self.names(keyspace.APIKEY, wanted)
+        else:
+            digest = keyspace.key_digest(reference)
+            found = [digest] if await self._store.execute("EXISTS", keyspace.apikey(digest)) else []
+        if not found:
+            raise AdminError(_NO_KEY)
+        if len(found) > 1:
+            raise AdminError(f"{len(found)} keys match; name one by its id: {', '.join(d[:12] for d in found)}.")
+        return found[0]
+
+    async def audit(self, count: int = 50) -> list[dict[str, str]]:
+        """The last changes, newest first: `time` (unix seconds), `who`, `action`, `subject`, `detail`."""
+        entries = await self._store.execute("XREVRANGE", keyspace.AUDIT, "+", "-", "COUNT", count)
+        return [
+            {"time": str(int(entry.partition(b"-")[0]) / 1000)}
+            | {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
+            for entry, fields in entries
+        ]
+
+    async def check(self) -> list[RecordError]:
+        """Everything that does not validate or leads nowhere, in the order of its keys."""
+        problems: list[RecordError] = []
+        tiers = set(await self.names(keyspace.TIER))
+        tenants = set(await self.names(keyspace.TENANT))
+        async for tier in self._each(keyspace.TIER, tiers, parse_tier):
+            if isinstance(tier, RecordError):
+                problems.append(tier)
+        async for tenant in self._each(keyspace.TENANT, tenants, parse_tenant):
+            if isinstance(tenant, RecordError):
+                problems.append(tenant)
+            elif tenant.tier not in tiers:
+                problems.append(RecordError(keyspace.tenant(tenant.id), "tier", f"there is no tier '{tenant.tier}'"))
+        async for key in self._each(keyspace.APIKEY, await self.names(keyspace.APIKEY), parse_key):
+            if isinstance(key, RecordError):
+                problems.append(key)
+            elif key.tenant not in tenants:
+                missing = f"there is no tenant '{key.tenant}'"
+                problems.append(RecordError(keyspace.apikey(key.digest), "tenant", missing))
+        return sorted(problems, key=lambda problem: (problem.key, problem.field))
+
+    async def names(self, prefix: str, beginning: str = "") -> list[str]:
+        """What there is under a prefix of `keyspace`, sorted; only names with that beginning."""
+        return sorted({key.removeprefix(prefix) async for key in self._store.scan(prefix + beginning)})
+
+    async def where(self, prefix: str, field: str, value: str) -> AsyncIterator[str]:
+        """Names under a prefix whose record has a value: one field is read, so that many records are no matter."""
+        names = await self.names(prefix)
+        for start in range(0, len(names), READ_BATCH):
+            page = names[start : start + READ_BATCH]
+            values = await self._store.pipeline([("HGET", prefix + name, field) for name in page])
+            for name, there in zip(page, values, strict=True):
+                if there == value.encode("utf-8", "surrogateescape"):
+                    yield name
+
+    async def _record(self, key: str, missing: str) -> RawHash:
+        raw = (await self._store.hashes(key))[0]
+        if not raw:
+            raise AdminError(missing)
+        return raw
+
+    async def _each(
+        self, prefix: str, names: Collection[str], parse: Callable[[str, RawHash], Record]
+    ) -> AsyncIterator[Record | RecordError]:
+        """Records one after another, never more than a page of them in memory; those that are gone are left out."""
+        ordered = sorted(names)
+        for start in range(0, len(ordered), READ_BATCH):
+            for record in (await self._all(prefix, parse, ordered[start : start + READ_BATCH])).values():
+                yield record
+
+    async def _all(
+        self, prefix: str, parse: Callable[[str, RawHash], Record], names: Sequence[str]
+    ) -> dict[str, Record | RecordError]:
+        found: dict[str, Record | RecordError] = {}
+        for name, raw in zip(names, await self._store.try_hashes([prefix + name for name in names]), strict=True):
+            try:
+                if isinstance(raw, RecordError):
+                    raise raw
+                if raw:
+                    found[name] = parse(name, raw)
+            except RecordError as error:
+                found[name] = error
+        return found
+
+    async def _used(self, digests: Collection[str]) -> list[dict[str, float]]:
+        texts = await self._store.pipeline([("GET", keyspace.used(digest)) for digest in digests]) if digests else []
+        return [{"last_used": parse_moment(text.decode())} if isinstance(text, bytes) else {} for text in texts]
+
+
+def no_tenant(tenant_id: str) -> str:
+    """What a person is told."""
+    return f"There is no tenant '{tenant_id}'."

@@ -1,0 +1,166 @@
+"""Through TLS, with users that may do what docs/operations.md says and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from collections.abc import Iterator
+
+import pytest
+from typer.testing import CliRunner
+
+from policies.errors import LimitExceeded, Unavailable
+from tenants.admin import TenantAdmin
+from tenants.admission import Admission
+from tenants.cache import EntitlementCache
+from tenants.cli import app
+from tenants.store import TenantStore
+from tests.tenants.conftest import populate, until
+from tests.tenants.requests import total
+from tests.tenants.tls import TlsServer, documented_users, running_tls
+
+
+@pytest.fixture(scope="module")
+def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    with running_tls(tmp_path_factory.mktemp("tls")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(tls_server: TlsServer) -> TlsServer:
+    tls_server.client.flushall()
+    tls_server.client.execute_command("ACL", "LOG", "RESET")
+    return tls_server
+
+
+def denials(server: TlsServer) -> list[object]:
+    """What the server refused a user, by its own log; a refused CLIENT SETINFO shows nowhere else."""
+    log = server.client.execute_command("ACL", "LOG")
+    return [(entry[b"username"].decode(), entry[b"reason"], entry[b"object"]) for entry in log]
+
+
+async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_rights(
+    server: TlsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenants.cache.TOUCH_FLUSH_S", 0.01)
+    async with (
+        await TenantStore.connect(server.url("admin"), timeout_s=5.0) as admins,
+        await TenantStore.connect(server.url("gateway"), timeout_s=5.0) as store,
+    ):
+        admin = TenantAdmin(admins, who="tester")
+        secret = await populate(admin, rpm="3", tpm="1000", concurrency="2", quota_tokens_day="5000")
+        await admin.set_key(secret, {"rpm": "2"})
+        cache, admission = EntitlementCache(store, ttl_s=60.0), Admission(store)
+        await cache.start()
+        own = await cache.authenticate(secret)
+        async with admission.admit(own, model="m", images=1, tokens=100) as lease:
+            lease.settle(tokens_in=10, tokens_out=20)
+        async with admission.admit(own, model="m", tokens=100):
+            pass
+        with pytest.raises(LimitExceeded):
+            async with admission.admit(own, model="m"):
+                pass
+        assert await admission.drain(20.0)
+        used = await total(store)
+        assert (used["requests"], used["images"], used["rejected"]) == (2, 1, 1)
+        assert (used["tokens_in"] + used["tokens_out"], used["tokens_reserved"]) == (130, 0)
+        assert (await admission.remaining(own))["tpm"] == 870
+
+        await admin.set_tier("silver", {"utility": "0.5"})
+
+        async def lowered() -> bool:
+            return (await cache.authenticate(secret)).tier.utility == 0.5
+
+        await until(lowered)
+
+        async def noted() -> bool:
+            return next(iter((await admin.keys("acme")).values())).last_used is not None
+
+        await until(noted)
+        assert await store.noise_secret() == await store.noise_secret()
+        assert await store.save_calibration("f", "{}") == "{}" and await store.load_calibration("f") == {}
+        await admission.aclose()
+        await cache.aclose()
+    assert denials(server) == []
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        ("gateway", ("HSET", "tier:silver", "utility", "1.0")),
+        ("gateway", ("DEL", "apikey:x")),
+        ("gateway", ("XADD", "audit", "*", "who", "nobody")),
+        ("gateway", ("SCAN", "0")),
+        ("gateway", ("KEYS", "*")),
+        ("gateway", ("CONFIG", "GET", "requirepass")),
+        ("admin", ("GET", "secret:noise")),
+        ("admin", ("HSET", "usage:{acme}:2030-01-01", "requests", "0")),
+        ("admin", ("FLUSHALL",)),
+    ],
+)
+async def test_neither_user_may_do_more(server: TlsServer, user: str, command: tuple[str, ...]) -> None:
+    async with await TenantStore.connect(server.url(user), timeout_s=5.0) as store:
+        with pytest.raises(Unavailable):
+            await store.execute(*command)
+    assert [who for who, *_ in denials(server)] == [user]  # type: ignore[misc]
+
+
+async def test_the_command_does_all_it_can_with_an_admins_rights(server: TlsServer) -> None:
+    environment = {"REDIS_URL": server.url("admin"), "COLUMNS": "200"}
+
+    async def tenants(*words: str, text: str | None = None) -> str:
+        run = CliRunner().invoke
+        result = await asyncio.to_thread(lambda: run(app, list(words), input=text, env=environment))
+        assert result.exit_code == 0, (words, result.output)
+        return result.stdout
+
+    await tenants("tier", "create", "gold", "utility=1.0")
+    await tenants("tier", "set", "gold", "rpm=60")
+    await tenants("create", "acme", "--tier", "gold")
+    await tenants("set", "acme", "rpm=5")
+    await tenants("set", "acme", "rpm=")
+    await tenants("focus", "acme", "m", "sky=0.5")
+    await tenants("suspend", "acme")
+    await tenants("activate", "acme")
+    key = json.loads(await tenants("key", "create", "acme", "--json"))
+    await tenants("key", "set", key["id"], "rpm=7")
+    successor = (await tenants("key", "rotate", key["prefix"], "--overlap", "1h")).strip()
+    await tenants("key", "revoke", successor)
+    assert {k["status"] for k in json.loads(await tenants("key", "list", "acme", "--json"))} == {"active", "revoked"}
+    await tenants("usage", "acme")
+    file = await tenants("export")
+    await tenants("apply", "-", "--prune", "--yes", text=file.replace("utility: 1.0", "utility: 0.9"))
+    assert "0.9" in await tenants("tier", "show", "gold") and "acme" in await tenants("list")
+    assert "valid" in await tenants("check")
+    await tenants("delete", "acme", "--yes")
+    await tenants("tier", "delete", "gold", "--yes")
+    assert len(json.loads(await tenants("audit", "--json"))) == 16
+    assert denials(server) == []
+
+
+# asyncio lets go of a socket whose TLS handshake failed only when it is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (lambda server: server.url("gateway"), "refused (NOPERM): its user may not do that"),
+        (lambda server: server.url("admin", authority="stranger.pem"), "its certificate is not trusted"),
+        (lambda server: server.url("nobody"), "refuses the user or the password"),
+    ],
+)
+async def test_what_is_wrong_is_said_in_one_line_without_the_password(
+    server: TlsServer, url: object, said: str
+) -> None:
+    address = url(server)  # type: ignore[operator]
+    run = CliRunner().invoke
+    result = await asyncio.to_thread(lambda: run(app, ["list"], env={"REDIS_URL": address}))
+    assert result.exit_code == 1 and said in result.stderr and len(result.stderr.splitlines()) == 1
+    assert server.password not in result.output
+    gc.collect()
+
+
+def test_the_docs_give_both_users_and_no_password() -> None:
+    users = documented_users()
+    assert set(users) == {"gateway", "admin"}
+    assert all(">PASSWORD" in rules and "-@all" in rules for rules in users.values())
