@@ -25,6 +25,7 @@ from policies.terms import Modulation, Share
 
 sys.path.insert(0, str(REPOSITORY / "models"))
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+from levels import SMOLLM2
 from make_calibration_sample import (
     CIFAR_SAMPLE,
     camvid_validation,
@@ -32,7 +33,6 @@ from make_calibration_sample import (
     load_classifier,
     load_segmenter,
 )
-from text_levels import SMOLLM2
 
 SECRET = b"the noise secret of benchmarks/focus.py"
 STRENGTHS = (0.0, 0.5, 0.9, -0.5, -0.9)

@@ -144,15 +144,14 @@ def judge_pictures(
 
 def judge_text(engine: Generator, layer: ModulatedLayer, prompts: Sequence[list[int]]) -> dict[float, Share]:
     """Greedy answers, each step's token against the clean one of the same step."""
+
+    def choose(features: Tensor, logits: Tensor, numbers: Tensor) -> Tensor:
+        terms = layer.compile([RowTerms(LEVELS[number % len(LEVELS)]) for number in numbers.tolist()])
+        return layer.modulate(features, logits, terms).logits
+
     same, level, answer = [], [], []
     for start in range(0, len(prompts), _BATCH):
-        batch = prompts[start : start + _BATCH]
-        terms = layer.compile([RowTerms(level) for _ in batch for level in LEVELS])
-        rows = write(
-            engine.language_model, batch, TEXT_STEPS,
-            lambda features, logits, terms=terms: layer.modulate(features, logits, terms).logits,
-            copies=len(LEVELS),
-        )  # fmt: skip
+        rows = write(engine.language_model, prompts[start : start + _BATCH], TEXT_STEPS, choose, copies=len(LEVELS))
         same.append(rows.agreed)
         level.append(rows.stream % len(LEVELS))
         answer.append(rows.stream // len(LEVELS) + start)
@@ -190,7 +189,8 @@ def under_secrets(
     for number in range(secrets):
         secret = hashlib.sha256(f"levels {number}".encode()).digest()
         started = time.perf_counter()
-        calibration = engine.fit(replace(sample, answered=answered if sample.answered else None), secret)
+        watched = replace(sample, answered=answered if sample.answered else None)
+        calibration = engine.fit(watched, secret)
         seconds = time.perf_counter() - started
         layer = ModulatedLayer(engine.final, calibration, secret, contention=engine.contention)
         delivered = judge(layer)

@@ -189,11 +189,12 @@ def text(out: Path) -> None:
     matrices = [ladder.matrix(position_of(sigma)) for sigma in TEXT_SIGMAS]
     generator, count = torch.Generator().manual_seed(0), len(TEXT_SIGMAS)
 
-    def choose(features: Tensor, logits: Tensor) -> Tensor:
+    def choose(features: Tensor, logits: Tensor, numbers: Tensor) -> Tensor:
         noisy, phi = logits.clone(), ladder.phi(features)
         for i, (sigma, matrix) in enumerate(zip(TEXT_SIGMAS, matrices, strict=True)):
-            noisy[i :: 2 * count] = independent_utility(noisy[i :: 2 * count], sigma, generator)
-            noisy[count + i :: 2 * count] += phi[count + i :: 2 * count] @ matrix
+            fresh, fixed = (numbers % (2 * count) == first + i for first in (0, count))
+            noisy[fresh] = independent_utility(noisy[fresh], sigma, generator)
+            noisy[fixed] += phi[fixed] @ matrix
         return noisy
 
     prompts = text_prompts(engine)[:TEXT_PROMPTS]

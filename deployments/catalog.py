@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from deployments.config import Task
 
 DEFAULT_MAX_TOKENS = 512
-"""Of an answer whose request sets no limit, as far as the context has room."""
+"""Of a chat answer whose request sets no limit, as far as the context has room."""
+DEFAULT_COMPLETION_TOKENS = 16
+"""Of a text completion's, as in OpenAI's API."""
 
 
 class ModelInfo(BaseModel):
@@ -30,15 +32,32 @@ class ModelInfo(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token of an answer and how likely it was, of the modulated logits.
+
+    Attributes:
+        text: the token; a replacement character where it is a part of one.
+        logprob: natural logarithm of its probability, rounded as the tenant's disclosure says.
+        top: (text, logprob) of the likeliest tokens at its place, falling.
+    """
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """One piece of a generated text. Light, since the gateway unpickles it.
 
     Attributes:
         text: new text; may be empty where a character or a stop string is not complete yet.
-        tokens: tokens generated since the last piece.
+        tokens: tokens generated since the last piece of this answer.
         finish_reason: `stop`, `length`, or None while the answer goes on.
-        prompt_tokens: tokens of the prompt.
-        completion_tokens: tokens generated so far.
+        prompt_tokens: tokens of all prompts of the request.
+        completion_tokens: tokens of this answer generated so far.
+        index: which of the request's answers this belongs to.
+        logprobs: of the tokens that end in `text`, where they were asked for.
     """
 
     text: str
@@ -46,3 +65,5 @@ class TextDelta:
     finish_reason: str | None
     prompt_tokens: int
     completion_tokens: int
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()

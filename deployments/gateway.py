@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from deployments.calls import call_replica
 from deployments.catalog import ModelInfo
 from deployments.config import AppArgs
 from deployments.http.api import build_api
@@ -139,6 +141,12 @@ class TenantGateway:
         except LimitExceeded:
             receipt.headers.update(lease.headers())
             raise
+
+    async def count_tokens(self, model_id: str, prompt: Any) -> list[int]:
+        """Tokens of a conversation, or of each of several texts, as the model's replica counts them."""
+        until = asyncio.get_running_loop().time() + self.args.gateway.deadline_s
+        counted: list[int] = await call_replica(self._handles[model_id], "count", prompt, deadline=until)
+        return counted
 
     async def _limits(self, entitlements: Entitlements) -> dict[str, str]:
         """The `x-ratelimit-*` headers of an answer to which no admission gave them."""

@@ -13,13 +13,13 @@ from ray.util.metrics import Gauge
 
 from deployments.batching import FairBatcher
 from deployments.calibrating import Engine, install_calibration
-from deployments.catalog import DEFAULT_MAX_TOKENS, ModelInfo, TextDelta
+from deployments.catalog import ModelInfo, TextDelta
 from deployments.config import ModelSpec, Task
 from deployments.console import announced
+from deployments.engines.choices import Conversation, Texts, answer, encoded
 from deployments.engines.classifier import ImageClassifier
 from deployments.engines.generator import Generator
 from deployments.engines.images import decode_image
-from deployments.engines.sampling import SamplingParams
 from deployments.engines.segmenter import ImageSegmenter
 from deployments.engines.vision import ItemLogits
 from deployments.fair_queue import FlowBound
@@ -147,25 +147,25 @@ class TextReplica:
         return self._info
 
     async def generate(
-        self, prompt: str | list[dict[str, str]], params: dict[str, Any], modulation: Modulation, share: Share
+        self, prompt: Conversation | Texts, params: dict[str, Any], modulation: Modulation, share: Share
     ) -> AsyncIterator[TextDelta]:
-        """Answer a text to continue, or a conversation, at a tenant's terms. Closing the iterator frees the slot.
+        """Answer a conversation, or texts to continue, at a tenant's terms. Closing the iterator frees the slots.
 
         Raises:
-            InvalidRequest: beyond the context, or a focus on a word that is not one token.
-            Unavailable: this tenant's queue is full, or the engine stopped.
+            InvalidRequest, NotEntitled, Unavailable: as `choices.answer`.
         """
-        chat = not isinstance(prompt, str)
-        tokens = await asyncio.to_thread(self.engine.encode_chat if chat else self.engine.encode, prompt)
-        if params["max_tokens"] is None:
-            room = self.engine.context - len(tokens)
-            params = {**params, "max_tokens": max(1, min(DEFAULT_MAX_TOKENS, room))}
-        field = "messages" if chat else "prompt"
-        async with aclosing(
-            self.engine.generate(tokens, SamplingParams(**params), modulation, share, param=field)
-        ) as deltas:
+        async with aclosing(answer(self.engine, prompt, params, modulation, share)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def count(self, prompt: Conversation | Texts) -> list[int]:
+        """Tokens of a conversation, or of each text.
+
+        Raises:
+            InvalidRequest: as `choices.encoded`.
+        """
+        _, prompts = await asyncio.to_thread(encoded, self.engine, prompt)
+        return [len(tokens) for tokens in prompts]
 
     def audit(self) -> dict[float, tuple[int, int]]:
         """By level: decoding steps, and steps whose greedy token after utility is the clean one."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from policies.closed_form import agreement, sigma_for
     from policies.focus import focus_std
     from policies.ladder import NoiseLadder
-    from policies.layer import ModulatedLayer, RowTerms
+    from policies.layer import ModulatedLayer
+    from policies.rows import RowTerms
 
 _LAZY = {
     "agreement": "policies.closed_form",
@@ -24,7 +25,7 @@ _LAZY = {
     "focus_std": "policies.focus",
     "NoiseLadder": "policies.ladder",
     "ModulatedLayer": "policies.layer",
-    "RowTerms": "policies.layer",
+    "RowTerms": "policies.rows",
 }
 
 __all__ = [

@@ -43,20 +43,27 @@ def apply_focus(logits: Tensor, targets: Tensor, delta: Tensor, xi: Tensor, cont
     first; other avoided targets in contention give way with it, or the next spelling of the same word would step in.
 
     Args:
-        logits: [N, K] float32, after utility.
+        logits: [N, K, ...] float32, after utility; what follows K are places of a map.
         targets: [T] int64, distinct classes, or [N, T], a row's own; those of delta 0 may stand in it twice.
         delta: [N, T] float32, signed standard deviations in logit units; 0 for no focus.
-        xi: [N, T] float32, the focus field at the targets, N(0, 1) over keys.
+        xi: [N, T, ...] float32, the focus field at the targets, N(0, 1) over keys.
         contention: how many of the highest logits contend, at least 2.
 
     Returns:
-        [N, K] float32, a new tensor.
+        [N, K, ...] float32, a new tensor.
     """
-    targets = targets.expand(logits.shape[0], -1)
-    at_targets = logits.gather(1, targets)
-    threshold = logits.topk(min(contention, logits.shape[1]), dim=1).values[:, -1:]
-    first = logits.argmax(dim=1, keepdim=True) == targets
+    places = (1,) * (logits.ndim - 2)
+    delta, chosen = delta.reshape(*delta.shape, *places), targets.reshape(*targets.shape, *places)
+    chosen = chosen.expand(logits.shape[0], -1, *logits.shape[2:])
+    at_targets = logits.gather(1, chosen)
+    # max() rather than argmax(), which takes five times as long across a map.
+    _, leader = logits.max(dim=1, keepdim=True)
+    if contention == 2:
+        threshold = logits.scatter(1, leader, -torch.inf).amax(dim=1, keepdim=True)
+    else:
+        threshold = logits.topk(min(contention, logits.shape[1]), dim=1).values[:, -1:]
+    first = leader == chosen
     contends = at_targets >= threshold
     yields = (first & (delta < 0)).any(dim=1, keepdim=True)
     acts = torch.where(delta > 0, contends & ~first, contends & yields) & (delta != 0)
-    return logits.scatter_add(1, targets, torch.where(acts, delta * xi.abs(), 0.0))
+    return logits.scatter_add(1, chosen, torch.where(acts, delta * xi.abs(), 0.0))

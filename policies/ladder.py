@@ -85,7 +85,7 @@ class NoiseLadder:
         """Features [N, H] of any float dtype to unit vectors [N, D] float32, on the features' device."""
         if self.w.device != features.device:
             self.w, self.b = self.w.to(features.device), self.b.to(features.device)
-        waves = torch.cos(features.float() @ self.w + self.b)
+        waves = torch.addmm(self.b, features.float(), self.w).cos()
         return torch.nn.functional.normalize(waves, dim=1)
 
     def matrix(self, position: int) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -14,45 +14,15 @@ from torch import Tensor, nn
 
 from policies.calibration import Calibration
 from policies.focus import apply_focus, focus_std
-
-
-@dataclass(frozen=True)
-class RowTerms:
-    """One item's terms as the layer understands them: a level and signed strengths by class index."""
-
-    level: float = 1.0
-    focus: Mapping[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The terms of a batch's B items, compiled once for the layer.
-
-    Attributes:
-        items: B.
-        levels: ladder position to the items [n] int64 that are delivered at it; those of level 1.0 are in none.
-        targets: [T] int64 distinct classes that any item focuses on.
-        focused: [F] int64 items with a focus.
-        delta: [F, T] float32 signed standard deviations in logit units.
-    """
-
-    items: int
-    levels: Mapping[int, Tensor]
-    targets: Tensor
-    focused: Tensor
-    delta: Tensor
-
-    @property
-    def clean(self) -> bool:
-        """Whether no item is modulated at all."""
-        return not self.levels and not len(self.focused)
+from policies.rows import RowTerms, Terms
 
 
 @dataclass(frozen=True)
 class Modulated:
-    """What the layer answered: logits [N, K], and before them for the audit the logits after utility alone.
+    """What the layer answered, and before it for the audit the logits after utility alone.
 
-    `clean` and `utility` are the same tensor object as `logits` where that stage changed nothing.
+    Each is [N, K], or of a map a view [B, h, w, K]. `clean` and `utility` are the same tensor object as `logits` where
+    that stage changed nothing.
     """
 
     logits: Tensor
@@ -89,6 +59,7 @@ class ModulatedLayer(nn.Module):
         self.last: Modulated | None = None
         self._matrices: dict[int, Tensor] = {}
         self._focus_columns: Tensor | None = None  # [K, D]
+        self._positions: tuple[Calibration, dict[float, int]] = (calibration, {})
         self._building = threading.Lock()
         self._rows: Sequence[RowTerms] | None = None
 
@@ -99,20 +70,20 @@ class ModulatedLayer(nn.Module):
 
     def prepare(self, terms: RowTerms) -> None:
         """Build the matrices that these terms need, so that no batch waits for them. Safe from any thread."""
-        device = next(self.final.parameters()).device
-        position = self.calibration.position(terms.level)
+        position = self._position(terms.level)
         # Without the lock where nothing is missing: a batch must not wait for another level that is being built.
         if (not position or position in self._matrices) and (not terms.focus or self._focus_columns is not None):
             return
         with self._building:
             if position and position not in self._matrices:
-                self._matrices[position] = self.ladder.matrix(position).to(device)
+                self._matrices[position] = self.ladder.matrix(position).to(self._device)
             if terms.focus and self._focus_columns is None:
-                self._focus_columns = self.ladder.focus_matrix().T.contiguous().to(device)
+                self._focus_columns = self.ladder.focus_matrix().T.contiguous().to(self._device)
 
-    def matrix(self, position: int) -> Tensor:
-        """C at a ladder position above 0 that is prepared: [D, K] float32 on the layer's device."""
-        return self._matrices[position]
+    def matrix(self, level: float) -> Tensor:
+        """C [D, K] float32 at which a level below 1.0 is delivered, on the layer's device. Safe from any thread."""
+        self.prepare(RowTerms(level))
+        return self._matrices[self.calibration.position(level)]
 
     def focus_rows(self, targets: Tensor) -> Tensor:
         """The prepared focus field's columns at target classes: [...] int64 to [..., D] float32."""
@@ -133,53 +104,77 @@ class ModulatedLayer(nn.Module):
         Raises:
             ValueError: a level below the floor, or a strength or class out of range.
         """
-        device = next(self.final.parameters()).device
-        levels: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            if position := self.calibration.position(row.level):
-                levels.setdefault(position, []).append(index)
+        for row in rows:
             self.prepare(row)
-        targets = sorted({k for row in rows for k in row.focus})
-        focused = [index for index, row in enumerate(rows) if row.focus]
-        deltas = [self.deltas(rows[index]) for index in focused]
-        delta = [[row.get(k, 0.0) for k in targets] for row in deltas]
-        return Terms(
-            items=len(rows),
-            levels={position: torch.tensor(items, device=device) for position, items in levels.items()},
-            targets=torch.tensor(targets, dtype=torch.int64, device=device),
-            focused=torch.tensor(focused, dtype=torch.int64, device=device),
-            delta=torch.tensor(delta, device=device).reshape(len(focused), len(targets)),
-        )
+        places = [self._position(row.level) for row in rows]
+        return Terms.of(places, [self.deltas(row) for row in rows], self._device)
 
-    def modulate(self, features: Tensor, logits: Tensor, terms: Terms, spread: Tensor | None = None) -> Modulated:
-        """Redistribute clean logits. Each item covers the same number S of consecutive rows.
+    def modulate(self, features: Tensor, logits: Tensor, terms: Terms) -> Modulated:
+        """Redistribute clean logits of rows. Each item covers the same number S of consecutive rows.
 
         Args:
-            features: [B * S, H], the final layer's input; with `spread` [B * S', H], one row for each block of a map.
+            features: [B * S, H], the final layer's input.
             logits: [B * S, K], its clean output.
-            spread: [S] int64, the block that each row of an item takes its noise from.
         """
         if terms.clean:
             return Modulated(logits, logits, logits)
-        shape = (terms.items, -1, logits.shape[1])
         seen = features.reshape(terms.items, -1, features.shape[-1])
-        utility = logits.float().reshape(shape).clone()
-        for position, items in terms.levels.items():
-            utility[items] += self._field(seen[items], self._matrices[position], spread)
-        out = utility
-        if len(terms.focused):
-            items, rows = terms.focused, utility[terms.focused]
-            xi = self._field(seen[items], self.focus_rows(terms.targets).T, spread).flatten(0, 1)
-            delta = terms.delta.repeat_interleave(rows.shape[1], dim=0)
-            moved = apply_focus(rows.flatten(0, 1), terms.targets, delta, xi, self.contention)
-            out = utility.index_copy(0, items, moved.reshape(rows.shape))
-        modulated = out.reshape(logits.shape).to(logits.dtype)
-        return Modulated(modulated, logits, utility.reshape(logits.shape) if terms.levels else logits)
+        clean = logits.reshape(terms.items, -1, logits.shape[-1]).transpose(1, 2)
+        out, utility = self._redistribute(seen[slice(*terms.span)], clean, terms, lambda noise: noise)
+        rows = [x.transpose(1, 2).reshape(logits.shape) for x in (out, utility)]
+        return Modulated(rows[0].to(logits.dtype), logits, rows[1] if terms.runs else logits)
 
-    def _field(self, features: Tensor, matrix: Tensor, spread: Tensor | None) -> Tensor:
-        """phi(h) C of items' feature rows [n, S', H], given to each of their rows: [n, S, columns of C]."""
-        noise = (self.ladder.phi(features.flatten(0, 1)) @ matrix).reshape(*features.shape[:2], -1)
-        return noise if spread is None else noise[:, spread]
+    def modulate_map(self, features: Tensor, logits: Tensor, terms: Terms) -> Modulated:
+        """Redistribute clean logits of maps, whose squares of `calibration.block` share their noise.
+
+        Args:
+            features: [B, H, h, w], the final layer's input.
+            logits: [B, K, h, w], its clean output.
+        """
+        clean = logits.movedim(1, -1)
+        if terms.clean:
+            return Modulated(clean, clean, clean)
+        means = block_means(features[slice(*terms.span)], self.calibration.block)
+        (height, width), coarse = logits.shape[-2:], means.shape[-2:]
+
+        def spread(noise: Tensor) -> Tensor:
+            if coarse == (height, width):
+                return noise
+            squares = F.interpolate(
+                noise.reshape(*noise.shape[:2], *coarse), scale_factor=float(self.calibration.block)
+            )
+            return squares[..., :height, :width].flatten(2)
+
+        out, utility = self._redistribute(means.flatten(2).transpose(1, 2), logits.flatten(2), terms, spread)
+        maps = [x.reshape(*x.shape[:2], height, width).movedim(1, -1) for x in (out, utility)]
+        return Modulated(maps[0].to(logits.dtype), clean, maps[1] if terms.runs else clean)
+
+    def _redistribute(
+        self, seen: Tensor, clean: Tensor, terms: Terms, spread: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Logits after focus and after utility, [B, K, P] float32.
+
+        Args:
+            seen: [span, S, H], what the field sees of the items from the first modulated one to the last.
+            clean: [B, K, P].
+            spread: noise [n, C, S] to the P places of an item that take theirs from the S.
+        """
+        seen = seen if terms.picked is None else seen[terms.picked]
+        phi = self.ladder.phi(seen.reshape(-1, seen.shape[-1])).reshape(*seen.shape[:2], -1)
+        utility = clean.float()
+        if terms.runs:
+            parts = [phi[start:end] @ self._matrices[position] for position, start, end in terms.runs]
+            noise = spread((torch.cat(parts) if len(parts) > 1 else parts[0]).transpose(1, 2))
+            everyone = terms.picked is None and len(noise) == terms.items
+            noisy = terms.order[terms.runs[0][1] :]
+            utility = utility + noise if everyone else utility.index_add(0, noisy, noise)
+        if not len(terms.focused):
+            return utility, utility
+        xi = spread((phi[terms.focused_at] @ self.focus_rows(terms.targets).T).transpose(1, 2))
+        if len(terms.focused) == terms.items:
+            return apply_focus(utility, terms.targets, terms.delta, xi, self.contention), utility
+        moved = apply_focus(utility[terms.focused], terms.targets, terms.delta, xi, self.contention)
+        return utility.index_copy(0, terms.focused, moved), utility
 
     @contextmanager
     def rows(self, rows: Sequence[RowTerms]) -> Iterator[None]:
@@ -201,17 +196,25 @@ class ModulatedLayer(nn.Module):
             return logits
         if len(self._rows) != features.shape[0]:
             raise ValueError(f"terms for {len(self._rows)} items, but a batch of {features.shape[0]}")
-        terms, clean = self.compile(self._rows), as_rows(self.final, logits)
-        if terms.clean:
-            self.last = Modulated(clean, clean, clean)
-            return logits
+        terms = self.compile(self._rows)
         if isinstance(self.final, nn.Conv2d):
-            block = self.calibration.block
-            seen = as_rows(self.final, block_means(features, block))
-            self.last = self.modulate(seen, clean, terms, block_of(*logits.shape[-2:], block, logits.device))
+            self.last = self.modulate_map(features, logits, terms)
         else:
-            self.last = self.modulate(as_rows(self.final, features), clean, terms)
-        return from_rows(self.final, self.last.logits, logits.shape)
+            self.last = self.modulate(as_rows(self.final, features), as_rows(self.final, logits), terms)
+        return logits if terms.clean else from_rows(self.final, self.last.logits, logits.shape)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.final.parameters()).device
+
+    def _position(self, level: float) -> int:
+        """The calibration's, remembered: it is asked for every row of every batch."""
+        if self._positions[0] is not self.calibration:
+            self._positions = self.calibration, {}
+        known = self._positions[1]
+        if level not in known:
+            known[level] = self.calibration.position(level)
+        return known[level]
 
     def _delta(self, target: int, strength: float) -> float:
         if not 0 <= target < self.ladder.classes:
@@ -240,7 +243,7 @@ def as_rows(final: nn.Module, x: Tensor) -> Tensor:
 
 
 def from_rows(final: nn.Module, rows: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `as_rows`, to a layer output of `shape`."""
+    """Rows [N, K], or a map's [B, h, w, K], to a layer output of `shape`; the inverse of `as_rows`."""
     if isinstance(final, nn.Conv2d):
         batch, classes, height, width = shape
         return rows.reshape(batch, height, width, classes).movedim(-1, 1)

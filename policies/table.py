@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from policies.focus import apply_focus
-from policies.layer import Modulated, ModulatedLayer, RowTerms
+from policies.layer import Modulated, ModulatedLayer
+from policies.rows import RowTerms
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TermsTable:
     def __init__(self, layer: ModulatedLayer, seats: int, *, levels: int = 0, targets: int = 0) -> None:
         self.layer, self.seats = layer, seats
         self._device = next(layer.final.parameters()).device
-        self._terms: dict[int, RowTerms] = {}
+        self._seated: dict[int, tuple[int, int]] = {}  # ladder position and number of focus targets
         self._positions: list[int | None] = []
         self._generation = 0
         self._lock = threading.Lock()
@@ -74,8 +75,8 @@ class TermsTable:
         self.layer.prepare(terms)
         with self._lock:
             self._vacate(seat)
-            self._terms[seat] = terms
-            self._slot[seat] = self._slot_of(position) if position else 0
+            self._seated[seat] = position, len(deltas)
+            self._slot[seat] = self._slot_of(position, self.layer.matrix(terms.level)) if position else 0
             self._grow(0, len(deltas))
             self._delta[seat] = 0.0
             if deltas:
@@ -113,7 +114,7 @@ class TermsTable:
         utility = logits.float()
         if levels:
             mine = view.slot[seat][:, None] == torch.arange(1, levels + 1, device=phi.device)
-            placed = (mine[:, :, None] * phi[:, None, :]).flatten(1)
+            placed = torch.where(mine[:, :, None], phi[:, None, :], 0.0).flatten(1)
             utility = torch.addmm(utility, placed, view.matrices.flatten(0, 1))
         out = utility
         if targets:
@@ -122,7 +123,7 @@ class TermsTable:
             out = apply_focus(utility, chosen, view.delta[seat], xi, self.layer.contention)
         return Modulated(out.to(logits.dtype), logits, utility if levels else logits)
 
-    def _slot_of(self, position: int) -> int:
+    def _slot_of(self, position: int, matrix: Tensor) -> int:
         """1 + the row of `matrices` that holds a ladder position; the lowest free one where none does yet."""
         if position in self._positions:
             return 1 + self._positions.index(position)
@@ -130,14 +131,13 @@ class TermsTable:
             self._positions.append(None)
         index = self._positions.index(None)
         self._grow(index + 1, 0)
-        self._matrices[index] = self.layer.matrix(position)
+        self._matrices[index] = matrix
         self._positions[index] = position
         return 1 + index
 
     def _vacate(self, seat: int) -> None:
-        gone = self._terms.pop(seat, None)
-        position = self.layer.calibration.position(gone.level) if gone else 0
-        if position and all(self.layer.calibration.position(t.level) != position for t in self._terms.values()):
+        position, _ = self._seated.pop(seat, (0, 0))
+        if position and all(other != position for other, _ in self._seated.values()):
             self._positions[self._positions.index(position)] = None
             while self._positions and self._positions[-1] is None:
                 self._positions.pop()
@@ -157,7 +157,7 @@ class TermsTable:
 
     def _show(self) -> None:
         levels = min(self._rounded(len(self._positions)), self._matrices.shape[0])
-        most = max((len(terms.focus) for terms in self._terms.values()), default=0)
+        most = max((count for _, count in self._seated.values()), default=0)
         targets = min(self._rounded(most), self._targets.shape[1])
         self._view = _View(self._slot, self._matrices[:levels], self._targets[:, :targets], self._delta[:, :targets])
 

@@ -14,16 +14,18 @@ from jinja2 import TemplateError
 from deployments.catalog import TextDelta
 from deployments.config import ModelSpec
 from deployments.engines.calibrated import CalibratedEngine
-from deployments.engines.detokenizer import Detokenizer, StopMatcher
 from deployments.engines.language_models import LanguageModel, load_language_model
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.sampling import SamplingParams
 from deployments.engines.text_calibration import TOLERANCE, calibration_rows
 from deployments.engines.text_engine import TextEngine
-from deployments.engines.words import single_tokens
+from deployments.engines.text_modulation import TextTerms
+from deployments.engines.transcript import Transcript
+from deployments.engines.words import focus_entries
+from deployments.text_rules import check_context, check_text_disclosure
 from policies.errors import InvalidRequest, Unavailable
-from policies.layer import ModulatedLayer, RowTerms
-from policies.terms import FOCUS_LIMIT, Modulation, Share
+from policies.layer import ModulatedLayer
+from policies.terms import Modulation, Share
 
 __all__ = ["Generator", "SamplingParams", "TextDelta"]
 
@@ -103,9 +105,16 @@ class Generator(CalibratedEngine):
         """Since start, by level: decoding steps, and those whose token after utility, before focus, is the clean."""
         return self.engine.rows.audit()
 
-    def encode(self, text: str) -> list[int]:
-        """A plain prompt's tokens."""
-        return list(self.tokenizer.encode(text))
+    def encode(self, text: str | list[int]) -> list[int]:
+        """A plain prompt's tokens, from its text or as they are.
+
+        Raises:
+            InvalidRequest: an id that is no token.
+        """
+        if isinstance(text, str):
+            return list(self.tokenizer.encode(text))
+        self._check_tokens(text, "prompt")
+        return text
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """A conversation's tokens in the model's own chat template, ready for the assistant's answer.
@@ -137,42 +146,26 @@ class Generator(CalibratedEngine):
                 code="invalid_value",
             ) from None
 
-    def check_length(self, prompt: Sequence[int], max_tokens: int, *, param: str = "messages") -> None:
-        """Refuse what does not fit the context.
+    def check(self, prompt: Sequence[int], params: SamplingParams, modulation: Modulation, *, param: str) -> None:
+        """Refuse what cannot be answered, or not at these terms.
 
         Raises:
-            InvalidRequest: an empty prompt, or prompt and answer beyond `context`; the message has the numbers.
+            InvalidRequest: an empty prompt, one too long for the context, or a bias on what is no token.
+            NotEntitled: log-probabilities or a bias beyond the disclosure.
         """
-        if not prompt:
-            raise InvalidRequest("The prompt holds no tokens.", param=param, code="invalid_value")
-        if len(prompt) + max_tokens > self.context:
-            raise InvalidRequest(
-                f"The context of {self.model_id} is {self.context} tokens, but the prompt takes {len(prompt)} and the"
-                f" answer up to {max_tokens}; shorten the prompt or lower max_tokens.",
-                param=param,
-                code="context_length_exceeded",
-            )
+        biased = bool(params.logit_bias)
+        check_text_disclosure(modulation.disclosure, logprobs=params.logprobs, biased=biased)
+        check_context(self.model_id, self.context, len(prompt), params.max_tokens, param=param)
+        self._check_tokens([token for token, _ in params.logit_bias], "logit_bias")
 
-    def focus_tokens(self, word: str) -> tuple[int, ...]:
-        """The token ids that stand for a word, with and without leading space and capital.
+    def text_terms(self, modulation: Modulation) -> TextTerms:
+        """A request's terms by token.
 
         Raises:
-            InvalidRequest: none of its spellings is one token.
+            InvalidRequest: a focus on what has no tokens, or too many.
         """
-        return single_tokens(self.tokenizer, word, self.model_id)
-
-    def row_terms(self, modulation: Modulation) -> RowTerms:
-        """A request's terms by token id.
-
-        Raises:
-            InvalidRequest: as `focus_tokens`.
-        """
-        focus: dict[int, float] = {}
-        for word, strength in modulation.focus.items():
-            for token in self.focus_tokens(word):
-                # Two names of one token add up, as a request's focus does to a standing one.
-                focus[token] = max(-FOCUS_LIMIT, min(FOCUS_LIMIT, focus.get(token, 0.0) + strength))
-        return RowTerms(max(modulation.utility, self.floor), focus)
+        entries = focus_entries(self.tokenizer, modulation.focus, self.model_id)
+        return TextTerms(max(modulation.utility, self.floor), entries)
 
     async def generate(
         self,
@@ -182,29 +175,39 @@ class Generator(CalibratedEngine):
         share: Share,
         *,
         param: str = "messages",
+        choice: int = 0,
     ) -> AsyncGenerator[TextDelta]:
         """Answer one prompt, piece by piece; the last piece has the finish reason. Closing the generator cancels.
 
         Args:
             prompt: token ids from `encode` or `encode_chat`.
             param: the field that a refusal of the prompt names.
+            choice: which of several answers of one seed this is.
 
         Raises:
-            InvalidRequest: too long for the context, or a focus that the model has no token for.
+            InvalidRequest: as `check` and `text_terms`.
+            NotEntitled: as `check`.
             Unavailable: too many of this flow are waiting, or the engine has stopped.
         """
-        self.check_length(prompt, params.max_tokens, param=param)
-        terms = await asyncio.to_thread(self.row_terms, modulation)
-        text, stops = Detokenizer(self._decode, prompt), StopMatcher(params.stop)
-        seen = 0
-        async with aclosing(self.engine.run(prompt, params, terms, share)) as steps:
-            async for tokens, last in steps:
-                new, seen = tokens[seen:], len(tokens)
-                piece = stops.push(text.push(new))
-                if last:
-                    piece += stops.push(text.flush()) + stops.flush()
-                reason = self._finish_reason(tokens, last, stops.stopped)
-                yield TextDelta(piece, len(new), reason, len(prompt), seen)
+        self.check(prompt, params, modulation, param=param)
+        terms = await asyncio.to_thread(self.text_terms, modulation)
+        digits = modulation.disclosure.digits
+        text = Transcript(
+            self._decode,
+            prompt,
+            params.stop,
+            self.language_model.end_tokens,
+            lambda logprob: logprob if digits is None else round(logprob, digits),
+        )
+        seen, most = 0, params.logprobs or 0
+        async with aclosing(self.engine.run(prompt, params, terms, share, choice)) as steps:
+            async for step in steps:
+                new, records = step.tokens[seen:], step.records[seen : len(step.tokens)]
+                seen = len(step.tokens)
+                piece = text.push(new, records, most) + (text.flush() if step.last else "")
+                reason = self._finish_reason(step.tokens, step.last, text.stopped)
+                logprobs = text.logprobs(reason is not None)
+                yield TextDelta(piece, len(new), reason, len(prompt), seen, logprobs=logprobs)
                 if reason is not None:
                     return
 
@@ -223,6 +226,14 @@ class Generator(CalibratedEngine):
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+    def _check_tokens(self, ids: Sequence[int], param: str) -> None:
+        if wrong := [token for token in ids if not 0 <= token < self.vocabulary]:
+            raise InvalidRequest(
+                f"{wrong[0]} is no token of {self.model_id}; its ids are 0 to {self.vocabulary - 1}.",
+                param=param,
+                code="invalid_value",
+            )
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

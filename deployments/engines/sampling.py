@@ -1,13 +1,15 @@
-"""From logits to the next token: temperature, top-k, top-p and keyed Gumbel noise, so that a seed is a promise."""
+"""From logits to the next token: penalties, temperature, top-k, top-p and keyed Gumbel noise, a row a sequence."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_BISECTIONS = 32
+"""Halvings of [0, p_max]: what a nucleus keeps too much is then below 1e-9 of its likeliest token."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ class SamplingParams:
         top_k: most likely tokens to draw from; 0 is all.
         seed: makes the answer reproducible, whatever else is in the batch; None draws one.
         stop: texts that end the answer and are cut off it.
+        frequency_penalty: taken off a token's logit for each time that the answer has it already.
+        presence_penalty: taken off once where the answer has it at all.
+        logit_bias: (token, added to its logit) pairs.
+        logprobs: log-probabilities of the answer's tokens with so many of the likeliest beside each; None: none.
     """
 
     max_tokens: int
@@ -29,84 +35,80 @@ class SamplingParams:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether single tokens' logits are changed."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.logit_bias)
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One row's step: how to draw, and the seed and position that key its noise."""
-
-    params: SamplingParams
-    seed: int
-    position: int
+def seed_key(seed: int, choice: int = 0) -> int:
+    """The 64-bit key (signed) of one of a request's answers: choices of one seed differ, and do so each time alike."""
+    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
-def sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Scores whose argmax is each row's next token.
-
-    Adding Gumbel noise and taking the argmax samples from the softmax (Gumbel, 1954), and the noise is a function of
-    seed, position and token alone.
-
-    Args:
-        logits: [N, V] float32.
-        draws: one a row.
-
-    Returns:
-        [N, V] float32; greedy rows unchanged, the same tensor where all are.
-    """
-    rows = [index for index, draw in enumerate(draws) if draw.params.temperature > 0.0]
-    if not rows:
-        return logits
-    params = [draws[index].params for index in rows]
-    index = torch.tensor(rows, device=logits.device)
-    temperature = torch.tensor([p.temperature for p in params], device=logits.device)
-    scores = logits[index] / temperature[:, None]
-    for row, p in enumerate(params):
-        if p.top_k:
-            scores[row] = _top_k(scores[row], p.top_k)
-        if p.top_p < 1.0:
-            scores[row] = _top_p(scores[row], p.top_p)
-    keys = torch.tensor([_key(draws[i].seed, draws[i].position) for i in rows], device=logits.device)
-    return logits.index_copy(0, index, scores + gumbel(keys, logits.shape[1]))
+def step_keys(seeds: Tensor, steps: Tensor) -> Tensor:
+    """Keys of draws: `seed_key`s [N] int64 and each answer's tokens so far [N] int64 to [N] int64."""
+    return _mix(seeds + (steps + 1) * _STEP)
 
 
 def gumbel(keys: Tensor, size: int) -> Tensor:
-    """Standard Gumbel noise [N, size] float32, a fixed function of keys [N] int64 and the column (splitmix64)."""
-    x = keys[:, None] + torch.arange(size, device=keys.device) * _GOLDEN
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    x = x ^ _shift(x, 31)
+    """Standard Gumbel noise [N, size] float32, a fixed function of keys [N] int64 and the column (splitmix64).
+
+    Adding it to logits and taking the argmax samples from their softmax (Gumbel, 1954).
+    """
+    x = _mix(keys[:, None] + torch.arange(size, device=keys.device) * _GOLDEN)
     # Small uniforms make the winners, and those float32 resolves finely; the clamp keeps 1.0 out of the logarithm.
     uniform = ((_shift(x, 24) + 0.5) * 2.0**-40).float().clamp_(max=1.0 - 2.0**-24)
     noise: Tensor = -torch.log(-torch.log1p(-uniform))
     return noise
 
 
+def keep_top_k(scores: Tensor, k: Tensor, most: int) -> Tensor:
+    """Scores [N, V] with all but each row's k [N] highest at -inf; k of 0 keeps all. `most` is the largest k."""
+    values = scores.topk(min(most, scores.shape[1]), dim=1).values
+    threshold = values.gather(1, (k[:, None] - 1).clamp(0, values.shape[1] - 1))
+    return scores.masked_fill((scores < threshold) & (k > 0)[:, None], -torch.inf)
+
+
+def keep_top_p(scores: Tensor, p: Tensor) -> Tensor:
+    """Scores [N, V] with all at -inf outside the smallest set of most likely tokens that reaches p [N].
+
+    The set's least probability is found by bisection: a sort of a whole vocabulary costs several times as much.
+    """
+    probabilities = scores.softmax(dim=1)
+    high = probabilities.amax(dim=1)
+    low = torch.zeros_like(high)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        reaches = torch.where(probabilities >= middle[:, None], probabilities, 0.0).sum(dim=1) >= p
+        low, high = torch.where(reaches, middle, low), torch.where(reaches, high, middle)
+    keep = (probabilities >= low[:, None]) | (p >= 1.0)[:, None]
+    return scores.masked_fill(~keep, -torch.inf)
+
+
 def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-_GOLDEN, _MIX1, _MIX2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_GOLDEN, _MIX1, _MIX2, _STEP = (
+    _signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD1B54A32D192ED03)
+)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    mixed: Tensor = x ^ _shift(x, 31)
+    return mixed
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64."""
     shifted: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)
     return shifted
-
-
-def _key(seed: int, position: int) -> int:
-    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
-def _top_k(scores: Tensor, k: int) -> Tensor:
-    threshold = scores.topk(min(k, len(scores))).values[-1]
-    return scores.masked_fill(scores < threshold, -torch.inf)
-
-
-def _top_p(scores: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of most likely tokens whose probability reaches p."""
-    ordered, order = scores.sort(descending=True)
-    probabilities = ordered.softmax(0)
-    before = probabilities.cumsum(0) - probabilities
-    return scores.index_fill(0, order[before >= p], -torch.inf)

@@ -21,7 +21,7 @@ from policies.ladder import NoiseLadder
 
 BUNDLED = REPOSITORY / "models" / "smollm2-135m-instruct" / "calibration.txt"
 MIN_PARAGRAPHS = 20
-MAX_PROMPTS = 96
+MAX_PROMPTS = 64
 """A longer text is thinned to so many."""
 STEPS = 32
 """Tokens of each answer."""
@@ -86,12 +86,13 @@ def answered(
 
 
 def at_positions(ladder: NoiseLadder, matrices: Sequence[Tensor]) -> Choose:
-    """Modulation of a batch whose row i is answered under `matrices[i % len(matrices)]`, each [D, V]."""
+    """Modulation of a batch whose answer i is given under `matrices[i % len(matrices)]`, each [D, V]."""
 
-    def choose(features: Tensor, logits: Tensor) -> Tensor:
+    def choose(features: Tensor, logits: Tensor, numbers: Tensor) -> Tensor:
         noisy, phi = logits.float().clone(), ladder.phi(features)
-        for first, matrix in enumerate(matrices):
-            noisy[first :: len(matrices)] += phi[first :: len(matrices)] @ matrix
+        for number, matrix in enumerate(matrices):
+            mine = numbers % len(matrices) == number
+            noisy[mine] += phi[mine] @ matrix
         return noisy
 
     return choose

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,62 +11,104 @@ from torch import Tensor, nn
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
-from deployments.engines.sampling import Draw, SamplingParams, sample
-from policies.layer import ModulatedLayer, RowTerms, Terms
+from deployments.engines.draws import DrawPlan, DrawTables
+from deployments.engines.sampling import SamplingParams
+from deployments.engines.text_modulation import TermsPlan, TextModulation, TextTerms
+from policies.layer import Modulated, ModulatedLayer
+
+_LEVELS = 101
+"""Levels are hundredths."""
 
 
-@dataclass
-class Seat:
-    """One running request as a step's row sees it.
+@dataclass(frozen=True)
+class LogprobRecord:
+    """Log-probabilities of one drawn token, of the modulated logits.
 
     Attributes:
-        position: tokens of prompt and answer before the one being drawn; never restarts, so it keys the noise.
+        chosen: scalar, the token's own.
+        values: [k] of the most likely tokens, falling.
+        tokens: [k] int64 their ids.
     """
 
-    terms: RowTerms
+    chosen: Tensor
+    values: Tensor
+    tokens: Tensor
+
+
+@dataclass(eq=False)
+class Seat:
+    """One running sequence.
+
+    Attributes:
+        key: of its draws, from `seed_key`.
+        prompt: its tokens before the answer.
+        records: one for each drawn token, where the parameters ask for log-probabilities.
+    """
+
+    terms: TextTerms
     params: SamplingParams
-    seed: int
-    position: int = 0
+    key: int
+    prompt: list[int]
+    records: list[LogprobRecord] = field(default_factory=list)
 
 
 class ModulatedRows(ContinuousBatchingLogitsProcessor):
-    """The one logits processor: modulation, temperature, top-k, top-p, keyed noise.
+    """The one logits processor: modulation, penalties, temperature, top-k, top-p, keyed noise.
 
     The final layer's input rows come from a hook of the same forward, each row's seat number from the argument row.
-    Rows without a seat are those of prompts still being read; nobody looks at their token.
+    All else lies in tables on the device, written when a sequence takes its seat, so a step neither loops over rows
+    nor waits for the device. Rows without a seat are those of prompts still being read; nobody looks at their token.
 
     Args:
         layer: the modulated layer over the model's own final layer.
-        seats: how many requests can run at once.
+        seats: how many sequences there can be.
+        rows: how many a step can have.
     """
 
-    def __init__(self, layer: ModulatedLayer, seats: int) -> None:
-        self.supported_kwargs: dict[str, type] = {"seat": int}
+    def __init__(self, layer: ModulatedLayer, seats: int, rows: int) -> None:
+        self.supported_kwargs: dict[str, type] = {"seat": int, "flow": str}
         self.ignored_kwargs: tuple[str, ...] = ()
-        self.layer = layer
-        self._seats: list[Seat | None] = [None] * seats
+        self._device = next(layer.final.parameters()).device
+        self._nobody, self._rows = seats, rows
+        self._modulation = TextModulation(layer, seats)
+        self._draws = DrawTables(seats, layer.ladder.classes, self._device)
+        self._taken: dict[int, Seat] = {}
         self._free = list(range(seats))
+        self._new: dict[int, Seat] = {}
+        self._changed = True
+        self._lock = threading.Lock()
+        self._terms, self._plan = TermsPlan(), DrawPlan()
+        self._row_seats: list[int] = []
         self._features: Tensor | None = None
-        self._compiled: tuple[list[RowTerms], Terms] | None = None
-        self._audit: dict[float, tuple[int, int]] = {}
-        self._audit_lock = threading.Lock()
+        self._level = torch.zeros(seats + 1, dtype=torch.int64, device=self._device)
+        self._audit = torch.zeros(_LEVELS, 2, dtype=torch.int64, device=self._device)
+        self.steps = 0
         self._hook = layer.final.register_forward_pre_hook(self._remember)
 
+    def prepare(self, terms: TextTerms) -> None:
+        """Build what these terms need, before a seat is taken; safe from any thread, and may take a second."""
+        self._modulation.prepare(terms)
+
     def sit(self, seat: Seat) -> int:
-        """Take a free seat; its number."""
-        number = self._free.pop()
-        self._seats[number] = seat
+        """Take a free seat; its number. Its rows are written at the next step, in the engine's thread."""
+        with self._lock:
+            number = self._free.pop()
+            self._taken[number] = self._new[number] = seat
+            self._changed = True
         return number
 
     def leave(self, number: int) -> None:
-        """Free a seat, once the engine is done with its request."""
-        self._seats[number] = None
-        self._free.append(number)
+        """Free a seat, once the engine is done with its sequence."""
+        with self._lock:
+            del self._taken[number]
+            self._new.pop(number, None)
+            self._free.append(number)
+            self._changed = True
 
     def audit(self) -> dict[float, tuple[int, int]]:
         """Since start, by level: decoding steps, and those whose token after utility, before focus, is the clean."""
-        with self._audit_lock:
-            return dict(self._audit)
+        counts = enumerate(self._audit.tolist())
+        return {level / 100: (steps, agreed) for level, (steps, agreed) in counts if level and steps}
 
     def close(self) -> None:
         """Take the hook off the model."""
@@ -78,14 +119,10 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
         int32_tensor.fill_(-1)
 
     def prepare_tensor_args(self, requests_with_new_token: list[FutureRequestState]) -> Tensor:
-        """Seat numbers of the step's rows, [seats] int32; rows after the last have none."""
-        numbers = torch.full((len(self._seats),), -1, dtype=torch.int32)
-        for row, request in enumerate(requests_with_new_token):
-            number = request.state.logit_processor_kwargs["seat"]
-            if (seat := self._seats[number]) is not None:
-                seat.position = request.state.position_offset
-            numbers[row] = number
-        return numbers
+        """Seat numbers of the step's rows, int32; as many rows more as there can be have none."""
+        self._row_seats = [request.state.logit_processor_kwargs["seat"] for request in requests_with_new_token]
+        padding = [-1] * (self._rows - len(self._row_seats))
+        return torch.tensor(self._row_seats + padding, dtype=torch.int32)
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         """Scores [N, V] float32 to those whose argmax is each row's next token."""
@@ -94,33 +131,49 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
             raise RuntimeError(
                 "the final layer's input does not match its logits: the modulated layer is not in the path"
             )
-        taken = [self._seats[n] for n in tensor_arg[: scores.shape[0]].tolist() if n >= 0]
-        seats = [seat or _NOBODY for seat in taken]
-        rows = len(seats)
-        drawn = sample(
-            self._modulate(features[:rows], scores[:rows], [seat.terms for seat in seats]),
-            [Draw(seat.params, seat.seed, seat.position) for seat in seats],
-        )
-        return torch.cat([drawn, scores[rows:]]) if rows < scores.shape[0] else drawn
+        self._seat_new()
+        self.steps += 1
+        slots = tensor_arg[: scores.shape[0]].long()
+        slots = torch.where(slots < 0, self._nobody, slots)
+        modulated = self._modulation.modulate(features, scores, slots, self._terms)
+        self._count(modulated, slots)
+        drawn = self._draws.scores(modulated.logits, slots, self._plan)
+        tokens = drawn.argmax(dim=1)
+        self._draws.drawn(tokens, slots, self._plan)
+        self._modulation.chosen(tokens, slots, self._terms)
+        if self._plan.logprobs is not None:
+            self._record(modulated.logits, tokens, self._plan.logprobs)
+        return drawn
 
-    def _modulate(self, features: Tensor, logits: Tensor, rows: list[RowTerms]) -> Tensor:
-        if self._compiled is None or self._compiled[0] != rows:
-            self._compiled = rows, self.layer.compile(rows)
-        modulated = self.layer.modulate(features, logits, self._compiled[1])
-        agreed = torch.ones(len(rows), dtype=torch.bool)
+    def _seat_new(self) -> None:
+        """Write the rows of new sequences, and lay out all terms anew where the set of sequences has changed."""
+        if not self._changed:
+            return
+        with self._lock:
+            new, self._new, self._changed = self._new, {}, False
+            seats = dict(self._taken)
+        for number, seat in new.items():
+            self._modulation.write(number, seat.terms, seat.prompt)
+            self._draws.write(number, seat.params, seat.key)
+            self._level[number] = round(seat.terms.level * 100)
+        self._terms = self._modulation.plan({number: seat.terms for number, seat in seats.items()})
+        self._plan = DrawPlan.of({number: seat.params for number, seat in seats.items()})
+
+    def _count(self, modulated: Modulated, slots: Tensor) -> None:
+        counts = torch.ones(len(slots), 2, dtype=torch.int64, device=self._device)
         if modulated.utility is not modulated.clean:
-            agreed = (modulated.utility.argmax(dim=1) == modulated.clean.argmax(dim=1)).cpu()
-        self._count(rows, agreed.tolist())
-        return modulated.logits
+            counts[:, 1] = modulated.utility.argmax(dim=1) == modulated.clean.argmax(dim=1)
+        self._audit.index_add_(0, self._level[slots], counts)
 
-    def _count(self, rows: Sequence[RowTerms], agreed: Sequence[bool]) -> None:
-        with self._audit_lock:
-            for row, same in zip(rows, agreed, strict=True):
-                steps, good = self._audit.get(row.level, (0, 0))
-                self._audit[row.level] = (steps + 1, good + same)
+    def _record(self, logits: Tensor, tokens: Tensor, most: int) -> None:
+        """Give each sequence that asked its token's log-probabilities, left on the device until they are told."""
+        logprobs = logits.log_softmax(dim=1)
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+        top = logprobs.topk(most, dim=1)
+        for row, number in enumerate(self._row_seats):
+            seat = self._taken.get(number)
+            if seat is not None and seat.params.logprobs is not None:
+                seat.records.append(LogprobRecord(chosen[row], top.values[row], top.indices[row]))
 
     def _remember(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._features = inputs[0].reshape(-1, inputs[0].shape[-1])
-
-
-_NOBODY = Seat(RowTerms(), SamplingParams(max_tokens=1, temperature=0.0), 0)

@@ -13,8 +13,11 @@ from policies.candidates import Candidates
 
 CANDIDATES = 256
 """Logits kept of a row."""
-Choose = Callable[[Tensor, Tensor], Tensor]
-"""Features [B, H] and clean logits [B, V] of a step to the logits that its tokens are taken from."""
+CROWDED = 0.8
+"""Ended answers leave the batch once no more than this share of it goes on: leaving copies the others' cache."""
+Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Features [B, H], clean logits [B, V] and answers' numbers [B] of a step to the logits that its tokens are taken from.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,12 @@ def write(
         prompts: token ids; the batch is padded on the left.
         steps: most tokens of an answer; it also ends at an end token, which is its last row.
         choose: modulation; None: the model's own logits.
-        copies: answers to each prompt, which is read once. Answer c to prompt p is row p * copies + c of a step.
+        copies: answers to each prompt, which is read once. Answer c to prompt p has the number p * copies + c.
     """
     seen: list[Tensor] = []
     hook = model.final.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
-        return _write(model, prompts, steps, choose or (lambda _features, logits: logits), copies, seen)
+        return _write(model, prompts, steps, choose or (lambda _features, logits, _numbers: logits), copies, seen)
     finally:
         hook.remove()
 
@@ -89,13 +92,17 @@ def _write(
             clean, features, mask, positions = (
                 part.repeat_interleave(copies, dim=0) for part in (clean, features, mask, positions)
             )
-        taken = choose(features, clean).argmax(dim=1)
+        taken = choose(features, clean, stream).argmax(dim=1)
         parts.append(_rows(features[alive], clean[alive], taken[alive], stream[alive]))
         alive &= ~torch.isin(taken, ends)
         if not alive.any():
             break
         tokens, positions = taken[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(taken[:, None])], dim=1)
+        if alive.sum() <= CROWDED * len(alive):
+            rows = alive.nonzero()[:, 0]
+            cache.batch_select_indices(rows)
+            tokens, positions, mask, stream, alive = (part[rows] for part in (tokens, positions, mask, stream, alive))
     return Rows.join(parts)
 
 

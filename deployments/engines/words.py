@@ -1,29 +1,84 @@
-"""Focus for text: which tokens stand for a word. Phrases, matched as token sequences, will find their place here."""
+"""Focus for text: words and phrases as the token sequences that spell them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from policies.errors import InvalidRequest
+from policies.terms import FOCUS_LIMIT
+
+MAX_TOKENS = 16
+"""Longest spelling of a phrase."""
 
 
-def single_tokens(tokenizer: PreTrainedTokenizerBase, word: str, model_id: str) -> tuple[int, ...]:
-    """The ids of those spellings of a word (lower case, Capitalised, each with and without leading space) that are one
-    token.
+@dataclass(frozen=True)
+class FocusEntry:
+    """One token that focus acts on.
+
+    Attributes:
+        token: its id.
+        prefix: the tokens of its phrase before it, which the text must end with; empty: anywhere.
+    """
+
+    token: int
+    prefix: tuple[int, ...] = ()
+
+
+def spellings(tokenizer: PreTrainedTokenizerBase, phrase: str, model_id: str) -> list[tuple[int, ...]]:
+    """How a word or phrase is written in tokens: as given, in lower case and Capitalised, each with and without a
+    leading space.
 
     Raises:
-        InvalidRequest: there is none.
+        InvalidRequest: it has no tokens, or more than `MAX_TOKENS`.
     """
-    bare = word.strip()
-    spellings = {space + form for form in (bare, bare.lower(), bare.capitalize()) for space in ("", " ")}
+    bare = " ".join(phrase.split())
+    texts = [space + form for form in (bare, bare.lower(), bare[:1].upper() + bare[1:]) for space in ("", " ")]
     special = set(tokenizer.all_special_ids)
-    encoded = [tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings if bare]
-    found = {ids[0] for ids in encoded if len(ids) == 1 and ids[0] not in special}
-    # A tokenizer that keeps no spaces, or marks them apart, gives the same id for several spellings.
+    encoded = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in texts if bare]
+    # A tokenizer that keeps no spaces, or marks them apart, gives the same ids for several texts.
+    found = sorted({ids for ids in encoded if ids and not special.intersection(ids)})
     if not found:
         raise InvalidRequest(
-            f"'{word}' is not a single token of {model_id}; focus can name words that are, mostly short common ones.",
-            param=f"focus.{word}",
+            f"'{phrase}' has no tokens in {model_id}; name a word or phrase of its vocabulary.",
+            param=f"focus.{phrase}",
             code="unknown_term",
         )
-    return tuple(sorted(found))
+    if (longest := max(map(len, found))) > MAX_TOKENS:
+        raise InvalidRequest(
+            f"'{phrase}' takes {longest} tokens of {model_id}; focus takes at most {MAX_TOKENS}.",
+            param=f"focus.{phrase}",
+            code="phrase_too_long",
+        )
+    return found
+
+
+def focus_entries(
+    tokenizer: PreTrainedTokenizerBase, focus: Mapping[str, float], model_id: str
+) -> dict[FocusEntry, float]:
+    """The tokens that a request's focus acts on, each with its signed strength; names of one token add up.
+
+    To favour, a phrase's first token is favoured anywhere and each later one after those before it. To avoid, only
+    its last one is, after those before it. A word with a spelling of one token is favoured by such spellings alone:
+    the first piece of another spelling begins other words too.
+
+    Raises:
+        InvalidRequest: as `spellings`.
+    """
+    entries: dict[FocusEntry, float] = {}
+    for phrase, strength in focus.items():
+        written = spellings(tokenizer, phrase, model_id)
+        for entry in _favoured(written) if strength > 0 else _avoided(written):
+            entries[entry] = max(-FOCUS_LIMIT, min(FOCUS_LIMIT, entries.get(entry, 0.0) + strength))
+    return entries
+
+
+def _favoured(written: list[tuple[int, ...]]) -> set[FocusEntry]:
+    whole = [ids for ids in written if len(ids) == 1]
+    return {FocusEntry(ids[at], ids[:at]) for ids in whole or written for at in range(len(ids))}
+
+
+def _avoided(written: list[tuple[int, ...]]) -> Iterator[FocusEntry]:
+    return (FocusEntry(ids[-1], ids[:-1]) for ids in written)

@@ -100,15 +100,18 @@ def test_answers_written_together_are_those_written_alone(model: LanguageModel, 
 
 
 def test_an_answer_ends_with_its_end_token(model: LanguageModel) -> None:
-    def end_second(features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def end_second(_features: torch.Tensor, logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         out = logits.clone()
-        out[1, END] = 1e9
+        out[numbers == 1, END] = 1e9
         return out
 
-    rows = write(model, prompts(3, 6), 5, end_second)
+    some = prompts(3, 6)
+    rows = write(model, some, 5, end_second)
     assert torch.bincount(rows.stream).tolist() == [5, 1, 5]
     assert not bool(rows.agreed[rows.stream == 1]) and float(rows.surprise[rows.stream == 1]) > 0.0
     assert bool(rows.agreed[rows.stream != 1].all())
+    # It left the batch; the others go on as they would alone.
+    torch.testing.assert_close(of_stream(rows, 2), of_stream(write(model, some[2:], 5), 0), rtol=1e-3, atol=1e-3)
 
 
 def test_rows_know_where_their_answers_were_given(model: LanguageModel, calibration: Calibration) -> None:
@@ -134,7 +137,7 @@ def test_a_level_is_delivered_on_answers_to_prompts_that_did_not_calibrate(
     layer = ModulatedLayer(model.final, calibration, SECRET, contention=50)
     others = prompts(60, 11)
     terms = layer.compile([RowTerms(level)] * len(others))
-    rows = write(model, others, 24, lambda features, logits: layer.modulate(features, logits, terms).logits)
+    rows = write(model, others, 24, lambda features, logits, _: layer.modulate(features, logits, terms).logits)
     by_answer = torch.zeros(len(others)).index_add_(0, rows.stream, rows.agreed.float() - level)
     error = float(by_answer.square().sum().sqrt()) / len(rows.agreed)
     assert abs(float(rows.agreed.float().mean()) - level) < 0.01 + 3.0 * 1.6 * error

@@ -1,0 +1,116 @@
+"""All running sequences modulated at once: terms laid out when their set changes, a few products a step."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from deployments.engines.text_focus import FocusPlan, TextFocus, plan_focus
+from deployments.engines.words import FocusEntry
+from policies.layer import Modulated, ModulatedLayer
+
+
+@dataclass(frozen=True)
+class TextTerms:
+    """A sequence's level and the tokens that its focus acts on, with signed strengths."""
+
+    level: float = 1.0
+    focus: Mapping[FocusEntry, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TermsPlan:
+    """The terms of all running sequences.
+
+    Attributes:
+        levels: for each level below 1.0 in use, its matrix [D, V] and the seats at it, [S + 1, 1] float32 of 0 and 1.
+        focus: None where nobody has one.
+    """
+
+    levels: tuple[tuple[Tensor, Tensor], ...] = ()
+    focus: FocusPlan | None = None
+
+
+class TextModulation:
+    """`ModulatedLayer`'s answer for a set of sequences that changes seldom and is stepped often.
+
+    Rows at level 1.0 without focus keep the model's own logits, bit for bit: what is added to them is 0.
+
+    Args:
+        layer: whose field, calibration and contention are used.
+        seats: S, how many sequences there can be.
+    """
+
+    def __init__(self, layer: ModulatedLayer, seats: int) -> None:
+        self._layer, self._seats = layer, seats
+        self._device = next(layer.final.parameters()).device
+        self._matrices: dict[int, Tensor] = {}
+        self._focus_matrix: Tensor | None = None
+        self._building = threading.Lock()
+        self._focus = TextFocus(seats, layer.contention, self._device)
+
+    def prepare(self, terms: TextTerms) -> None:
+        """Build the matrices that these terms need, so that no step waits for them. Safe from any thread.
+
+        Raises:
+            ValueError: a level below the layer's floor.
+        """
+        position = self._layer.calibration.position(terms.level)
+        # Without the lock where nothing is missing: a request must not wait for another's level that is being built.
+        if (not position or position in self._matrices) and (not terms.focus or self._focus_matrix is not None):
+            return
+        with self._building:
+            if position and position not in self._matrices:
+                self._matrices[position] = self._layer.ladder.matrix(position).to(self._device)
+            if terms.focus and self._focus_matrix is None:
+                self._focus_matrix = self._layer.ladder.focus_matrix().to(self._device)
+
+    def write(self, seat: int, terms: TextTerms, prompt: list[int]) -> None:
+        """Give a seat to a new sequence."""
+        if terms.focus:
+            self._focus.write(seat, prompt)
+
+    def plan(self, terms: Mapping[int, TextTerms]) -> TermsPlan:
+        """Lay out the terms of prepared sequences, by seat."""
+        seated: dict[int, list[int]] = {}
+        for seat, own in terms.items():
+            if position := self._layer.calibration.position(own.level):
+                seated.setdefault(position, []).append(seat)
+        levels = []
+        for position, seats in sorted(seated.items()):
+            at = torch.zeros(self._seats + 1, 1)
+            at[seats] = 1.0
+            levels.append((self._matrices[position], at.to(self._device)))
+        focus = {seat: own.focus for seat, own in terms.items() if own.focus}
+        if not focus:
+            return TermsPlan(tuple(levels))
+        assert self._focus_matrix is not None  # prepare() built it
+        planned = plan_focus(focus, self._seats, self._focus_matrix, self._layer.calibration)
+        return TermsPlan(tuple(levels), planned)
+
+    def modulate(self, features: Tensor, logits: Tensor, slots: Tensor, plan: TermsPlan) -> Modulated:
+        """Redistribute a step's clean logits.
+
+        Args:
+            features: [N, H], the final layer's input.
+            logits: [N, V] float32, its clean output.
+            slots: [N] int64, each row's seat; S for a row that nobody looks at.
+        """
+        if not plan.levels and plan.focus is None:
+            return Modulated(logits, logits, logits)
+        phi = self._layer.ladder.phi(features)
+        utility = logits
+        for index, (matrix, seats) in enumerate(plan.levels):
+            own = phi * seats[slots]
+            utility = utility.addmm_(own, matrix) if index else torch.addmm(utility, own, matrix)
+        out = utility if plan.focus is None else self._focus.apply(utility, phi, slots, plan.focus)
+        return Modulated(out, logits, utility)
+
+    def chosen(self, tokens: Tensor, slots: Tensor, plan: TermsPlan) -> None:
+        """Remember the tokens [N] int64 of the step that `modulate` was called for."""
+        if plan.focus is not None:
+            self._focus.chosen(tokens, slots, plan.focus)

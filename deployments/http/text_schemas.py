@@ -1,0 +1,282 @@
+"""Requests and responses of OpenAI's chat and text completions as served here; unknown fields are refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from deployments.http.schemas import FocusField, StrictModel, UtilityField
+from policies.errors import InvalidRequest
+
+MAX_CHOICES = 128
+"""Most answers of one request, over all its prompts; of `n`, OpenAI's own limit."""
+
+Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
+
+
+class TextPart(StrictModel):
+    """One text part of a message's content."""
+
+    type: Literal["text"] = Field(description="Only text parts are supported.")
+    text: str = Field(description="The text.")
+
+
+class ChatMessage(StrictModel):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who speaks.")
+    content: str | list[TextPart] = Field(description="What is said: text, or a list of text parts.")
+    name: str | None = Field(default=None, description="Accepted and ignored.")
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(StrictModel):
+    """Options of a stream."""
+
+    include_usage: bool = Field(default=False, description="Send token usage in a last chunk before [DONE].")
+
+
+class ResponseFormat(StrictModel):
+    """Format of the answer."""
+
+    type: Literal["text"] = Field(description="Only free text is supported.")
+
+
+class GenerationRequest(StrictModel):
+    """What chat and text completions share."""
+
+    model: str = Field(description="Model id; GET /v1/models lists them.", examples=["smollm2-135m-instruct"])
+    stream: bool = Field(default=False, description="Send the answer as server-sent events while it is made.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Most tokens of an answer; left out, 512 for chat and 16 for a completion."
+    )
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
+    temperature: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=2.0,
+        allow_inf_nan=False,
+        description="Sampling temperature; 0 is greedy, for which a utility level is defined.",
+    )
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Nucleus sampling: probability mass to keep.")
+    top_k: int = Field(default=0, ge=0, lt=2**31, description="Likeliest tokens to draw from; 0 is all. Not OpenAI's.")
+    seed: int | None = Field(
+        default=None, ge=-(2**63), lt=2**63, description="The same seed gives the same answer to the same request."
+    )
+    stop: str | list[str] | None = Field(
+        default=None, description="Up to four strings that end the answer; they are not part of it."
+    )
+    frequency_penalty: Penalty = Field(default=0.0, description="Taken off a token's logit each time it has come.")
+    presence_penalty: Penalty = Field(default=0.0, description="Taken off a token's logit once it has come.")
+    logit_bias: Annotated[dict[int, Bias], Field(max_length=1024)] = Field(
+        default_factory=dict, description="Token id to what its logit is changed by; needs the tier's `logprobs`."
+    )
+    user: str | None = Field(default=None, description="Accepted and ignored.")
+    focus: FocusField = Field(default_factory=dict)
+    utility: UtilityField = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, fields: Any) -> Any:
+        """OpenAI's schema lets every option be null."""
+        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_shape(cls, stop: Any) -> Any:
+        # A union's own errors would name its branches, not what to send.
+        if isinstance(stop, str):
+            return stop
+        if isinstance(stop, list) and len(stop) <= 4 and all(isinstance(text, str) for text in stop):
+            return stop
+        raise ValueError("send a string or a list of up to four strings")
+
+    @model_validator(mode="after")
+    def _stream_options_with_stream(self) -> GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise _invalid("stream_options", "stream_options needs stream to be true.")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings, empty ones dropped."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(stop for stop in given if stop)
+
+    def params(self, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+        """What the engine is told: its `SamplingParams` by name, and `n`."""
+        return {
+            "n": self.n,
+            "max_tokens": max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+            "stop": self.stops,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "logit_bias": tuple(self.logit_bias.items()),
+            "logprobs": logprobs,
+        }
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, description="The conversation so far.")
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="OpenAI's newer name of max_tokens.")
+    logprobs: bool = Field(default=False, description="Tell the log-probability of each token; needs the tier's grant.")
+    top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Likeliest tokens to tell beside each.")
+    response_format: ResponseFormat | None = Field(default=None, description="Only {'type': 'text'}.")
+
+    @model_validator(mode="after")
+    def _agree(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise _invalid("max_tokens", "Give max_completion_tokens or max_tokens, not both.")
+        return self
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions."""
+
+    prompt: str | list[int] | list[str | list[int]] = Field(
+        description="The text to continue, as a string or token ids; or a list of such texts."
+    )
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=5,
+        description="Log-probabilities, with so many likeliest; needs the tier's grant.",
+    )
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _prompt_shape(cls, prompt: Any) -> Any:
+        if _is_text(prompt):
+            return prompt
+        if isinstance(prompt, list) and 0 < len(prompt) <= MAX_CHOICES and all(map(_is_text, prompt)):
+            return prompt
+        raise ValueError(f"send a text (a string, or a list of token ids) or a list of 1 to {MAX_CHOICES} of them")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> CompletionRequest:
+        if len(self.prompts) * self.n > MAX_CHOICES:
+            asked = f"{len(self.prompts)} prompts with n of {self.n}"
+            raise _invalid("n", f"{asked} are more than the {MAX_CHOICES} answers that one request may ask for.")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each text to continue."""
+        match self.prompt:
+            case str() as text:
+                return [text]
+            case [int(), *_] as tokens:
+                return [tokens]  # type: ignore[list-item]
+            case texts:
+                return list(texts)  # type: ignore[arg-type]
+
+
+def _invalid(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="invalid_value")
+
+
+def _is_text(prompt: Any) -> bool:
+    """A string or token ids, and not empty."""
+    if isinstance(prompt, list):
+        return bool(prompt) and all(type(token) is int and token >= 0 for token in prompt)
+    return isinstance(prompt, str) and bool(prompt)
+
+
+class Usage(BaseModel):
+    """Tokens of one request."""
+
+    prompt_tokens: int = Field(description="Tokens of the prompts, each counted once.")
+    completion_tokens: int = Field(description="Tokens generated, over all answers.")
+    total_tokens: int = Field(description="Their sum.")
+
+
+class TopLogprob(BaseModel):
+    """A likely token at some place of the answer."""
+
+    token: str = Field(description="Its text.")
+    logprob: float = Field(description="Natural logarithm of its probability.")
+    bytes: list[int] | None = Field(description="Its text in UTF-8; null where it is a part of a character.")
+
+
+class ContentLogprob(TopLogprob):
+    """A token of the answer."""
+
+    top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens at its place.")
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of an answer, of its modulated logits."""
+
+    content: list[ContentLogprob] = Field(description="One for each token.")
+    refusal: None = Field(default=None, description="Always null.")
+
+
+class AnswerMessage(BaseModel):
+    """The assistant's turn."""
+
+    role: Literal["assistant"] = Field(default="assistant", description="Always assistant.")
+    content: str = Field(description="The answer.")
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int = Field(description="From 0.")
+    message: AnswerMessage = Field(description="The answer.")
+    finish_reason: str = Field(description="stop (the model or a stop string ended it) or length.")
+    logprobs: ChatLogprobs | None = Field(default=None, description="Where asked for and disclosed.")
+
+
+class ChatCompletion(BaseModel):
+    """Answer of POST /v1/chat/completions."""
+
+    id: str = Field(description="Id of this answer.")
+    object: Literal["chat.completion"] = Field(default="chat.completion", description="Kind of object.")
+    created: int = Field(description="Unix time, in seconds.")
+    model: str = Field(description="The model that answered.")
+    choices: list[ChatChoice] = Field(description="The answers.")
+    usage: Usage = Field(description="Tokens of the request.")
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of a continuation, of its modulated logits; one entry of each list for each token."""
+
+    tokens: list[str] = Field(description="Its text.")
+    token_logprobs: list[float] = Field(description="Natural logarithm of its probability.")
+    top_logprobs: list[dict[str, float]] = Field(description="The likeliest tokens at its place.")
+    text_offset: list[int] = Field(description="Where it begins in the continuation.")
+
+
+class CompletionChoice(BaseModel):
+    """One continuation."""
+
+    index: int = Field(description="From 0; the answers to the first prompt come first.")
+    text: str = Field(description="The continuation.")
+    finish_reason: str = Field(description="stop or length.")
+    logprobs: CompletionLogprobs | None = Field(default=None, description="Where asked for and disclosed.")
+
+
+class Completion(BaseModel):
+    """Answer of POST /v1/completions."""
+
+    id: str = Field(description="Id of this answer.")
+    object: Literal["text_completion"] = Field(default="text_completion", description="Kind of object.")
+    created: int = Field(description="Unix time, in seconds.")
+    model: str = Field(description="The model that answered.")
+    choices: list[CompletionChoice] = Field(description="The continuations.")
+    usage: Usage = Field(description="Tokens of the request.")

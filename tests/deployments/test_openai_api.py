@@ -1,0 +1,292 @@
+"""OpenAI's API as its own client sees it, over a gateway whose engine is a script: forms, checks, accounts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+
+from deployments.catalog import ModelInfo, TextDelta, TokenLogprob
+from deployments.config import Task
+from policies.errors import Unavailable
+from policies.terms import Tier
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, at import
+    from deployments.http.api import build_api
+
+MODEL = ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=1000, created=1)
+QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
+LOGPROBS = (TokenLogprob("Hel", -0.5, (("Hel", -0.5), ("Hol", -1.5))), TokenLogprob("lo", -0.25, (("lo", -0.25),)))
+
+
+class Script:
+    """A gateway and its engine in one: says `Hello <index>` to everything, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.args = SimpleNamespace(gateway=SimpleNamespace(max_body_bytes=2**20))
+        self.tier = Tier(name="gold", utility=1.0)
+        self.costs: list[int] = []
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.settled: dict[str, int] = {}
+        self.counted = 0
+        self.released = 0
+        self.fails = False
+
+    async def authenticate(self, request: Any) -> Any:
+        return SimpleNamespace(tier=self.tier)
+
+    def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:
+        return MODEL
+
+    def models_for(self, entitlements: Any) -> list[ModelInfo]:
+        return [MODEL]
+
+    async def count_tokens(self, model_id: str, prompt: Any) -> list[int]:
+        self.counted += 1
+        return [len(str(prompt)) // 4 + 1]
+
+    @asynccontextmanager
+    async def admit(self, request: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
+        self.costs.append(cost.tokens)
+        try:
+            yield SimpleNamespace(stream=self.stream, lease=SimpleNamespace(settle=self.settled.update))
+        finally:
+            self.released += 1
+
+    async def stream(self, method: str, prompt: Any, params: dict[str, Any]) -> AsyncGenerator[TextDelta]:
+        self.asked.append((prompt, params))
+        count = params["n"] * (1 if isinstance(prompt[0], dict) else len(prompt))
+        told = params["logprobs"] is not None
+        for index in range(count):
+            yield TextDelta("Hello", 2, None, 7, 2, index, LOGPROBS if told else ())
+            if self.fails:
+                raise Unavailable("The text engine has stopped.", code="engine_stopped")
+        for index in range(count):
+            yield TextDelta(f" {index}", 1, "length" if index else "stop", 7, 3, index)
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest_asyncio.fixture
+async def client(script: Script) -> AsyncIterator[openai.AsyncOpenAI]:
+    transport = httpx.ASGITransport(build_api(script))  # type: ignore[arg-type]
+    async with openai.AsyncOpenAI(
+        base_url="http://gateway/v1", api_key="k", max_retries=0, http_client=httpx.AsyncClient(transport=transport)
+    ) as made:
+        yield made
+
+
+async def test_every_answer_of_a_chat_comes_whole(client: openai.AsyncOpenAI, script: Script) -> None:
+    answer = await client.chat.completions.create(model="text", messages=QUESTION, n=3, max_tokens=10)
+    assert [c.message.content for c in answer.choices] == ["Hello 0", "Hello 1", "Hello 2"]
+    assert [(c.index, c.finish_reason) for c in answer.choices] == [(0, "stop"), (1, "length"), (2, "length")]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (7, 9, 16)
+    assert script.settled == {"tokens_in": 7, "tokens_out": 9}
+
+
+async def test_a_stream_has_a_role_pieces_and_a_reason_for_each_answer_and_usage_last(
+    client: openai.AsyncOpenAI,
+) -> None:
+    stream = await client.chat.completions.create(
+        model="text", messages=QUESTION, n=2, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    for index in range(2):
+        own = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == index]
+        assert [c.delta.role for c in own] == ["assistant", None, None, None]
+        assert "".join(c.delta.content or "" for c in own) == f"Hello {index}"
+        assert [c.finish_reason for c in own] == [None, None, None, "length" if index else "stop"]
+    assert chunks[-1].choices == [] and chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 6
+    assert all(chunk.usage is None for chunk in chunks[:-1]) and len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_the_framing_is_that_of_server_sent_events(client: openai.AsyncOpenAI) -> None:
+    body = {"model": "text", "messages": QUESTION, "stream": True}
+    response = await client._client.post("http://gateway/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""] and all(event.startswith("data: {") for event in events[:-2])
+    assert '"usage"' not in response.text
+
+
+async def test_an_error_in_a_stream_is_its_last_event_before_done(client: openai.AsyncOpenAI, script: Script) -> None:
+    script.fails = True
+    stream = await client.chat.completions.create(model="text", messages=QUESTION, stream=True)
+    with pytest.raises(openai.APIError, match="has stopped") as error:
+        [chunk async for chunk in stream]
+    assert error.value.code == "engine_stopped"
+    with pytest.raises(openai.InternalServerError):
+        await client.chat.completions.create(model="text", messages=QUESTION)
+    assert script.released == 2
+
+
+async def test_a_completion_takes_several_prompts_and_tokens(client: openai.AsyncOpenAI, script: Script) -> None:
+    answer = await client.completions.create(model="text", prompt=["a", "b"], n=2)
+    assert [c.text for c in answer.choices] == [f"Hello {index}" for index in range(4)]
+    await client.completions.create(model="text", prompt=[1, 2, 3])
+    await client.completions.create(model="text", prompt=[[1, 2], [3]], max_tokens=5)
+    assert [asked for asked, _ in script.asked] == [["a", "b"], [[1, 2, 3]], [[1, 2], [3]]]
+    assert [params["max_tokens"] for _, params in script.asked] == [16, 16, 5]
+
+
+async def test_every_parameter_reaches_the_engine(client: openai.AsyncOpenAI, script: Script) -> None:
+    given: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 7,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+    }
+    await client.chat.completions.create(
+        model="text",
+        messages=QUESTION,
+        stop=["x", ""],
+        logit_bias={"5": -100},
+        max_completion_tokens=9,
+        logprobs=True,
+        top_logprobs=2,
+        response_format={"type": "text"},
+        user="somebody",
+        extra_body={"top_k": 40},
+        **given,
+    )
+    expected = given | {
+        "n": 1, "max_tokens": 9, "top_k": 40, "stop": ("x",), "logit_bias": ((5, -100.0),), "logprobs": 2,
+    }  # fmt: skip
+    assert script.asked[0][1] == expected
+
+
+async def test_logprobs_have_the_form_of_either_call(client: openai.AsyncOpenAI) -> None:
+    chat = await client.chat.completions.create(model="text", messages=QUESTION, logprobs=True, top_logprobs=2)
+    assert chat.choices[0].logprobs is not None and chat.choices[0].logprobs.content is not None
+    first, second = chat.choices[0].logprobs.content
+    assert (first.token, first.logprob, first.bytes) == ("Hel", -0.5, list(b"Hel"))
+    assert [(top.token, top.logprob) for top in first.top_logprobs] == [("Hel", -0.5), ("Hol", -1.5)]
+    plain = await client.completions.create(model="text", prompt="a", logprobs=2)
+    told = plain.choices[0].logprobs
+    assert told is not None and (told.tokens, told.token_logprobs) == (["Hel", "lo"], [-0.5, -0.25])
+    assert told.text_offset == [0, 3]
+    assert told.top_logprobs == [{"Hel": -0.5, "Hol": -1.5}, {"lo": -0.25}]
+    stream = await client.chat.completions.create(model="text", messages=QUESTION, logprobs=True, stream=True)
+    tokens = [
+        t.token async for c in stream if (p := c.choices[0].logprobs) is not None and p.content for t in p.content
+    ]
+    assert tokens == ["Hel", "lo"]
+    none = await client.chat.completions.create(model="text", messages=QUESTION)
+    assert none.choices[0].logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprobs": True}, "logprobs"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 1}, "utility": 0.8}, "logit_bias"),
+    ],
+)
+async def test_scores_need_the_tiers_grant(
+    client: openai.AsyncOpenAI, script: Script, fields: dict[str, Any], param: str
+) -> None:
+    script.tier = Tier(name="silver", utility=0.9)
+    with pytest.raises(openai.PermissionDeniedError, match="'logprobs'") as error:
+        await client.chat.completions.create(model="text", messages=QUESTION, extra_body=fields)
+    assert error.value.param == param and not script.costs
+    script.tier = Tier(name="silver", utility=0.9, logprobs=True)
+    await client.chat.completions.create(model="text", messages=QUESTION, extra_body=fields)
+    with pytest.raises(openai.PermissionDeniedError, match="1 label") as error:
+        await client.chat.completions.create(model="text", messages=QUESTION, logprobs=True, top_logprobs=2)
+    assert error.value.param == "top_logprobs"
+    script.tier = Tier(name="gold", utility=1.0)
+    await client.chat.completions.create(model="text", messages=QUESTION, logprobs=True, top_logprobs=2)
+    with pytest.raises(openai.PermissionDeniedError):
+        lowered = {"utility": 0.5, "logprobs": True}
+        await client.chat.completions.create(model="text", messages=QUESTION, extra_body=lowered)
+
+
+async def test_admission_counts_every_answer_at_its_longest(client: openai.AsyncOpenAI, script: Script) -> None:
+    for n in (1, 5):
+        await client.chat.completions.create(model="text", messages=QUESTION, n=n, max_tokens=100)
+    assert script.costs[1] - script.costs[0] == 400
+    for prompt in (["a"], ["a", "a", "a"]):
+        await client.completions.create(model="text", prompt=prompt, n=2, max_tokens=100)
+    assert 400 <= script.costs[3] - script.costs[2] < 480
+
+
+async def test_the_context_is_checked_before_admission(client: openai.AsyncOpenAI, script: Script) -> None:
+    await client.completions.create(model="text", prompt="word " * 20)
+    assert script.counted == 0, "a short prompt needs no count"
+    await client.completions.create(model="text", prompt="word " * 190)
+    assert (script.counted, len(script.costs)) == (1, 2)
+    too_long: list[dict[str, Any]] = [
+        {"prompt": "word " * 900},
+        {"prompt": "a" * 3000, "max_tokens": 300},
+        {"prompt": "a", "max_tokens": 1001},
+        {"prompt": list(range(990)), "max_tokens": 400},
+        {"prompt": "a" * 70_000},
+    ]
+    for fields in too_long:
+        with pytest.raises(openai.BadRequestError) as error:
+            await client.completions.create(model="text", **fields)
+        assert error.value.code == "context_length_exceeded" and "1000" in error.value.message
+    assert len(script.costs) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": []}, "tools"),
+        ({"functions": []}, "functions"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": "much"}, "presence_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ],
+)
+async def test_what_is_not_supported_is_refused_by_name(
+    client: openai.AsyncOpenAI, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        await client.chat.completions.create(model="text", messages=QUESTION, extra_body=fields)
+    assert error.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": ["a"] * 65, "n": 2}, "n"),
+        ({"prompt": "a", "logprobs": 6}, "logprobs"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+    ],
+)
+async def test_what_a_completion_cannot_take_is_refused_by_name(
+    client: openai.AsyncOpenAI, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        await client.completions.create(model="text", **{"prompt": "a"} | fields)
+    assert error.value.param == param
