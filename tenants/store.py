@@ -31,14 +31,7 @@ LONGEST_PROBE_S = 0.5
 READ_BATCH = 500
 SETTING_UP = 4.0
 """How much longer than an answer a new connection may take: names, TLS and Sentinel come before it."""
-_AWAY = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    RedisClusterException,
-    SlotNotCoveredError,
-    OSError,
-    TimeoutError,
-)
+_AWAY = (RedisConnectionError, RedisTimeoutError, RedisClusterException, SlotNotCoveredError, OSError, TimeoutError)
 _EDIT = scripts.load("edit")
 
 Command = tuple[Any, ...]
@@ -190,14 +183,17 @@ class TenantStore:
                 answers.append(answer)
         return answers
 
-    async def scan(self, prefix: str) -> AsyncIterator[str]:
-        """Every key that begins with `prefix`, in no order, without blocking the server. May repeat a key."""
+    async def scan(self, prefix: str, where: tuple[str, str] | None = None) -> AsyncIterator[str]:
+        """Every key that begins with `prefix`, in no order, in pages; only hashes with a field of a value if `where`.
+
+        May repeat a key.
+        """
         # Names are ours or validated, but a prefix is matched literally all the same.
         pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
         for node in await self._guarded(self._link.primaries):
             cursor = 0
             while True:
-                cursor, keys = await self._guarded(partial(self._link.scan, node, cursor, pattern))
+                cursor, keys = await self._guarded(partial(self._link.scan, node, cursor, pattern, where))
                 for key in keys:
                     yield key.decode("utf-8", "backslashreplace")
                 if cursor == 0:
