@@ -23,19 +23,19 @@ LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
 VOCABULARY = 49152
 LENGTH_SCALE, DEPTH = 0.8, 64
 ACCOUNTS, REPEATS = 8, 100
+METRIC_PROMPTS = 8
 Noise = Callable[[Tensor, Tensor], Tensor]
 """Features [N, H] and contenders [N, 256] to their noise at variance 1, [N, 256]."""
 
 
-def measure(_root: Path | None, folder: Path, secrets: int) -> Records:
-    """Every attack against every source; half of the prompts fit a metric, the others are attacked."""
+def measure(folder: Path, secrets: int) -> Records:
+    """Every attack against every source; the first prompts fit a metric, the others are attacked."""
     steps, records = text_steps(folder / "text"), Records()
-    half = len(steps.features) // 2
-    nearby = steps.features[:half].transpose(1, 2).flatten(0, 1)
-    metric = duplicate_metric(nearby, steps.sample_features, torch.zeros(len(steps.sample_features)).long())
+    nearby = steps.features[:METRIC_PROMPTS].transpose(1, 2).flatten(0, 1)
+    metric = duplicate_metric(nearby, steps.sample_features, torch.zeros(len(steps.sample_features)).long(), 32)
     for number in range(secrets):
         for name, source in _sources(number, steps, metric).items():
-            attack = TextAttack(source, steps, half)
+            attack = TextAttack(source, steps, METRIC_PROMPTS)
             records.run(name, attack.rows(name))
         records.save(folder / "text.json")
     return records
@@ -135,7 +135,7 @@ class TextAttack:
             "100 repeats, vote": lambda: self._share(self.repeats()),
             **votes,
             "levels 0.7, 0.6 and 0.5, raw logits, best combination": lambda: self._share(self.combined_levels()),
-            "corrector: 2,400 labelled steps, token": lambda: self._share(self.corrector(self.answers[:, :1])),
+            "corrector: 600 labelled steps, token": lambda: self._share(self.corrector(self.answers[:, :1])),
             "both: all 23 near-duplicates, corrector": lambda: self._share(self.corrector(self.answers)),
         }
 

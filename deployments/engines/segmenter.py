@@ -51,6 +51,7 @@ class ImageSegmenter(VisionEngine):
     final_kind = nn.Conv2d
     calibration_images = 256
     duplicated_images = 64
+    directions = 32
     tolerance = 0.01
     length_scale = 0.9
     block = 4
