@@ -19,11 +19,11 @@ import torchvision
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, SegformerConfig, SegformerForSemanticSegmentation
 
+from deployments.engines.text_modulation import TextModulation, TextTerms
 from policies.calibration import Calibration
 from policies.ladder import POSITIONS
 from policies.layer import ModulatedLayer, layer_shape
 from policies.rows import RowTerms
-from policies.table import TermsTable
 
 SECRET = b"benchmarks/layer_cost_cuda.py"
 LEVELS = (0.9, 0.7, 0.8, 0.6, 0.95, 0.85, 0.75, 0.65)
@@ -163,20 +163,20 @@ def measure(case: Case, per_second: float, repeats: int = 30) -> Iterator[str]:
 
 
 def graph_ms(layer: ModulatedLayer, features: Tensor, logits: Tensor, levels: int) -> str:
-    """A step by tables, of rows alone, replayed from a CUDA graph; without a GPU as it is."""
+    """A text step, of rows alone, replayed from a CUDA graph; without a GPU as it is."""
     if logits.ndim != 2:
         return "-"
-    table = TermsTable(layer, len(logits), levels=levels)
-    for seat in range(len(logits)):
-        table.set(seat, RowTerms(LEVELS[seat % levels]))
-    seats = torch.arange(len(logits), device=logits.device, dtype=torch.int32)
+    terms = {seat: TextTerms(LEVELS[seat % levels]) for seat in range(len(logits))}
+    modulation = TextModulation(layer, len(logits))
+    plan, seats, clean = modulation.plan(terms), torch.arange(len(logits), device=logits.device), logits.float()
+    step = partial(modulation.modulate, features, clean, seats, plan)
     if logits.device.type != "cuda":
-        return f"{seconds(lambda: table.modulate(features, logits, seats), logits.device) * 1e3:.3f}"
-    table.modulate(features, logits, seats)
+        return f"{seconds(step, logits.device) * 1e3:.3f}"
+    step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        table.modulate(features, logits, seats)
+        step()
     return f"{seconds(graph.replay, logits.device) * 1e3:.3f}"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.text_levels import PROMPTS, SMOLLM2
 from torch import Tensor
 
-from benchmarks.text_levels import PROMPTS, SMOLLM2
 from deployments.engines.language_models import LanguageModel, load_language_model
 from deployments.engines.text_calibration import calibration_rows
 from deployments.engines.text_stream import write

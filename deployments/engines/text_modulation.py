@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from deployments.engines.text_focus import FocusPlan, TextFocus, plan_focus
 from deployments.engines.words import FocusEntry
-from policies.layer import Modulated, ModulatedLayer
+from policies.layer import Modulated, ModulatedLayer, RowTerms
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,6 @@ class TextModulation:
     def __init__(self, layer: ModulatedLayer, seats: int) -> None:
         self._layer, self._seats = layer, seats
         self._device = next(layer.final.parameters()).device
-        self._matrices: dict[int, Tensor] = {}
-        self._focus_matrix: Tensor | None = None
-        self._building = threading.Lock()
         self._focus = TextFocus(seats, layer.contention, self._device)
 
     def prepare(self, terms: TextTerms) -> None:
@@ -59,15 +55,7 @@ class TextModulation:
         Raises:
             ValueError: a level below the layer's floor.
         """
-        position = self._layer.calibration.position(terms.level)
-        # Without the lock where nothing is missing: a request must not wait for another's level that is being built.
-        if (not position or position in self._matrices) and (not terms.focus or self._focus_matrix is not None):
-            return
-        with self._building:
-            if position and position not in self._matrices:
-                self._matrices[position] = self._layer.ladder.matrix(position).to(self._device)
-            if terms.focus and self._focus_matrix is None:
-                self._focus_matrix = self._layer.ladder.focus_matrix().to(self._device)
+        self._layer.prepare(RowTerms(terms.level, {entry.token: f for entry, f in terms.focus.items()}))
 
     def write(self, seat: int, terms: TextTerms, prompt: list[int]) -> None:
         """Give a seat to a new sequence."""
@@ -76,21 +64,17 @@ class TextModulation:
 
     def plan(self, terms: Mapping[int, TextTerms]) -> TermsPlan:
         """Lay out the terms of prepared sequences, by seat."""
-        seated: dict[int, list[int]] = {}
+        seated: dict[float, list[int]] = {}
         for seat, own in terms.items():
-            if position := self._layer.calibration.position(own.level):
-                seated.setdefault(position, []).append(seat)
+            seated.setdefault(own.level, []).append(seat)
         levels = []
-        for position, seats in sorted(seated.items()):
-            at = torch.zeros(self._seats + 1, 1)
-            at[seats] = 1.0
-            levels.append((self._matrices[position], at.to(self._device)))
+        for level, seats in sorted(seated.items()):
+            if level < 1.0:
+                at = torch.zeros(self._seats + 1, 1)
+                at[seats] = 1.0
+                levels.append((self._layer.matrix(level), at.to(self._device)))
         focus = {seat: own.focus for seat, own in terms.items() if own.focus}
-        if not focus:
-            return TermsPlan(tuple(levels))
-        assert self._focus_matrix is not None  # prepare() built it
-        planned = plan_focus(focus, self._seats, self._focus_matrix, self._layer.calibration)
-        return TermsPlan(tuple(levels), planned)
+        return TermsPlan(tuple(levels), plan_focus(focus, self._seats, self._layer) if focus else None)
 
     def modulate(self, features: Tensor, logits: Tensor, slots: Tensor, plan: TermsPlan) -> Modulated:
         """Redistribute a step's clean logits.

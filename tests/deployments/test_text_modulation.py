@@ -74,6 +74,15 @@ def test_nothing_is_touched_where_nobody_is_modulated(layer: ModulatedLayer) -> 
     assert got.logits is logits and got.utility is logits
 
 
+def test_a_step_compiles_as_one_graph(layer: ModulatedLayer) -> None:
+    terms = {0: TextTerms(), 1: TextTerms(0.9, {FocusEntry(4): 0.9, FocusEntry(YORK, (NEW,)): 0.5}), 2: TextTerms(0.5)}
+    made = modulation(layer, terms)
+    features, slots, plan = torch.randn(8, H), torch.tensor([0, 1, 2, 1, 2, 0, SEATS, 1]), made.plan(terms)
+    logits = layer.final(features)
+    compiled = torch.compile(lambda x, z: made.modulate(x, z, slots, plan).logits, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(features, logits), made.modulate(features, logits, slots, plan).logits)
+
+
 def test_rows_of_no_seat_keep_their_logits(layer: ModulatedLayer) -> None:
     terms = {0: TextTerms(0.5, {FocusEntry(4): 0.9})}
     made = modulation(layer, terms)
