@@ -7,7 +7,7 @@ Every input is one that neither training nor calibration saw: for images the hel
 calibration sample; for text half new prompts and half paragraphs of the calibration text that calibration leaves out. A
 text's step is judged against the clean token of the same step of the modulated answer.
 
-Usage: python benchmarks/levels.py [--cifar DIR] [--camvid DIR] [--text] [--secrets N]
+Usage: python benchmarks/levels.py [--cifar DIR] [--camvid DIR] [--text] [--secrets N] [--first N]
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def text_prompts(engine: Generator) -> list[list[int]]:
 def under_secrets(
     engine: VisionEngine | Generator,
     sample: CalibrationSample,
-    secrets: int,
+    secrets: range,
     judge: Callable[[ModulatedLayer], dict[float, Share]],
 ) -> list[Point]:
     """Every level under each secret; each is printed as soon as it is known."""
@@ -186,7 +186,7 @@ def under_secrets(
         solved = sample.answered(coarse, ladder, progress)
         return solved
 
-    for number in range(secrets):
+    for number in secrets:
         secret = hashlib.sha256(f"levels {number}".encode()).digest()
         started = time.perf_counter()
         watched = replace(sample, answered=answered if sample.answered else None)
@@ -225,7 +225,9 @@ def main() -> None:
     parser.add_argument("--camvid", type=Path, help="folder that holds val/images")
     parser.add_argument("--text", action="store_true", help="the text model")
     parser.add_argument("--secrets", type=int, default=5, help="noise secrets to measure under")
+    parser.add_argument("--first", type=int, default=0, help="number of the first, to measure some elsewhere")
     arguments = parser.parse_args()
+    secrets = range(arguments.first, arguments.first + arguments.secrets)
     vision: list[tuple[VisionEngine, list[Path]]] = []
     if arguments.cifar:
         vision.append((load_classifier(), [f for f, _ in cifar_held_back(arguments.cifar)[CIFAR_SAMPLE:]]))
@@ -235,7 +237,7 @@ def main() -> None:
         inputs = list(final_inputs(engine, files))
         sample = engine.calibration_sample(Path(str(engine.spec.calibration)))
         points = under_secrets(
-            engine, sample, arguments.secrets,
+            engine, sample, secrets,
             lambda layer, engine=engine, inputs=inputs: judge_pictures(engine, layer, inputs),
         )  # fmt: skip
         table(f"{engine.model_id}, {len(files)} pictures", points)
@@ -243,9 +245,7 @@ def main() -> None:
         generator = Generator.load(SMOLLM2, torch.device("cpu"))
         prompts = text_prompts(generator)
         sample = generator.calibration_sample()
-        points = under_secrets(
-            generator, sample, arguments.secrets, lambda layer: judge_text(generator, layer, prompts)
-        )
+        points = under_secrets(generator, sample, secrets, lambda layer: judge_text(generator, layer, prompts))
         table(f"{generator.model_id}, {len(prompts)} prompts", points)
 
 

@@ -31,7 +31,7 @@ async def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        async with serving(Path(folder)) as server:
+        async with serving(Path(folder), counting=True) as server:
             for kill in (False, True):
                 await run(server, options.seconds, kill_gateway=kill)
             await cut_streams(server)

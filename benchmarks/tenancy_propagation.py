@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ async def main() -> None:
     parser.add_argument("--edits", type=int, default=200)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        async with serving(Path(folder)) as server:
+        async with serving(Path(folder), counting=True) as server:
             await run(server, options.edits)
 
 
@@ -43,6 +44,7 @@ async def run(server: Server, edits: int) -> None:
     key = (await server.admin.create_key("acme"))[0]
     load = Load(server.base_url, {"other": (await server.admin.create_key("other"))[0]}, clients_per_key=4)
     seen: list[tuple[float, float, int]] = []  # began, ended, the limit that was answered
+    others: Counter[int] = Counter()
     stop = asyncio.Event()
 
     async def prober() -> None:
@@ -50,8 +52,11 @@ async def run(server: Server, edits: int) -> None:
         async with httpx.AsyncClient(base_url=server.base_url, headers=headers, timeout=30.0) as client:
             while not stop.is_set():
                 began = time.monotonic()
-                limit = (await client.get("/v1/entitlements")).json()["limits"]["concurrency"]
-                seen.append((began, time.monotonic(), limit or 0))
+                answer = await client.get("/v1/entitlements")
+                if answer.status_code == 200:
+                    seen.append((began, time.monotonic(), answer.json()["limits"]["concurrency"] or 0))
+                else:
+                    others[answer.status_code] += 1
 
     probers = [asyncio.create_task(prober()) for _ in range(PROBERS)]
     executed: dict[int, float] = {}
@@ -63,7 +68,7 @@ async def run(server: Server, edits: int) -> None:
     await asyncio.gather(*probers)
     await load.stop()
     monitor.cancel()
-    print(f"{edits} edits; answers: {len(seen)} of the edited tenant, {len(load.times)} of the load")
+    print(f"{edits} edits; answers: {len(seen)} of the edited tenant, {len(load.times)} of the load; {dict(others)}")
     report(edited, executed, seen)
 
 

@@ -61,16 +61,18 @@ Ask = Callable[[httpx.AsyncClient, bytes], Awaitable[tuple[httpx.Response, "Coun
 
 @asynccontextmanager
 async def serving(
-    folder: Path, *, gateways: int = 2, grace_s: float = 300.0, model: str = MODEL, **spec: Any
+    folder: Path, *, gateways: int = 2, grace_s: float = 300.0, model: str = MODEL, counting: bool = False, **spec: Any
 ) -> AsyncIterator[Server]:
     """`serve run` with one model and an external store, started as `make serve` starts it.
 
     Args:
         folder: for the store, which is kept, and the log.
         model: its id in serve_config.yaml; `spec` goes before its fields there.
+        counting: serve `tenancy_graph`, whose text model `TEXT` costs nothing, beside it.
     """
     valkey = await asyncio.to_thread(EmbeddedValkey, folder / "store")
     server = Server(folder, valkey, free_port(), model, {"threads": 1} | spec)
+    server.counting = counting
     await asyncio.to_thread(server.start, gateways, grace_s)
     try:
         await server.until_ready()
@@ -87,6 +89,7 @@ class Server:
     """A running application, its store and its admin."""
 
     admin: TenantAdmin
+    counting = False
 
     def __init__(self, folder: Path, valkey: EmbeddedValkey, port: int, model: str, spec: dict[str, Any]) -> None:
         self.folder, self.valkey, self.model = folder, valkey, model
@@ -100,6 +103,9 @@ class Server:
         config["http_options"]["port"] = self._port
         args = config["applications"][0]["args"]
         args["models"] = [model | self._spec for model in args["models"] if model["id"] == self.model]
+        if self.counting:
+            config["applications"][0]["import_path"] = "benchmarks.tenancy_graph:build_app"
+            args["models"].append({"id": TEXT, "task": "text-generation", "source": "none"})
         args["store"] |= {"data_dir": str(self.folder / "data"), "stale_grace_s": grace_s}
         args["gateway"]["scaling"]["num_replicas"] = gateways
         path = self.folder / "serve_config.yaml"

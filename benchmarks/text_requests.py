@@ -69,13 +69,13 @@ class Wish:
 
 
 def wishes(rng: random.Random, count: int) -> list[Wish]:
-    """Different good requests: three tiers, two kinds, prompts of about 10 to 400 tokens, answers of 1 to 24."""
+    """Different good requests: three tiers, two kinds, prompts of 6 to 130 tokens, answers of 1 to 16."""
     found: set[Wish] = set()
     while len(found) < count:
-        prompt = FILLER * rng.choice((0, 0, 0, 1, 4, 16)) + f"Write a text about {rng.choice(TOPICS)}."
+        prompt = FILLER * rng.choice((*[0] * 12, 1, 4)) + f"A text about {rng.choice(TOPICS)}:"
         seed = rng.randrange(1000) if rng.random() < 0.2 else None
-        tier, kind = rng.choice(TIERS)[0], rng.choice(("chat", "chat", "completion"))
-        found.add(Wish(tier, kind, prompt, rng.choice((1, 4, 8, 8, 16, 24)), seed))
+        tier, kind = rng.choice(TIERS)[0], rng.choice(("chat", "completion", "completion"))
+        found.add(Wish(tier, kind, prompt, rng.choice((1, 1, 2, 4, 8, 16)), seed))
     return sorted(found, key=str)
 
 

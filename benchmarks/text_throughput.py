@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -76,7 +76,7 @@ async def main() -> None:
         async with AsyncExitStack() as stack:
             subjects = await start(stack, kinds, spec, folder)
             results = await measure(subjects, concurrent, options.rounds, options.tokens)
-    report(results, kinds, concurrent)
+    report(results, kinds, sorted(set(concurrent)))
 
 
 async def start(stack: AsyncExitStack, kinds: Sequence[str], spec: ModelSpec, folder: Path) -> dict[str, Subject]:
@@ -219,14 +219,15 @@ async def measure(subjects: dict[str, Subject], concurrent: Sequence[int], round
     for subject in subjects.values():
         await burst(subject, 3, 3, 4)
     results: Results = defaultdict(list)
-    names = list(subjects)
+    names = deque(subjects)
     for number in range(rounds):
         for clients in concurrent:
-            for kind in names[number % len(names) :] + names[: number % len(names)]:
+            for kind in names:
                 done = await burst(subjects[kind], clients, max(2, clients), tokens)
                 results[kind, clients].append(done)
-            rates = " ".join(f"{kind} {results[kind, clients][-1].rate:.1f}" for kind in names)
+            rates = " ".join(f"{kind} {results[kind, clients][-1].rate:.1f}" for kind in subjects)
             print(f"round {number + 1}, {clients} at once, tokens/s: {rates}", file=sys.stderr, flush=True)
+            names.rotate()
     return results
 
 

@@ -20,7 +20,7 @@ def margin_where_parted(engine: Generator, wish: Wish, one: str, other: str) -> 
     """
     if wish.seed is not None:
         return "sampled: not judged"
-    layer, model = engine.engine.rows.layer, engine.language_model.model
+    layer, model = engine.layer, engine.language_model.model
     terms = layer.compile([RowTerms(dict(TIERS)[wish.tier])])
     chat = wish.kind == "chat"
     ids = engine.encode_chat([{"role": "user", "content": wish.prompt}]) if chat else engine.encode(wish.prompt)

@@ -57,7 +57,10 @@ class Calibration:
         return min(1.0, max(1, math.ceil(lowest * 100 - 1e-6)) / 100)
 
     def position(self, level: float) -> int:
-        """The first position at which agreement falls to `level`; linear within a cell. Falls as the level rises.
+        """The first position at which agreement falls to `level`. Falls as the level rises.
+
+        Within a cell the logarithm of 1 - agreement is taken as linear: few answers change where noise is small, in
+        proportion to its scale, and positions are the scale's logarithm.
 
         Raises:
             ValueError: a level out of (0, 1] or below the floor.
@@ -68,8 +71,7 @@ class Calibration:
             return 0
         for (low, value_low), (high, value_high) in zip(self.curve, self.curve[1:], strict=False):
             if value_high <= level:
-                share = (value_low - level) / (value_low - value_high) if value_low > value_high else 1.0
-                return max(1, low + round(max(0.0, share) * (high - low)))
+                return max(1, low + round(_share_of_cell(level, value_low, value_high) * (high - low)))
         return self.curve[-1][0]
 
     @classmethod
@@ -182,6 +184,15 @@ def _encoded(metric: Tensor) -> dict[str, object]:
 def _decoded(stored: dict[str, Any]) -> Tensor:
     values = np.frombuffer(base64.b64decode(stored["float32"]), dtype="<f4").copy()
     return torch.from_numpy(values).reshape(stored["shape"])
+
+
+def _share_of_cell(level: float, low: float, high: float) -> float:
+    """How far into a cell that leads from agreement `low` down to `high` a level is met, 0 to 1."""
+    if low <= level:
+        return 0.0
+    if low == 1.0:
+        return (low - level) / (low - high)
+    return math.log((1.0 - level) / (1.0 - low)) / math.log((1.0 - high) / (1.0 - low))
 
 
 def _median_distance(features: Tensor, labels: Tensor, sample: int = 2000) -> float:

@@ -44,7 +44,7 @@ def apply_focus(logits: Tensor, targets: Tensor, delta: Tensor, xi: Tensor, cont
 
     Args:
         logits: [N, K, ...] float32, after utility; what follows K are places of a map.
-        targets: [T] int64, distinct classes, or [N, T], a row's own; those of delta 0 may stand in it twice.
+        targets: [T] int64, distinct classes.
         delta: [N, T] float32, signed standard deviations in logit units; 0 for no focus.
         xi: [N, T, ...] float32, the focus field at the targets, N(0, 1) over keys.
         contention: how many of the highest logits contend, at least 2.
@@ -53,7 +53,7 @@ def apply_focus(logits: Tensor, targets: Tensor, delta: Tensor, xi: Tensor, cont
         [N, K, ...] float32, a new tensor.
     """
     places = (1,) * (logits.ndim - 2)
-    delta, chosen = delta.reshape(*delta.shape, *places), targets.reshape(*targets.shape, *places)
+    delta, chosen = delta.reshape(*delta.shape, *places), targets.reshape(-1, *places)
     chosen = chosen.expand(logits.shape[0], -1, *logits.shape[2:])
     at_targets = logits.gather(1, chosen)
     # max() rather than argmax(), which takes five times as long across a map.

@@ -70,15 +70,12 @@ class ModulatedLayer(nn.Module):
 
     def prepare(self, terms: RowTerms) -> None:
         """Build the matrices that these terms need, so that no batch waits for them. Safe from any thread."""
-        position = self._position(terms.level)
-        # Without the lock where nothing is missing: a batch must not wait for another level that is being built.
-        if (not position or position in self._matrices) and (not terms.focus or self._focus_columns is not None):
-            return
-        if position:
+        if position := self._position(terms.level):
             self.matrix_at(position)
-        with self._building:
-            if terms.focus and self._focus_columns is None:
-                self._focus_columns = self.ladder.focus_matrix().T.contiguous().to(self._device)
+        if terms.focus and self._focus_columns is None:
+            with self._building:
+                if self._focus_columns is None:
+                    self._focus_columns = self.ladder.focus_matrix().T.contiguous().to(self._device)
 
     def matrix(self, level: float) -> Tensor:
         """C [D, K] float32 at which a level below 1.0 is delivered, on the layer's device. Safe from any thread."""
@@ -86,10 +83,13 @@ class ModulatedLayer(nn.Module):
 
     def matrix_at(self, position: int) -> Tensor:
         """C [D, K] float32 at a ladder position, on the layer's device, built once. Safe from any thread."""
-        with self._building:
-            if position not in self._matrices:
-                self._matrices[position] = self.ladder.matrix(position).to(self._device)
-            return self._matrices[position]
+        matrices = self._matrices
+        # Without the lock where nothing is missing: a batch must not wait for another level that is being built.
+        if position not in matrices:
+            with self._building:
+                if position not in matrices:
+                    matrices[position] = self.ladder.matrix(position).to(self._device)
+        return matrices[position]
 
     def recalibrate(self, calibration: Calibration, levels: Sequence[float] = ()) -> Callable[[], None]:
         """Move the levels along the same path; the noise of a position stays what it is.

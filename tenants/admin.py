@@ -160,7 +160,7 @@ class TenantAdmin(Directory):
             await self._record(key, f"There is no tier '{name}'.")
         except RecordError:
             pass
-        users = [tenant_id async for tenant_id in self.where(keyspace.TENANT, "tier", name)]
+        users = await self.names(keyspace.TENANT, where=("tier", name))
         if users:
             raise AdminError(f"Tier '{name}' has {len(users)} tenants, such as '{users[0]}'; move them first.")
         await self._delete(key, "tier delete", name, "")

@@ -25,6 +25,8 @@ CAPACITY = 100_000
 LONGEST_KEY = 512
 UNANNOUNCED_TTL_S = 1.0
 """How long an entry is used while nothing announces its edits."""
+REREADS_PER_S = 100.0
+"""How often entries are read again while edits are announced: behind announcements that is a net, not a need."""
 TOUCH_EVERY_S = 300.0
 TOUCH_FLUSH_S = 5.0
 TOUCH_KEPT_S = 400 * 86400
@@ -64,8 +66,8 @@ class EntitlementCache:
     """Entitlements by API key, for one gateway replica.
 
     Args:
-        ttl_s: how long an entry is used without asking the store again while edits are announced; while they are not,
-            at most a second.
+        ttl_s: how long an entry is used without asking the store again while edits are announced, longer where so many
+            keys are in use that this would be more than `REREADS_PER_S`; while they are not, at most a second.
         stale_grace_s: how long known keys go on while the store is away.
     """
 
@@ -113,7 +115,9 @@ class EntitlementCache:
         return True, "ok"
 
     def _fresh_for(self) -> float:
-        return self._ttl if self._feed.connected else min(self._ttl, UNANNOUNCED_TTL_S)
+        if not self._feed.connected:
+            return min(self._ttl, UNANNOUNCED_TTL_S)
+        return max(self._ttl, len(self._entries) / REREADS_PER_S)
 
     async def authenticate(self, api_key: str) -> Entitlements:
         """The entitlements behind an API key.

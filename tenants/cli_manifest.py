@@ -25,8 +25,10 @@ def apply(
     """Make tiers and tenants what a file says. The difference is shown first; keys and usage are left alone."""
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise failure(f"{file} cannot be read: {error}") from None
+    except OSError as error:
+        raise failure(f"{file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise failure(f"{file} is not UTF-8 text.") from None
 
     async def planned(admin: TenantAdmin, store: TenantStore) -> list[manifest.Step]:
         return manifest.plan(manifest.parse(text), await manifest.current(store, admin), prune=prune)

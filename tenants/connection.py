@@ -15,7 +15,11 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
+from tenants import scripts
+
 SOCKET_TIMEOUT_S = 0.2
+PAGE = 1000
+_FIND = scripts.load("find").text
 _Sentinel: Any = Sentinel
 _Cluster: Any = RedisCluster
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
@@ -71,10 +75,18 @@ class Link:
         await self._client.initialize()
         return list(self._client.get_primaries())
 
-    async def scan(self, node: Any, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
-        """A page of the keys that match, of one of `primaries`, and where the next begins; 0 after the last."""
-        cursors, keys = await self.execute("SCAN", cursor, "MATCH", pattern, "COUNT", 1000, node=node)
-        # A Cluster's client answers with a cursor for each node asked.
+    async def scan(
+        self, node: Any, cursor: int, pattern: str, where: tuple[str, str] | None = None
+    ) -> tuple[int, list[bytes]]:
+        """A page of the keys that match, of one of `primaries`, and where the next begins; 0 after the last.
+
+        Args:
+            where: only hashes with this field and value.
+        """
+        page = ("MATCH", pattern, "COUNT", PAGE)
+        command = ("SCAN", cursor, *page) if where is None else ("EVAL", _FIND, 0, cursor, pattern, PAGE, *where)
+        cursors, keys = await self.execute(*command, node=node)
+        # A Cluster's client answers SCAN with a cursor for each node asked.
         return int(next(iter(cursors.values())) if isinstance(cursors, dict) else cursors), keys
 
     async def drop_idle(self) -> None:

@@ -50,7 +50,7 @@ class Directory:
 
     async def keys(self, tenant_id: str) -> dict[str, KeyRecord]:
         """A tenant's keys by hash. A record that does not validate belongs to nobody, and is left out."""
-        digests = [digest async for digest in self.where(keyspace.APIKEY, "tenant", tenant_id)]
+        digests = await self.names(keyspace.APIKEY, where=("tenant", tenant_id))
         found = await self._all(keyspace.APIKEY, parse_key, digests)
         own = {d: key for d, key in found.items() if isinstance(key, KeyRecord) and key.tenant == tenant_id}
         notes = await self._used(own)
@@ -65,7 +65,7 @@ class Directory:
         """The hash of the key of a reference, whether its record validates or not."""
         wanted = reference.replace("...", "…")
         if "…" in wanted:
-            found = [digest async for digest in self.where(keyspace.APIKEY, "prefix", wanted)]
+            found = await self.names(keyspace.APIKEY, where=("prefix", wanted))
         elif _ID.fullmatch(wanted):
             found = await self.names(keyspace.APIKEY, wanted)
         else:
@@ -107,19 +107,9 @@ class Directory:
                 problems.append(RecordError(keyspace.apikey(key.digest), "tenant", missing))
         return sorted(problems, key=lambda problem: (problem.key, problem.field))
 
-    async def names(self, prefix: str, beginning: str = "") -> list[str]:
-        """What there is under a prefix of `keyspace`, sorted; only names with that beginning."""
-        return sorted({key.removeprefix(prefix) async for key in self._store.scan(prefix + beginning)})
-
-    async def where(self, prefix: str, field: str, value: str) -> AsyncIterator[str]:
-        """Names under a prefix whose record has a value: one field is read, so that many records are no matter."""
-        names = await self.names(prefix)
-        for start in range(0, len(names), READ_BATCH):
-            page = names[start : start + READ_BATCH]
-            values = await self._store.pipeline([("HGET", prefix + name, field) for name in page])
-            for name, there in zip(page, values, strict=True):
-                if there == value.encode("utf-8", "surrogateescape"):
-                    yield name
+    async def names(self, prefix: str, beginning: str = "", where: tuple[str, str] | None = None) -> list[str]:
+        """What there is under a prefix of `keyspace`, sorted; only names with that beginning, or a field of a value."""
+        return sorted({key.removeprefix(prefix) async for key in self._store.scan(prefix + beginning, where)})
 
     async def _record(self, key: str, missing: str) -> RawHash:
         raw = (await self._store.hashes(key))[0]

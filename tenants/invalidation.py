@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from redis.exceptions import RedisError, ResponseError
 
 from tenants import keyspace, tasks
+from tenants.patience import Patience
 from tenants.store import TenantStore
 
 logger = logging.getLogger(__name__)
@@ -88,10 +89,12 @@ class InvalidationFeed:
             self._listener.lost(self.alive_at)
 
     async def _session(self) -> None:
-        connections: list[Any] = await self._store.push_connections()
+        connections: list[Any] = []
         try:
-            for connection in connections:
-                await self._track(connection)
+            async with Patience(SILENCE_S):
+                connections += await self._store.push_connections()
+                for connection in connections:
+                    await self._track(connection)
             alive_at = dict.fromkeys(range(len(connections)), time.monotonic())
             self.alive_at = min(alive_at.values())
             self.connected, self.problem = True, ""
@@ -119,13 +122,15 @@ class InvalidationFeed:
         """Read pushes of one connection and ask for a sign of life; raises once it is silent, or has lost its part."""
         pinged_at: float | None = None
         while True:
+            asked_at = time.monotonic()
             answer = await connection.read_response(timeout=HEARTBEAT_S, push_request=True, disconnect_on_error=False)
             now = time.monotonic()
             if answer is not None:
                 # A PONG comes after every push that the server had queued when it answered.
                 alive_at[number], pinged_at = now, None
                 self.alive_at = min(alive_at.values())
-            elif pinged_at is not None and now - pinged_at > SILENCE_S:
+            elif pinged_at is not None and now - pinged_at > SILENCE_S and now - asked_at < 2 * HEARTBEAT_S:
+                # Not where the event loop stood still meanwhile: its answer may lie in the socket.
                 raise TimeoutError("the server is silent")
             if pinged_at is None and now - alive_at[number] >= HEARTBEAT_S:
                 pinged_at = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,12 +77,13 @@ def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
     )
     if as_json:
         return _json([key(record) for record in found])
-    moments = [[_moment(m) for m in (own.created_at, own.expires_at, own.last_used)] for own in found]
+    # Days are enough for people; --json has the seconds.
+    moments = [[_moment(m)[:10] for m in (own.expires_at, own.last_used)] for own in found]
     rows = [
-        (own.id, own.prefix, own.label, _status(own), *times, _terms(own))
+        (own.id, own.prefix, _status(own), *times, own.label, _terms(own))
         for own, times in zip(found, moments, strict=True)
     ]
-    _table(("id", "prefix", "label", "status", "created", "expires", "last used", "scopes and limits"), rows)
+    _table(("id", "prefix", "status", "expires", "last used", "label", "scopes and limits"), rows, whole=5)
 
 
 def usage(periods: Iterable[Usage], as_json: bool, as_csv: bool = False) -> None:
@@ -96,13 +98,14 @@ def usage(periods: Iterable[Usage], as_json: bool, as_csv: bool = False) -> None
     if as_json:
         return _json([asdict(period) for period in periods])
     rows: list[tuple[str, ...]] = []
-    for period in periods:
-        if any(period.total.values()):
-            rows.append((period.period, "all", *(str(period.total[name]) for name in COUNTERS)))
-            rows += [
-                ("", model, *(str(counts[name]) for name in COUNTERS))
-                for model, counts in sorted(period.by_model.items())
-            ]
+    used = [period for period in periods if any(period.total.values())]
+    for period in used:
+        rows.append((period.period, "all", *(str(period.total[name]) for name in COUNTERS)))
+        rows += [
+            ("", model, *(str(counts[name]) for name in COUNTERS)) for model, counts in sorted(period.by_model.items())
+        ]
+    if len(used) > 1:
+        rows.append(("total", "all", *(str(sum(period.total[name] for period in used)) for name in COUNTERS)))
     _table(("period", "model", *(name.replace("_", " ") for name in COUNTERS)), rows)
 
 
@@ -224,10 +227,15 @@ def _json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
-def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+def _table(columns: Iterable[str], rows: Iterable[Iterable[str]], whole: int = 2) -> None:
     table = Table(*columns, box=SIMPLE_HEAD)
+    for number, column in enumerate(table.columns):
+        # Nothing is shortened, and what a person copies is not even wrapped.
+        column.no_wrap, column.overflow = number < whole, "fold"
     for row in rows:
         # Text of a record is not markup.
         table.add_row(*(cell.replace("[", "\\[") for cell in row))
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 1000  # for grep and the like, which count on whole lines
     console.print(table if table.row_count else "Nothing to show.")

@@ -19,6 +19,7 @@ from policies.errors import Unavailable
 from tenants import keyspace, refusals, scripts, tasks
 from tenants.breaker import CircuitBreaker
 from tenants.connection import SOCKET_TIMEOUT_S, Link, describe
+from tenants.patience import Patience
 from tenants.records import RawHash, RecordError
 from tenants.scripts import Script
 
@@ -28,14 +29,9 @@ MAX_CONNECTIONS = 64
 FIRST_PROBE_S = 0.05
 LONGEST_PROBE_S = 0.5
 READ_BATCH = 500
-_AWAY = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    RedisClusterException,
-    SlotNotCoveredError,
-    OSError,
-    TimeoutError,
-)
+SETTING_UP = 4.0
+"""How much longer than an answer a new connection may take: names, TLS and Sentinel come before it."""
+_AWAY = (RedisConnectionError, RedisTimeoutError, RedisClusterException, SlotNotCoveredError, OSError, TimeoutError)
 _EDIT = scripts.load("edit")
 
 Command = tuple[Any, ...]
@@ -51,7 +47,7 @@ class TenantStore:
     junk in it can be named instead of failing the whole read.
 
     Args:
-        timeout_s: bound of each connection and each answer; a gateway wants it short, a person can wait.
+        timeout_s: bound of each answer; a gateway wants it short, a person can wait.
         locate: asked for the URL while the store is away, where it can move.
     """
 
@@ -70,7 +66,8 @@ class TenantStore:
     def _open(self, url: str) -> None:
         self.url = url
         self.address = describe(url)
-        self._link = Link(url, self._timeout_s)
+        # The client's own limit comes after ours, which knows of an event loop that was late.
+        self._link = Link(url, 50 * self._timeout_s)
 
     @classmethod
     async def connect(
@@ -84,7 +81,7 @@ class TenantStore:
         """
         store = cls(url, timeout_s=timeout_s, locate=locate)
         try:
-            await store._guarded(store._link.ping)
+            await store._guarded(store._link.ping, SETTING_UP)
         except BaseException:
             await store.aclose()
             raise
@@ -186,14 +183,17 @@ class TenantStore:
                 answers.append(answer)
         return answers
 
-    async def scan(self, prefix: str) -> AsyncIterator[str]:
-        """Every key that begins with `prefix`, in no order, without blocking the server. May repeat a key."""
+    async def scan(self, prefix: str, where: tuple[str, str] | None = None) -> AsyncIterator[str]:
+        """Every key that begins with `prefix`, in no order, in pages; only hashes with a field of a value if `where`.
+
+        May repeat a key.
+        """
         # Names are ours or validated, but a prefix is matched literally all the same.
         pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
         for node in await self._guarded(self._link.primaries):
             cursor = 0
             while True:
-                cursor, keys = await self._guarded(partial(self._link.scan, node, cursor, pattern))
+                cursor, keys = await self._guarded(partial(self._link.scan, node, cursor, pattern, where))
                 for key in keys:
                     yield key.decode("utf-8", "backslashreplace")
                 if cursor == 0:
@@ -239,12 +239,13 @@ class TenantStore:
         """Whether a Cluster has other primaries now than those of `connections`."""
         return self._link.moved(connections)
 
-    async def _guarded(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _guarded(self, operation: Callable[[], Awaitable[T]], patience: float = 1.0) -> T:
         async with self._slots:
             # Asked with a slot in hand: those that waited for one need not each find out that the store is gone.
             self.breaker.check()
             try:
-                return await operation()
+                async with Patience(patience * self._timeout_s):
+                    return await operation()
             except ResponseError as error:
                 raise self._refused(error) from error
             except _AWAY as error:
@@ -262,7 +263,10 @@ class TenantStore:
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PROBE_S)
             try:
-                await self._link.ping()
+                # The first sets a connection up, which may take longer; the second is what a request would meet.
+                for patience in (SETTING_UP, 1.0):
+                    async with Patience(patience * self._timeout_s):
+                        await self._link.ping()
             except (*_AWAY, ResponseError):
                 await self._follow()
                 continue

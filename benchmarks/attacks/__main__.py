@@ -3,6 +3,9 @@
 Features of all queries are computed once and kept in the cache folder; what follows is arithmetic on them.
 
 Usage: python -m benchmarks.attacks labels --cifar DIR [--cache DIR] [--secrets N]
+       python -m benchmarks.attacks masks --camvid DIR
+       python -m benchmarks.attacks text
+       python -m benchmarks.attacks frontier --cifar DIR [--plot OUT.png]
 """
 
 from __future__ import annotations
@@ -12,22 +15,32 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.attacks import labels
+from benchmarks.attacks import frontier, labels, masks, text
 
 
 def main() -> None:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("labels",))
+    parser.add_argument("task", choices=("labels", "masks", "text", "frontier"))
     parser.add_argument("--cifar", type=Path, help="folder that holds train/<class>/*.jpg")
+    parser.add_argument("--camvid", type=Path, help="folder that holds val/images and val/labels")
     parser.add_argument("--cache", type=Path, default=Path(".data/attacks"), help="folder to keep features in")
     parser.add_argument("--secrets", type=int, default=6, help="noise secrets to measure under")
+    parser.add_argument("--plot", type=Path, help="where to draw the frontier")
     parser.add_argument("--threads", type=int, default=1, help="threads to compute with")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if not arguments.cifar:
-        parser.error("labels needs --cifar")
-    print(labels.measure(arguments.cifar, arguments.cache, arguments.secrets).table())
+    cache, secrets = arguments.cache, arguments.secrets
+    if arguments.task == "text":
+        records = text.measure(cache, secrets)
+    elif arguments.task == "masks":
+        records = masks.measure(arguments.camvid or parser.error("masks needs --camvid"), cache, secrets)
+    else:
+        root = arguments.cifar or parser.error(f"{arguments.task} needs --cifar")
+        records = (labels if arguments.task == "labels" else frontier).measure(root, cache, secrets)
+    if arguments.plot:
+        frontier.draw(records, arguments.plot)
+    print(records.table())
 
 
 if __name__ == "__main__":

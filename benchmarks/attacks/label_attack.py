@@ -25,7 +25,7 @@ from benchmarks.attacks.sources import Ladder, Source
 
 LOWER_LEVELS = (0.1, 0.2)
 """How far below its own level a coalition's other members are."""
-ACCOUNTS, REFITS = 20, 10
+ACCOUNTS, REFITS = 20, 5
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LabelAttack:
 
     @cached_property
     def judged(self) -> Tensor:
-        """Answers [500, 100, K] to the usual near-duplicates of the judged pictures."""
+        """Answers [300, 100, K] to the usual near-duplicates of the judged pictures."""
         return self.ask(self.data.judged)
 
     @cached_property
@@ -113,14 +113,14 @@ class LabelAttack:
     def both(self, queries: int = BOTH_QUERIES) -> float:
         """20 usual queries each, on 600 labelled pictures and on the judged; a corrector of their votes and scores."""
         examples = self.ask(self.data.both[:, :queries])
-        truth = self.data.example_truth[: len(examples)]
+        truth = self.data.both_truth
         (seen, share), (judged, judged_share) = map(self._pooled, (examples, self.judged[:, :queries]))
         return accuracy(Corrector(seen, share, truth)(judged, judged_share), self.data.truth)
 
     def both_by_query(self, queries: int = BOTH_QUERIES) -> float:
         """As `both`, but each answer is corrected by itself and the corrected scores are added."""
         examples = self.ask(self.data.both[:, :queries])
-        truth = self.data.example_truth[: len(examples)].repeat_interleave(queries)
+        truth = self.data.both_truth.repeat_interleave(queries)
         rows, judged = examples.flatten(0, 1), self.judged[:, :queries].flatten(0, 1)
         fitted = Corrector(label_and_score(rows), self.own(rows), truth)
         scores = fitted(label_and_score(judged), self.own(judged)).log_softmax(dim=1)

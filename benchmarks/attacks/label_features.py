@@ -17,7 +17,7 @@ from deployments.engines.classifier import ImageClassifier
 from models.make_calibration_sample import CIFAR_SAMPLE, cifar_held_back
 
 QUERIES, WIDE_QUERIES, BOTH_QUERIES = 100, 20, 20
-JUDGED, EXAMPLES, BOTH_EXAMPLES = 500, 6000, 600
+JUDGED, EXAMPLES, BOTH_EXAMPLES = 300, 6000, 600
 _BATCH = 100
 _PART = 100
 Way = Callable[[Image.Image, int], Image.Image]
@@ -28,12 +28,13 @@ class LabelFeatures:
     """What an attacker's queries are to the final layer; query 0 is the picture as it is.
 
     Attributes:
-        judged: [500, 100, H] usual near-duplicates of the pictures that judge.
-        wide: [500, 20, H] the same turned, cropped and recoloured.
+        judged: [300, 100, H] usual near-duplicates of the pictures that judge.
+        wide: [300, 20, H] the same turned, cropped and recoloured.
         truth: [500] int64.
         examples: [6000, H] labelled pictures, the last third of them mirrored.
         example_truth: [6000] int64.
-        both: [600, 20, H] usual near-duplicates of the first of them.
+        both: [600, 20, H] usual near-duplicates of labelled pictures, on which the field's metric was not fitted.
+        both_truth: [600] int64.
     """
 
     judged: Tensor
@@ -42,6 +43,7 @@ class LabelFeatures:
     examples: Tensor
     example_truth: Tensor
     both: Tensor
+    both_truth: Tensor
 
 
 def label_features(engine: ImageClassifier, root: Path, cache: Path) -> LabelFeatures:
@@ -59,6 +61,7 @@ def label_features(engine: ImageClassifier, root: Path, cache: Path) -> LabelFea
     return LabelFeatures(
         examples=torch.cat(examples),
         both=_kept(engine, known[:BOTH_EXAMPLES], BOTH_QUERIES, one, cache / "both"),
+        both_truth=classes[:BOTH_EXAMPLES],
         judged=_kept(engine, judged, QUERIES, one, cache / "judged"),
         wide=_kept(engine, judged, WIDE_QUERIES, wide, cache / "wide"),
         truth=classes[CIFAR_SAMPLE:][:JUDGED],

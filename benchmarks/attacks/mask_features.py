@@ -21,9 +21,9 @@ from policies.layer import block_means
 
 QUERIES, BOTH_QUERIES = 100, 20
 JUDGED, EXAMPLES, BOTH_EXAMPLES = 6, 8, 4
-CELL = 4
-"""Pixels of a picture to a logit; a near-duplicate is shifted by whole logits."""
-EDGE = MOST_STEPS * CELL
+STEP = 4
+"""Pixels: a near-duplicate is shifted by up to two steps each way."""
+EDGE = MOST_STEPS * STEP
 """Pixels at the border that shifted pictures do not show, and that are not judged."""
 VOID = 11
 
@@ -36,7 +36,7 @@ class Scene:
         picture: [h, w, 3] uint8.
         truth: [h, w] int64, 11 where unknown.
         means: [Q, H, h', w'] float16 block means, what the noise field sees.
-        logits: [Q, K, h / 4, w / 4] float16 clean logits.
+        logits: [Q, K, h'', w''] float16 clean logits.
     """
 
     picture: Tensor
@@ -71,7 +71,7 @@ def undone(answers: Tensor, numbers: Sequence[int]) -> Tensor:
     straight = []
     for answer, number in zip(answers, numbers, strict=True):
         way = Duplicate.draw(number and SEED + number)
-        rolled = answer.roll((way.down * CELL, way.right * CELL), (-2, -1))
+        rolled = answer.roll((way.down * STEP, way.right * STEP), (-2, -1))
         straight.append(rolled.flip(-1) if way.mirrored else rolled)
     return torch.stack(straight)
 
@@ -82,7 +82,7 @@ def _scene(engine: ImageSegmenter, file: Path, queries: int, cache: Path) -> Sce
     (picture,) = read([file])
     if not path.exists():
         began, means, logits = time.perf_counter(), [], []
-        for features in final_inputs(engine, (usual(picture, n, CELL) for n in range(queries)), 4):
+        for features in final_inputs(engine, (usual(picture, n, STEP) for n in range(queries)), 4):
             means.append(block_means(features, engine.block).half())
             with torch.inference_mode():
                 logits.append(engine.final(features).half())

@@ -47,6 +47,11 @@ class Records:
         return "\n".join(lines)
 
 
+def mean(values: list[float]) -> float:
+    """Over secrets."""
+    return statistics.mean(values)
+
+
 def _cell(values: list[float]) -> str:
     if not values:
         return ""

@@ -114,14 +114,20 @@ class Scaled(Source):
     """One draw of the field, scaled to each level: not a ladder, but the obvious way to make levels of one noise."""
 
     def __init__(self, number: int, field: Field, sample: Sample) -> None:
-        self._ladder = Ladder(number, field, sample)
-        self._draw = self._ladder.ladder.focus_matrix()
-        phi, clean = self._ladder.ladder.phi(sample.features), sample.logits.argmax(dim=1)
-        self._scales = torch.logspace(-2, 3, 500)
-        noise = phi @ self._draw
-        agreed = [((sample.logits + s * noise).argmax(dim=1) == clean).float().mean() for s in self._scales]
-        self._agreed = torch.stack(agreed)
+        self._ladder = Ladder(number, field, sample, tolerance=0.02).ladder
+        self._draw = self._ladder.focus_matrix()
+        self._logits, self._noise = sample.logits, self._ladder.phi(sample.features) @ self._draw
 
     def __call__(self, features: Tensor, logits: Tensor, level: float, account: int = 0) -> Tensor:
-        scale = self._scales[int((self._agreed - level).abs().argmin())]
-        return logits + scale * (self._ladder.ladder.phi(features) @ self._draw)
+        scale = scale_for(level, self._logits, self._noise)
+        return logits + scale * (self._ladder.phi(features) @ self._draw)
+
+
+def scale_for(level: float, logits: Tensor, noise: Tensor) -> float:
+    """The scale of a draw of noise [N, K] at which answers agree with the clean ones as often as a level says."""
+    clean, low, high = logits.argmax(dim=1), 1e-2, 1e3
+    for _ in range(30):
+        middle = (low * high) ** 0.5
+        agreed = float(((logits + middle * noise).argmax(dim=1) == clean).float().mean())
+        low, high = (middle, high) if agreed > level else (low, middle)
+    return low

@@ -35,7 +35,8 @@ class ImageClassifier(VisionEngine):
     task = Task.CLASSIFICATION
     final_kind = nn.Linear
     calibration_images = 5000
-    duplicated_images = 200
+    duplicated_images = 800
+    directions = 16
     live_judged = 4096
     least_live = 500
     tolerance = 0.004

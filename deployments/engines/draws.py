@@ -101,7 +101,7 @@ class DrawTables:
         if plan.top_p:
             scores = keep_top_p(scores, self._top_p[slots])
         noise = gumbel(step_keys(self._seed[slots], self._drawn[slots]), scores.shape[1])
-        return scores + noise * self._random[slots][:, None]
+        return noise.mul_(self._random[slots][:, None]).add_(scores)
 
     def drawn(self, tokens: Tensor, slots: Tensor, plan: DrawPlan) -> None:
         """Count the tokens [N] int64 that a step chose."""

@@ -53,6 +53,7 @@ class ImageSegmenter(VisionEngine):
     final_kind = nn.Conv2d
     calibration_images = 256
     duplicated_images = 64
+    directions = 32
     live_capacity = 256 * TILES_PER_IMAGE
     live_judged = 64 * TILES_PER_IMAGE
     least_live = 50

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.config import ModelSpec
 from deployments.engines.language_models import LanguageModel
+from deployments.engines.prefix_sharing import salted_id
 from deployments.engines.sampling import SamplingParams, seed_key
+from deployments.engines.text_admission import SEATS_PER_ROW, WaitingLine
 from deployments.engines.text_modulation import TextTerms
 from deployments.engines.text_rows import LogprobRecord, ModulatedRows, Seat
 from deployments.engines.text_scheduler import cache_pages, pages_of, start_manager
-from deployments.fair_queue import FairQueue
+from deployments.engines.token_shares import TokenShares
 from policies.errors import Unavailable
 from policies.layer import ModulatedLayer
 from policies.terms import Share
@@ -40,46 +41,46 @@ class Progress:
 class _Request:
     """One answer on its way. `events` brings its progress, or the error."""
 
+    flow: str
     prompt: list[int]
     params: SamplingParams
     seat: Seat
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str
     events: asyncio.Queue[Progress | Unavailable] = field(default_factory=asyncio.Queue)
     number: int | None = None
     finished: bool = False
 
     @property
-    def tokens(self) -> int:
-        return len(self.prompt) + self.params.max_tokens
-
-    @property
     def pages(self) -> int:
-        return pages_of(self.tokens)
+        """Of the whole answer, which are reserved before the first token."""
+        return pages_of(len(self.prompt) + self.params.max_tokens)
 
 
 class TextEngine:
-    """Transformers' continuous batching in its own thread, behind a fair queue, for callers on one asyncio loop.
+    """Transformers' continuous batching in its own thread, fair between flows, for callers on one asyncio loop.
 
     Args:
         model: the language model.
         layer: the modulated layer over its final layer.
-        spec: `max_batch_size` running sequences, `max_queue_per_tenant` waiting ones of a flow.
+        spec: `max_batch_size` rows of a step, `max_queue_per_tenant` waiting requests of a flow.
         context: most tokens of a sequence.
     """
 
     def __init__(self, model: LanguageModel, layer: ModulatedLayer, spec: ModelSpec, context: int) -> None:
-        self.rows = ModulatedRows(layer, spec.max_batch_size, spec.max_batch_size)
-        self._seats = spec.max_batch_size
-        self._pages_free = cache_pages(model, context, spec.max_batch_size)
-        self._waiting = FairQueue[_Request](spec.max_queue_per_tenant)
+        rows = spec.max_batch_size
+        self.rows = ModulatedRows(layer, rows * SEATS_PER_ROW, rows)
+        pages = cache_pages(model, context, rows * SEATS_PER_ROW)
+        shares = TokenShares()
+        self.line = WaitingLine[_Request](shares, bound=spec.max_queue_per_tenant, rows=rows, pages=pages)
         self._running: dict[str, _Request] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._manager: Any = start_manager(
             model,
             self.rows,
-            sequences=self._seats,
-            pages=self._pages_free,
+            rows=rows,
+            pages=pages,
+            shares=shares,
             on_cancelled=self._cancelled_in_engine,
         )
 
@@ -91,7 +92,7 @@ class TextEngine:
     @property
     def waiting(self) -> int:
         """Requests that wait for one."""
-        return len(self._waiting)
+        return len(self.line)
 
     async def run(
         self, prompt: list[int], params: SamplingParams, terms: TextTerms, share: Share, choice: int = 0
@@ -109,8 +110,9 @@ class TextEngine:
         await asyncio.to_thread(self.rows.prepare, terms)
         self._loop = asyncio.get_running_loop()
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        request = _Request(prompt, params, Seat(terms, params, seed_key(seed, choice), prompt))
-        self._waiting.push(share.flow, share.weight, request.tokens, request)
+        seat = Seat(terms, params, seed_key(seed, choice), prompt)
+        request = _Request(share.flow, prompt, params, seat, salted_id(share.flow))
+        self.line.push(share.flow, share.weight, request.pages, request)
         try:
             self._admit()
             last = False
@@ -142,18 +144,11 @@ class TextEngine:
             self.rows.close()
 
     def _admit(self) -> None:
-        """Release waiting requests while there is a seat and memory for the next in turn, its whole answer included.
-
-        The next in turn is waited for, however large, so that small ones cannot starve it.
-        """
-        while len(self._running) < self._seats and (request := self._waiting.peek()):
-            if request.pages > self._pages_free:
-                return
-            self._waiting.pop()
+        """Give seats to those whose turn it is, while there are seats and memory for their whole answers."""
+        while request := self.line.pop():
             self._start(request)
 
     def _start(self, request: _Request) -> None:
-        self._pages_free -= request.pages
         self._running[request.id] = request
         request.number = self.rows.sit(request.seat)
         accepted = None
@@ -166,6 +161,7 @@ class TextEngine:
                 max_new_tokens=request.params.max_tokens,
                 streaming=True,
                 seat=request.number,
+                flow=request.flow,
             )
         finally:
             if accepted is None:
@@ -183,7 +179,7 @@ class TextEngine:
         """The caller is gone: nothing is left of a finished request, a waiting or running one is cancelled."""
         if request.finished:
             return
-        if self._waiting.discard(request):
+        if self.line.discard(request.flow, request):
             self._admit()
         elif request.id in self._running:
             self._manager.cancel_request(request.id)
@@ -204,14 +200,14 @@ class TextEngine:
             return
         request.finished = True
         if self._running.pop(request.id, None) and request.number is not None:
-            self._pages_free += request.pages
+            self.line.release(request.flow, request.pages)
             self.rows.leave(request.number)
             self._manager.output_router.result_handlers.pop(request.id, None)
         if error is None:
             self._admit()
             return
         request.events.put_nowait(error)
-        while waiting := self._waiting.pop():  # the engine is gone for them too
+        for waiting in self.line.drain():  # the engine is gone for them too
             waiting.finished = True
             waiting.events.put_nowait(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from deployments.engines.words import MAX_TOKENS, FocusEntry
-from policies.calibration import Calibration
 from policies.focus import apply_focus, focus_std
+from policies.layer import ModulatedLayer, RowTerms
 
 _ANY = -1
 """In a pattern: whatever token."""
@@ -47,31 +48,26 @@ class FocusPlan:
         return len(self.patterns) > 0
 
 
-def plan_focus(
-    focus: Mapping[int, Mapping[FocusEntry, float]], seats: int, matrix: Tensor, calibration: Calibration
-) -> FocusPlan:
+def plan_focus(focus: Mapping[int, Mapping[FocusEntry, float]], seats: int, layer: ModulatedLayer) -> FocusPlan:
     """Lay out the focus of sequences, by seat.
 
     Args:
         focus: entries and signed strengths of each seat that has a focus.
         seats: S.
-        matrix: [D, V] of the focus field, on the device.
-        calibration: whose median margins strengths are measured in.
+        layer: prepared for these entries; strengths are in its median margins.
     """
-    device = matrix.device
+    device = next(layer.final.parameters()).device
     entries = sorted({entry for of_seat in focus.values() for entry in of_seat}, key=lambda e: (e.token, e.prefix))
     tokens = sorted({entry.token for entry in entries})
     later = [entry for entry in entries if entry.prefix]
     delta, ratio = torch.zeros(seats + 1, len(tokens)), torch.zeros(seats + 1, len(later))
     for seat, of_seat in focus.items():
+        first = RowTerms(focus={entry.token: strength for entry, strength in of_seat.items() if not entry.prefix})
+        for token, std in layer.deltas(first).items():
+            delta[seat, tokens.index(token)] = std
         for entry, strength in of_seat.items():
-            sign = 1.0 if strength > 0 else -1.0
             if entry.prefix:
-                ratio[seat, later.index(entry)] = sign * focus_std(strength, 1.0)
-            else:
-                gaps = calibration.favour_gap if strength > 0 else calibration.avoid_gap
-                gap = gaps[entry.token] if len(gaps) > 1 else gaps[0]
-                delta[seat, tokens.index(entry.token)] = sign * focus_std(strength, gap)
+                ratio[seat, later.index(entry)] = math.copysign(focus_std(strength, 1.0), strength)
     padded = [[_ANY] * (_MEMORY - len(e.prefix)) + list(e.prefix) for e in later]
     targets = torch.tensor(tokens, dtype=torch.int64, device=device)
     present = torch.zeros(seats + 1, dtype=torch.bool)
@@ -79,7 +75,7 @@ def plan_focus(
     return FocusPlan(
         seats=present.to(device),
         targets=targets,
-        columns=matrix[:, targets],
+        columns=layer.focus_rows(targets).T,
         delta=delta.to(device),
         patterns=torch.tensor(padded, dtype=torch.int64, device=device).reshape(len(later), _MEMORY),
         places=torch.tensor([tokens.index(e.token) for e in later], dtype=torch.int64, device=device),

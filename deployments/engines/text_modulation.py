@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from deployments.engines.text_focus import FocusPlan, TextFocus, plan_focus
 from deployments.engines.words import FocusEntry
-from policies.layer import Modulated, ModulatedLayer
+from policies.layer import Modulated, ModulatedLayer, RowTerms
 
 
 @dataclass(frozen=True)
@@ -48,32 +47,19 @@ class TextModulation:
     def __init__(self, layer: ModulatedLayer, seats: int) -> None:
         self._layer, self._seats = layer, seats
         self._device = next(layer.final.parameters()).device
-        self._matrices: dict[int, Tensor] = {}
-        self._focus_matrix: Tensor | None = None
-        self._building = threading.Lock()
         self._focus = TextFocus(seats, layer.contention, self._device)
 
     def prepare(self, terms: TextTerms) -> None:
         """Build the matrices that these terms need, so that no step waits for them. Safe from any thread."""
-        position = self.position(terms)
-        # Without the lock where nothing is missing: a request must not wait for another's level that is being built.
-        if (not position or position in self._matrices) and (not terms.focus or self._focus_matrix is not None):
-            return
-        if position:
-            self._matrices[position] = self._layer.matrix_at(position)
-        with self._building:
-            if terms.focus and self._focus_matrix is None:
-                self._focus_matrix = self._layer.ladder.focus_matrix().to(self._device)
-
-    def forget(self) -> None:
-        """The levels have moved: let go of the matrices of where they were."""
-        self._matrices = {}
+        self._layer.prepare(RowTerms(self._delivered(terms), {entry.token: f for entry, f in terms.focus.items()}))
 
     def position(self, terms: TextTerms) -> int:
         """Where on the ladder a level is delivered now."""
-        calibration = self._layer.calibration
+        return self._layer.calibration.position(self._delivered(terms))
+
+    def _delivered(self, terms: TextTerms) -> float:
         # A refit may have raised the floor above the level of a sequence under way.
-        return calibration.position(max(terms.level, calibration.floor))
+        return max(terms.level, self._layer.floor)
 
     def write(self, seat: int, terms: TextTerms, prompt: list[int]) -> None:
         """Give a seat to a new sequence."""
@@ -84,20 +70,15 @@ class TextModulation:
         """Lay out the terms of prepared sequences, by seat."""
         seated: dict[int, list[int]] = {}
         for seat, own in terms.items():
-            self.prepare(own)  # a refit has moved the level, where it does anything
             if position := self.position(own):
                 seated.setdefault(position, []).append(seat)
         levels = []
         for position, seats in sorted(seated.items()):
             at = torch.zeros(self._seats + 1, 1)
             at[seats] = 1.0
-            levels.append((self._matrices[position], at.to(self._device)))
+            levels.append((self._layer.matrix_at(position), at.to(self._device)))
         focus = {seat: own.focus for seat, own in terms.items() if own.focus}
-        if not focus:
-            return TermsPlan(tuple(levels))
-        assert self._focus_matrix is not None  # prepare() built it
-        planned = plan_focus(focus, self._seats, self._focus_matrix, self._layer.calibration)
-        return TermsPlan(tuple(levels), planned)
+        return TermsPlan(tuple(levels), plan_focus(focus, self._seats, self._layer) if focus else None)
 
     def modulate(self, features: Tensor, logits: Tensor, slots: Tensor, plan: TermsPlan) -> Modulated:
         """Redistribute a step's clean logits.

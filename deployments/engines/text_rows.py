@@ -80,7 +80,7 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
     """
 
     def __init__(self, layer: ModulatedLayer, seats: int, rows: int) -> None:
-        self.supported_kwargs: dict[str, type] = {"seat": int}
+        self.supported_kwargs: dict[str, type] = {"seat": int, "flow": str}
         self.ignored_kwargs: tuple[str, ...] = ()
         self._device = next(layer.final.parameters()).device
         self._nobody, self._rows = seats, rows
@@ -131,7 +131,6 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
         """Move levels between two steps: call `adopt`, and count the sequences under way anew. From any thread."""
         with self._stepping:
             adopt()
-            self._modulation.forget()
             self._streams.zero_()
             self._changed = True
 

@@ -1,4 +1,4 @@
-"""What of transformers' continuous batching is ours: cancelling that cannot kill its loop, and planned memory."""
+"""What of transformers' continuous batching is ours: fair steps, safe cancelling, planned memory."""
 
 from __future__ import annotations
 
@@ -13,24 +13,71 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
-from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
+from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 from transformers.generation.logits_process import LogitsProcessorList
 
 from deployments.engines.language_models import LanguageModel
+from deployments.engines.prefix_sharing import make_room, salt_pages
+from deployments.engines.text_admission import Work, step_rows
+from deployments.engines.token_shares import TokenShares
 
 PAGE = 128
 """Tokens of a cache page: small, since a page is reserved whole."""
 CACHE_BYTES = {"cpu": 3 * 2**29, "cuda": 8 * 2**30}
 STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens of a step: what a long prompt may hold up the others by."""
-_NAME = "fifo_safe_cancel"
+_NAME = "fair"
 
 
-class SafeCancelScheduler(FIFOScheduler):
-    """FIFO, for requests that were already admitted fairly; a cancelled request is finished, and somebody is told."""
+class FairScheduler(FIFOScheduler):
+    """Rows of a step by tokens served to each flow; a cancelled request is finished, and somebody is told.
+
+    More sequences may be resident than a step has rows: those left out keep their pages and come in a later step.
+    """
 
     on_cancelled: Callable[[str], None] | None = None
+    shares: TokenShares
+
+    def reset(self) -> None:
+        """Forget everything, as the base class does."""
+        super().reset()
+        self._step = 0
+        self._last: dict[str, int] = {}
+
+    def schedule_batch(
+        self, token_budget: int, cache_budget: int
+    ) -> tuple[list[FutureRequestState] | None, bool, int, int]:
+        """The next step, as the base class has it."""
+        self._step += 1
+        candidates = self._in_turn(token_budget)
+        make_room(self.cache, sum(pages_of(_tokens(state)) + 1 for state in candidates))
+        removed: set[str] = set()
+        scheduled, failed, fast, queries, read = self._process_candidates(
+            candidates, token_budget, cache_budget, removed
+        )
+        self._cleanup_waiting_queue(removed)
+        for future in scheduled:
+            self._last[future.state.request_id] = self._step
+            self.shares.charge(future.state.logit_processor_kwargs["flow"], future.query_length)
+        if not scheduled and failed:
+            return None, fast, 0, 0
+        return scheduled, fast, queries, read
+
+    def _in_turn(self, token_budget: int) -> list[RequestState]:
+        states = [*self.active_requests.values(), *(self.waiting_requests[r] for r in self.waiting_requests_order)]
+        self._last = {s.request_id: self._last.get(s.request_id, -1) for s in states}
+        work = [
+            Work(
+                flow=s.logit_processor_kwargs["flow"],
+                tokens=_tokens(s),
+                decoding=s.status == RequestStatus.DECODING,
+                last=self._last[s.request_id],
+                item=s,
+            )
+            for s in states
+        ]
+        return step_rows(self.shares, work, rows=self.max_requests_per_batch, tokens=token_budget)
 
     def clear_cancelled_requests(self) -> list[RequestState]:
         """Drop cancelled requests, as the base class does."""
@@ -45,7 +92,12 @@ class SafeCancelScheduler(FIFOScheduler):
         return states
 
 
-SCHEDULER_MAPPING[_NAME] = SafeCancelScheduler
+SCHEDULER_MAPPING[_NAME] = FairScheduler
+
+
+def _tokens(state: RequestState) -> int:
+    """Tokens that a sequence would have processed next."""
+    return 1 if state.status == RequestStatus.DECODING else len(state.remaining_prefill_tokens)
 
 
 def cache_pages(model: LanguageModel, context: int, sequences: int) -> int:
@@ -67,15 +119,17 @@ def start_manager(
     model: LanguageModel,
     processor: ContinuousBatchingLogitsProcessor,
     *,
-    sequences: int,
+    rows: int,
     pages: int,
+    shares: TokenShares,
     on_cancelled: Callable[[str], None],
 ) -> ContinuousBatchingManager:
     """Start the engine's loop in its own thread: synchronous batches, no graphs, greedy over the processor's scores.
 
     Args:
-        sequences: most sequences of a step.
+        rows: most sequences of a step.
         pages: of the key-value cache.
+        shares: what each flow has been served; the loop charges it.
         on_cancelled: called in the loop's thread with the id of a cancelled request, once it is out of the engine.
     """
     device = model.model.device.type
@@ -83,11 +137,10 @@ def start_manager(
     config = ContinuousBatchingConfig(
         page_size=PAGE,
         num_blocks=pages + 1,
-        max_batch_tokens=max(STEP_TOKENS.get(device, STEP_TOKENS["cpu"]), sequences),
-        max_requests_per_batch=sequences,
+        max_batch_tokens=max(STEP_TOKENS.get(device, STEP_TOKENS["cpu"]), 2 * rows),
+        max_requests_per_batch=rows,
         max_blocks_per_request=0,
-        # Prefix pages are shared by an unsalted hash, so timing would tell tenants of each other's prompts.
-        allow_block_sharing=False,
+        allow_block_sharing=True,
         use_async_batching=False,
         use_cuda_graph=False,
         scheduler_type=_NAME,
@@ -105,6 +158,8 @@ def start_manager(
     manager.logit_processor = processors
     with torch.no_grad():
         manager.warmup()  # makes the batch processor, so that its scheduler can be reached before the thread runs
-    manager.batch_processor.scheduler.on_cancelled = on_cancelled
+    salt_pages(manager.batch_processor.cache)
+    scheduler = manager.batch_processor.scheduler
+    scheduler.on_cancelled, scheduler.shares = on_cancelled, shares
     manager.start()
     return manager  # type: ignore[no-any-return]

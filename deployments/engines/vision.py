@@ -55,6 +55,8 @@ class VisionEngine(CalibratedEngine):
     task: ClassVar[Task]
     final_kind: ClassVar[type[nn.Module]]
     calibration_images: ClassVar[int]
+    directions: ClassVar[int]
+    """Columns of the field's metric."""
     duplicated_images: ClassVar[int]
     """Pictures of a sample whose near-duplicates the field's metric is fitted on."""
     default_depth: ClassVar[int]
@@ -229,11 +231,12 @@ class VisionEngine(CalibratedEngine):
             scales.append(scale)
             if number < self.duplicated_images:
                 nearby.append(self._duplicates(image, scale).float().cpu())
-        chosen = torch.cat(nearby)
-        first = chosen[:, 0].to(self.device)
-        clean = self._clean_logits(first[..., None, None] if features.ndim == 4 else first)
-        metric = duplicate_metric(chosen, chosen[:, 0], clean.argmax(dim=1).flatten().cpu())
-        return torch.cat(kept), metric, sorted(scales)[len(scales) // 2]
+        sample, chosen = torch.cat(kept), torch.cat(nearby)
+        different = chosen[:, 0] if sample.ndim == 4 else sample.float()
+        seen = different.to(self.device)
+        clean = self._clean_logits(seen[..., None, None] if sample.ndim == 4 else seen)
+        metric = duplicate_metric(chosen, different, clean.argmax(dim=1).flatten().cpu(), self.directions)
+        return sample, metric, sorted(scales)[len(scales) // 2]
 
     def _duplicates(self, image: Image.Image, scale: int) -> Tensor:
         """Features [M, COPIES, H] of a picture's near-duplicates; a shift is one cell of a map, or a 16th of a side."""

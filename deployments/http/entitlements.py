@@ -18,6 +18,7 @@ class ModelTerms(BaseModel):
     utility: float = Field(description="This key's level of the model.")
     labels: int | None = Field(description="Most labels in an answer; null: all.")
     digits: int | None = Field(description="Decimal digits of a score; null: all.")
+    logprobs: bool = Field(description="Whether text's log-probabilities and logit_bias may be asked for.")
     standing_focus: dict[str, float] = Field(description="Focus that applies to every call.")
 
 
@@ -51,6 +52,7 @@ async def entitlements(request: Request, gateway: Gateway) -> EntitlementsView:
                 utility=level,
                 labels=shown.labels,
                 digits=shown.digits,
+                logprobs=shown.logprobs,
                 standing_focus=dict(own.focus(info.id)),
             )
         )

@@ -32,8 +32,8 @@ def attack(make: type[Fresh | Ladder | TenantKeys | Scaled]) -> LabelAttack:
     """On 400 inputs of a model that is always right."""
     judged, examples, both = inputs(400, 60, 1), inputs(1500, 1, 2)[:, 0], inputs(200, 20, 3)
     truth = (judged[:, 0] @ HEAD).argmax(dim=1)
-    example_truth = torch.cat([(both[:, 0] @ HEAD).argmax(dim=1), (examples[200:] @ HEAD).argmax(dim=1)])
-    data = LabelFeatures(judged, judged, truth, examples, example_truth, both)
+    example_truth, both_truth = (examples @ HEAD).argmax(dim=1), (both[:, 0] @ HEAD).argmax(dim=1)
+    data = LabelFeatures(judged, judged, truth, examples, example_truth, both, both_truth)
     sample = Sample(inputs(500, 1, 4)[:, 0], inputs(500, 1, 4)[:, 0] @ HEAD)
     source: Source = make(0, sample) if make is Fresh else make(0, FIELD, sample)  # type: ignore[call-arg, arg-type]
     return LabelAttack(source, LEVEL, data, lambda rows: rows @ HEAD, CLASSES)
@@ -55,7 +55,7 @@ def test_near_duplicates_win_back_fresh_noise_but_little_from_the_ladder() -> No
 
 def test_accounts_win_back_a_key_per_tenant_but_nothing_from_the_ladder() -> None:
     keys, ladder = attack(TenantKeys), attack(Ladder)
-    assert keys.share(keys.accounts(8)) > 0.4
+    assert keys.share(keys.accounts(8)) > 0.25
     assert ladder.share(ladder.accounts(3)) == 0.0
 
 

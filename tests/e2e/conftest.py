@@ -50,6 +50,7 @@ class Application:
     env: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     created: list[str] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         """Start and wait until every model answers."""
@@ -103,6 +104,9 @@ class Application:
         assert done.returncode == 0, done.stderr
         if arguments[:2] == ("key", "create"):
             self.created.append(done.stdout.strip())
+            self.printed.append(done.stderr)
+        else:
+            self.printed.append(done.stdout + done.stderr)
         return done.stdout
 
     def redis(self, *command: str) -> str:

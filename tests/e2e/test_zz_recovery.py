@@ -115,9 +115,30 @@ def test_no_secret_is_in_any_output(app: Application) -> None:
             # What `make serve` shows a person on the console are the demo keys, and nothing else.
             shown = app.env.values() if log.name == "launch.log" else ()
             assert not any(secret in text for secret in secrets if secret not in shown), log
+    # What the command prints: a key only where it is made.
+    for words in (["list"], ["export"], ["audit", "--json"], ["check"], ["key", "list", "demo-gold", "--json"]):
+        app.tenants(*words)
+    assert not any(secret in text for secret in secrets for text in app.printed)
+    for text in refusals(app, secrets):
+        assert not any(secret in text for secret in secrets), text
     records = dump(app)
     assert "usage:" in records and "audit" in records
     assert not any(secret in records for secret in secrets if secret != NOISE_SECRET)
+
+
+def refusals(app: Application, secrets: list[str]) -> list[str]:
+    """Bodies and headers of answers to mistakes, sent under real keys."""
+    texts = []
+    for secret in secrets:
+        if not secret.startswith("sk-"):
+            continue
+        headers = {"Authorization": f"Bearer {secret}"}
+        for method, path in (("POST", f"/models/{CLASSIFIER}"), ("POST", "/models/none"), ("GET", "/v1/nowhere")):
+            answer = httpx.request(method, app.base_url + path, headers=headers, content=b"x", timeout=60.0)
+            assert answer.status_code >= 400
+            texts.append(f"{answer.headers}{answer.text}")
+        texts.append(str(httpx.get(f"{app.base_url}/v1/entitlements", headers=headers, timeout=60.0).text))
+    return texts
 
 
 def dump(app: Application) -> str:

@@ -119,6 +119,15 @@ def test_levels_are_ordered_along_the_path(calibration: Calibration) -> None:
     assert all(a < b for a, b in zip(positions, positions[1:], strict=False))
 
 
+def test_within_a_cell_answers_lost_grow_with_the_scale_of_the_noise() -> None:
+    """Positions are the logarithm of the scale: lost answers that follow it exactly are met exactly."""
+    curve = ((0, 1.0), (10_000, 0.998), (14_000, 0.968), (20_000, 0.4))
+    calibration = Calibration("m", 1.0, 64, curve, (1.0,), (1.0,), 300)
+    assert calibration.position(0.998) == 10_000 and calibration.position(0.968) == 14_000
+    assert calibration.position(1.0 - 0.008) == 12_000
+    assert calibration.position(0.999) == 5_000
+
+
 def test_a_lower_level_tells_nothing_that_a_higher_one_does_not(layer: ModulatedLayer) -> None:
     """The best linear combination of two levels is the better level alone: its weight on the lower one vanishes."""
     x = inputs(20_000, seed=3)

@@ -148,3 +148,111 @@ def test_sigma_for_is_the_inverse_of_agreement(classes: int, level: float) -> No
 def test_focus_std_is_even_in_the_strength_and_grows_with_it(strength: float, gap: float) -> None:
     delta = focus_std(strength, gap)
     assert 0.0 <= delta == focus_std(-strength, gap) <= focus_std(0.99, gap)
+
+
+def batch_terms(layer: ModulatedLayer) -> list[RowTerms]:
+    """A row of each kind."""
+    low = max(layer.floor, 0.5)
+    return [RowTerms(), RowTerms(0.9), RowTerms(low, {1: 0.7}), RowTerms(), RowTerms(low), RowTerms(1.0, {0: -0.9})]
+
+
+@pytest.mark.parametrize("conv", [False, True], ids=["rows", "maps"])
+def test_modulation_compiles_as_one_graph(conv: bool) -> None:
+    layer = wrapped(12, 6, conv=conv)
+    x = given_inputs(6 * 35, 12).reshape(6, 7, 5, 12).movedim(-1, 1) if conv else given_inputs(6, 12)
+    clean, terms = layer.final(x), layer.compile(batch_terms(layer))
+    modulate = layer.modulate_map if conv else layer.modulate
+    compiled = torch.compile(lambda x, clean: modulate(x, clean, terms).logits, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, clean), modulate(x, clean, terms).logits)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make a GPU's host wait: a value read, or a shape that depends on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(at, Tensor) and at.dtype == torch.bool
+            for given in args
+            if isinstance(given, list)
+            for at in given
+        )
+        if by_mask or name in {
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "unique",
+            "_unique2",
+            "unique_dim",
+            "bincount",
+        }:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@quick
+@given(sizes=SIZES, dtype=DTYPES, conv=st.booleans())
+def test_modulation_reads_no_value_back(sizes: tuple[int, int], dtype: torch.dtype, conv: bool) -> None:
+    layer = wrapped(*sizes, dtype, conv)
+    x = given_inputs(6, sizes[0], dtype)
+    x = x[:, :, None, None].expand(-1, -1, 4, 3) if conv else x
+    clean, terms = layer.final(x), layer.compile(batch_terms(layer))
+    with Waits() as waits:
+        (layer.modulate_map if conv else layer.modulate)(x, clean, terms)
+    assert not waits.found
+
+
+def test_a_value_that_is_read_back_is_noticed() -> None:
+    with Waits() as waits:
+        torch.ones(3)[torch.ones(3) > 0].sum().item()
+    assert "_local_scalar_dense" in waits.found and len(waits.found) == 2
+
+
+@quick
+@given(sizes=SIZES, count=st.integers(2, 9), dtype=DTYPES, conv=st.booleans())
+def test_one_field_serves_all_levels_and_focus(
+    sizes: tuple[int, int], count: int, dtype: torch.dtype, conv: bool
+) -> None:
+    """One product for the field, one a level, one for focus, whatever the number of items."""
+    layer = wrapped(*sizes, dtype, conv)
+    x = given_inputs(count, sizes[0], dtype)
+    x = x[:, :, None, None] if conv else x
+    clean, low = layer.final(x), max(layer.floor, 0.5)
+    rows = [RowTerms(0.99 if index % 2 else max(0.6, low), {0: 0.5}) for index in range(count)]
+    levels = len({row.level for row in rows})
+    terms = layer.compile(rows)
+    with Products() as products:
+        (layer.modulate_map if conv else layer.modulate)(x, clean, terms)
+    assert products.count == 1 + levels + 1
+
+
+@quick
+@given(sizes=SIZES, dtype=DTYPES, level=st.sampled_from([1.0, 0.9]))
+def test_an_empty_focus_is_no_focus(sizes: tuple[int, int], dtype: torch.dtype, level: float) -> None:
+    layer, x = wrapped(*sizes, dtype), given_inputs(3, sizes[0], dtype)
+    with layer.rows([RowTerms(level, {})] * 3):
+        empty = layer(x)
+    with layer.rows([RowTerms(level)] * 3):
+        assert torch.equal(empty, layer(x))
+    with layer.rows([RowTerms(level, {0: 0.0})] * 3):  # and a strength of 0 adds nothing
+        assert torch.equal(empty, layer(x))
+
+
+def test_an_empty_batch_has_an_empty_answer() -> None:
+    layer = wrapped(8, 5)
+    with layer.rows([]):
+        assert layer(torch.zeros(0, 8)).shape == (0, 5)
+
+
+@quick
+@given(sizes=SIZES, dtype=DTYPES)
+def test_a_masked_class_stays_masked(sizes: tuple[int, int], dtype: torch.dtype) -> None:
+    layer, x = wrapped(*sizes, dtype), given_inputs(4, sizes[0], dtype)
+    clean = layer.final(x)
+    clean[:, 0] = -torch.inf
+    out = layer.modulate(x, clean, layer.compile([lowest(layer)] * 4)).logits
+    assert bool((out[:, 0] == -torch.inf).all()) and bool(torch.isfinite(out[:, 1:]).all())

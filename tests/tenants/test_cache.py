@@ -243,6 +243,29 @@ async def _commands(store: TenantStore) -> int:
     return int(stats["calls"]) if stats else 0
 
 
+async def test_many_keys_are_not_read_again_more_often_than_the_store_should_be_asked(
+    admin: TenantAdmin, store: TenantStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await populate(admin)
+    keys = [(await admin.create_key("acme"))[0] for _ in range(3)]
+    cache = EntitlementCache(store, ttl_s=0.01)
+    await cache.start()
+    reads = []
+    for rate in (1e9, 1e-3):
+        monkeypatch.setattr("tenants.cache.REREADS_PER_S", rate)
+        for key in keys:
+            await cache.authenticate(key)
+        await asyncio.sleep(0.05)
+        before = await _commands(store)
+        for key in keys:
+            await cache.authenticate(key)
+        reads.append(await _commands(store) - before)
+    assert reads[0] > 0 and reads[1] == 0
+    await admin.revoke_key(keys[0])  # an edit counts all the same
+    await until(lambda: refused(cache, keys[0], "invalid_api_key"))
+    await cache.aclose()
+
+
 async def test_the_cache_is_bounded(admin: TenantAdmin, store: TenantStore) -> None:
     await populate(admin)
     keys = [(await admin.create_key("acme"))[0] for _ in range(12)]

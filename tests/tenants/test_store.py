@@ -47,6 +47,16 @@ async def test_scan_finds_every_key_of_a_prefix_and_takes_it_literally(store: Te
     assert [key async for key in store.scan("t*er:")] == ["t*er:1"]
 
 
+async def test_scan_finds_the_hashes_with_a_value_and_no_others(store: TenantStore) -> None:
+    await store.pipeline(
+        [("HSET", f"tier:{i}", "kind", str(i % 10), "x", "7") for i in range(1500)]
+        + [("SET", "tier:text", "7"), ("HSET", "tier:other", "x", "7"), ("HSET", "tenant:1", "kind", "7")]
+    )
+    found = {key async for key in store.scan("tier:", ("kind", "7"))}
+    assert found == {f"tier:{i}" for i in range(7, 1500, 10)}
+    assert not [key async for key in store.scan("tier:", ("kind", ""))]
+
+
 async def test_a_hash_of_another_type_is_named(store: TenantStore) -> None:
     await store.execute("SET", "tier:x", "text")
     with pytest.raises(RecordError, match="tier:x: is not a hash"):

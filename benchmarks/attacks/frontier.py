@@ -1,0 +1,92 @@
+"""The frontier of noise fields on class labels: what a vote, a corrector and both together win back of each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+from benchmarks.attacks.arithmetic import label_and_score
+from benchmarks.attacks.label_attack import LabelAttack
+from benchmarks.attacks.label_features import label_features
+from benchmarks.attacks.labels import LEVEL, installation
+from benchmarks.attacks.records import Records, mean
+from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Source, scale_for
+from models.make_calibration_sample import load_classifier
+
+VOTE, CORRECTOR = "vote of 100", "corrector, 6,000 labelled"
+BOTH = ("both, pooled", "both, each corrected")
+ANCHORS = 512
+
+
+class Anchored(Source):
+    """Noise that is one constant for all inputs that are nearest to the same of some sampled inputs."""
+
+    def __init__(self, number: int, metric: Tensor, sample: Sample) -> None:
+        generator = torch.Generator().manual_seed(number)
+        self._metric = metric
+        self._anchors = sample.features[torch.randperm(len(sample.features), generator=generator)[:ANCHORS]] @ metric
+        self._draw = torch.randn(ANCHORS, sample.logits.shape[1], generator=generator)
+        self._scale = scale_for(LEVEL, sample.logits, self._noise(sample.features))
+
+    def __call__(self, features: Tensor, logits: Tensor, level: float, account: int = 0) -> Tensor:
+        return logits + self._scale * self._noise(features)
+
+    def _noise(self, features: Tensor) -> Tensor:
+        nearest = [torch.cdist(rows @ self._metric, self._anchors).argmin(dim=1) for rows in features.split(4096)]
+        return self._draw[torch.cat(nearest)]
+
+
+def fields(metric: Tensor) -> dict[str, Field]:
+    """Fields by name; the metric's columns rise in importance."""
+    installed = Field(0.6, 512, metric)
+    width = metric.shape[1]
+    return {
+        **{f"plain, ell {ell}": Field(ell, 128) for ell in (0.4, 0.8, 1.6)},
+        **{f"metric of {width}, ell {ell}": replace(installed, length_scale=ell) for ell in (0.4, 0.6, 0.8)},
+        f"metric of {width}, ell 0.6, D 128": replace(installed, depth=128),
+        f"metric of {width // 2}, ell 0.6": replace(installed, metric=metric[:, -(width // 2) :]),
+    }
+
+
+def measure(root: Path, folder: Path, secrets: int) -> Records:
+    """Three attacks on every field."""
+    engine, records = load_classifier(), Records()
+    data = label_features(engine, root, folder / "labels")
+    sample, head, installed = installation(engine)
+    assert installed.metric is not None
+    for number in range(secrets):
+        sources: dict[str, Source] = {"fresh": Fresh(number, sample)}
+        sources |= {
+            name: Ladder(number, field, sample, tolerance=0.01) for name, field in fields(installed.metric).items()
+        }
+        sources[f"{ANCHORS} hard anchors"] = Anchored(number, installed.metric, sample)
+        for name, source in sources.items():
+            attack = LabelAttack(source, LEVEL, data, head, len(engine.classes))
+            records.add(name, VOTE, attack.share(attack.vote(attack.judged)))
+            records.add(name, CORRECTOR, attack.share(attack.corrector(label_and_score)))
+            for way, run in zip(BOTH, (attack.both, attack.both_by_query), strict=True):
+                records.add(name, way, attack.share(run()))
+        records.save(folder / "frontier.json")
+    return records
+
+
+def draw(records: Records, path: Path) -> None:
+    """Vote against corrector, coloured and labelled by what both together win back."""
+    figure, axes = plt.subplots(figsize=(8, 5.5))
+    rows = records.values.values()
+    x, y = ([mean(row[k]) for row in rows] for k in (VOTE, CORRECTOR))
+    both = [max(mean(row[way]) for way in BOTH) for row in rows]
+    points = axes.scatter(x, y, c=both, cmap="viridis_r", s=70, vmin=0.2, vmax=0.8, zorder=3)
+    for name, a, b, c in zip(records.values, x, y, both, strict=True):
+        axes.annotate(f"{name}: {c:.2f}", (a, b), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.axvline(0.15, color="grey", linewidth=0.8, linestyle="--")
+    axes.axhline(0.05, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("won back by a vote of 100 near-duplicates (share of the gap)")
+    axes.set_ylabel("won back by a corrector, 6,000 labelled")
+    figure.colorbar(points, label="won back by both together")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,256 @@
+"""Attacks on masks: street scenes that neither trained nor calibrated the segmenter, judged by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.attacks.arithmetic import Corrector, best_combination, won_back
+from benchmarks.attacks.mask_features import BOTH_EXAMPLES, BOTH_QUERIES, EDGE, VOID, Scene, Scenes, scenes, undone
+from benchmarks.attacks.records import Records
+from benchmarks.attacks.smoothing import by_segment, crf, majority, mean_shift_segments, one_hot, window_means
+from benchmarks.attacks.sources import secret
+from deployments.engines.sample import CalibrationSample
+from deployments.engines.segmenter import ImageSegmenter
+from models.make_calibration_sample import load_segmenter
+from policies.calibration import Calibration
+from policies.ladder import POSITIONS, NoiseLadder, variance
+from policies.layer import block_of
+
+LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
+ACCOUNTS = 8
+WINDOWS = (7, 31, 121)
+"""Pixels a side of the neighbourhoods that a corrector sees."""
+PIXELS = 6000
+_CHUNK = 10
+Noise = Callable[[Scene, slice, float], Tensor]
+"""A scene's queries at a level to their modulated logits [Q, K, h, w]."""
+
+
+def measure(root: Path, folder: Path, secrets: int) -> Records:
+    """Every attack against the ladder under every secret, against the other sources under one."""
+    engine = load_segmenter()
+    data, records = scenes(engine, root, folder / "masks"), Records()
+    sample = engine.calibration_sample(Path(str(engine.spec.calibration)))
+    segments = [mean_shift_segments(scene.picture) for scene in data.judged]
+    for number in range(secrets):
+        if number == 0:
+            fresh = MaskAttack([fresh_noise(number, data.examples)], data, segments)
+            records.run("fresh", {name: _shared(fresh, run) for name, run in fresh.one_account().items()})
+            keys = MaskAttack(ladders(engine, sample, data, number, ACCOUNTS), data, segments)
+            records.run("key per tenant", {f"{ACCOUNTS} accounts, vote": _shared(keys, keys.accounts)})
+        ladder = MaskAttack(ladders(engine, sample, data, number, 1), data, segments)
+        records.run("ladder", {name: _shared(ladder, run) for name, run in ladder.one_account().items()})
+        records.save(folder / "masks.json")
+    return records
+
+
+def fresh_noise(number: int, examples: list[Scene]) -> Noise:
+    """The paper's noise, independent for each logit; its scale solved at the pictures' resolution."""
+    generator, scales = torch.Generator().manual_seed(number), dict[float, float]()
+
+    def noise(scene: Scene, queries: slice, level: float) -> Tensor:
+        if level not in scales:
+            at = _solved(level, examples, lambda one, at: _noisy(one, slice(1), variance(at) ** 0.5, generator))
+            scales[level] = variance(at) ** 0.5
+        return _noisy(scene, queries, scales[level], generator)
+
+    return noise
+
+
+def ladders(engine: ImageSegmenter, sample: CalibrationSample, data: Scenes, number: int, accounts: int) -> list[Noise]:
+    """The field as installed, with a key for each account; levels of the first as its calibration solves them."""
+    calibration = engine.fit(sample, secret(number))
+    made = [_ladder(engine, calibration, number, calibration.position)]
+    for account in range(1, accounts):
+        key = 1000 * (number + 1) + account
+        made.append(_ladder(engine, calibration, key, _solver(engine, calibration, key, data.examples)))
+    return made
+
+
+@dataclass
+class MaskAttack:
+    """Sources of noise, one for each account, under attack at one level. Attacks return the pixel accuracy reached.
+
+    Args:
+        segments: mean-shift segments [h, w] of each judged picture.
+    """
+
+    noises: list[Noise]
+    data: Scenes
+    segments: list[Tensor]
+
+    def one_account(self) -> dict[str, Callable[[], float]]:
+        """The rows of the table that one account can fill."""
+        filters = {f"majority, {size} x {size} pixels": self._filter(size) for size in (3, 7, 15, 31)}
+        return {
+            "100 usual near-duplicates, vote": lambda: self._judge(self.shares),
+            **filters,
+            "mean-shift segments, majority": lambda: self._judge(map(by_segment, self.one, self.segments)),
+            "CRF-like smoother": lambda: self._judge(crf(m, s.picture) for m, s in self._judged(self.one)),
+            "levels 0.7, 0.6 and 0.5, raw logits, best combination": self.combined_levels,
+            "corrector, 6,000 labelled pixels of 8 pictures, label and neighbourhood": self.corrector,
+            "both: 20 queries, vote, then majority 15 x 15": lambda: self._judge(majority(m, 15) for m in self.few),
+            "both: 20 queries, vote, then CRF-like": lambda: self._judge(
+                crf(m, s.picture) for m, s in self._judged(self.few)
+            ),
+            "both: 20 queries, 6,000 labelled pixels of 4 pictures": self.both,
+        }
+
+    @cached_property
+    def one(self) -> list[Tensor]:
+        """One answer to each picture: [K, h, w]."""
+        return [self.asked(scene, 1) for scene in self.data.judged]
+
+    @cached_property
+    def few(self) -> list[Tensor]:
+        """Shares of 20 votes."""
+        return [self.asked(scene, BOTH_QUERIES) for scene in self.data.judged]
+
+    @cached_property
+    def shares(self) -> list[Tensor]:
+        """Shares of 100 votes."""
+        return [self.asked(scene, len(scene.logits)) for scene in self.data.judged]
+
+    def asked(self, scene: Scene, queries: int, account: int = 0) -> Tensor:
+        """Shares of votes [K, h, w] of a scene's first near-duplicates, each put back into the picture's frame."""
+        total = torch.zeros(scene.logits.shape[1], *scene.truth.shape)
+        for start in range(0, queries, _CHUNK):
+            numbers = range(start, min(start + _CHUNK, queries))
+            logits = self.noises[account](scene, slice(numbers.start, numbers.stop), LEVEL)
+            for labels in undone(_read(logits, scene), numbers):
+                total += one_hot(labels, len(total))
+        return total / queries
+
+    def clean(self) -> float:
+        """What the unmodulated model is worth."""
+        return self._judge(one_hot(_read(s.logits[:1].float(), s)[0], s.logits.shape[1]) for s in self.data.judged)
+
+    def single(self) -> float:
+        """What the level is worth: one answer each."""
+        return self._judge(self.one)
+
+    def accounts(self) -> float:
+        """One query each from every account."""
+        everyone = range(len(self.noises))
+        return self._judge(sum((self.asked(s, 1, a) for a in everyone), torch.zeros(())) for s in self.data.judged)
+
+    def combined_levels(self) -> float:
+        """Raw logits at three levels, in the linear combination that is nearest to the clean ones."""
+        levels = (LEVEL, *LOWER_LEVELS)
+        rows = [torch.cat([_rows(self.noises[0](s, slice(1), v)) for s in self.data.examples]) for v in levels]
+        weights = best_combination(rows, torch.cat([_rows(s.logits[:1].float()) for s in self.data.examples]))
+        out = []
+        for scene in self.data.judged:
+            mixed = sum(w * self.noises[0](scene, slice(1), v) for w, v in zip(weights, levels, strict=True))
+            out.append(one_hot(_read(torch.as_tensor(mixed), scene)[0], scene.logits.shape[1]))
+        return self._judge(out)
+
+    def corrector(self) -> float:
+        """Softmax regression from a pixel's label and those of its neighbourhood."""
+        return self._corrected([self.asked(s, 1) for s in self.data.examples], self.data.examples, self.one)
+
+    def both(self) -> float:
+        """The same from shares of 20 votes."""
+        known = self.data.examples[:BOTH_EXAMPLES]
+        return self._corrected([self.asked(s, BOTH_QUERIES) for s in known], known, self.few)
+
+    def share(self, reached: float) -> float:
+        """Accuracy as a share of the level's gap."""
+        return won_back(reached, self.single(), self.clean())
+
+    def _corrected(self, shares: list[Tensor], known: list[Scene], judged: list[Tensor]) -> float:
+        generator = torch.Generator().manual_seed(0)
+        seen, own, truth = [], [], []
+        for share, scene in zip(shares, known, strict=True):
+            at = torch.nonzero(scene.truth.flatten() != VOID)[:, 0]
+            at = at[torch.randperm(len(at), generator=generator)[: PIXELS // len(known)]]
+            seen.append(_seen(share)[at])
+            own.append(share.flatten(1).T[at])
+            truth.append(scene.truth.flatten()[at])
+        fitted = Corrector(torch.cat(seen), torch.cat(own), torch.cat(truth))
+        return self._judge(fitted(_seen(m), m.flatten(1).T).T.reshape(m.shape) for m in judged)
+
+    def _filter(self, size: int) -> Callable[[], float]:
+        return lambda: self._judge(majority(m, size) for m in self.one)
+
+    def _judged(self, shares: list[Tensor]) -> Iterable[tuple[Tensor, Scene]]:
+        return zip(shares, self.data.judged, strict=True)
+
+    def _judge(self, answers: Iterable[Tensor]) -> float:
+        """Share of right pixels, of labels [h, w] or scores [K, h, w] of each judged picture; neither void nor edge."""
+        right = known = 0
+        inner = (slice(EDGE, -EDGE), slice(EDGE, -EDGE))
+        for answer, scene in zip(answers, self.data.judged, strict=True):
+            labels = answer.argmax(dim=0) if answer.ndim == 3 else answer
+            truth = scene.truth[inner]
+            right += int((labels[inner] == truth).sum())
+            known += int((truth != VOID).sum())
+        return right / known
+
+
+def _shared(attack: MaskAttack, run: Callable[[], float]) -> Callable[[], float]:
+    return lambda: attack.share(run())
+
+
+def _own(engine: ImageSegmenter, calibration: Calibration, number: int) -> NoiseLadder:
+    return calibration.ladder(secret(number), features=engine.features, classes=len(engine.classes))
+
+
+def _ladder(engine: ImageSegmenter, calibration: Calibration, number: int, position: Callable[[float], int]) -> Noise:
+    own = _own(engine, calibration, number)
+    return lambda scene, queries, level: _field(own, scene, queries, position(level))
+
+
+def _solver(
+    engine: ImageSegmenter, calibration: Calibration, number: int, examples: list[Scene]
+) -> Callable[[float], int]:
+    own = _own(engine, calibration, number)
+    return cache(lambda level: _solved(level, examples, lambda one, at: _field(own, one, slice(1), at)))
+
+
+def _noisy(scene: Scene, queries: slice, scale: float, generator: torch.Generator) -> Tensor:
+    logits = scene.logits[queries].float()
+    return logits + scale * torch.randn(logits.shape, generator=generator)
+
+
+def _field(ladder: NoiseLadder, scene: Scene, queries: slice, position: int) -> Tensor:
+    logits, means = scene.logits[queries].float(), scene.means[queries].float()
+    height, width = logits.shape[-2:]
+    block = -(-height // means.shape[-2])
+    noise = (ladder.phi(_rows(means)) @ ladder.matrix(position)).reshape(len(means), -1, logits.shape[1])
+    spread = noise[:, block_of(height, width, block, noise.device)]
+    return logits + spread.reshape(len(means), height, width, -1).movedim(-1, 1)
+
+
+def _solved(level: float, examples: list[Scene], make: Callable[[Scene, int], Tensor]) -> int:
+    """The position of the ladder's grid of variances at which labels of some scenes agree as often as the level."""
+    clean = [_read(scene.logits[:1].float(), scene) for scene in examples]
+    low, high = 0, POSITIONS
+    while high - low > POSITIONS // 2**12:
+        middle = (low + high) // 2
+        same = [(_read(make(s, middle), s) == c).float().mean() for s, c in zip(examples, clean, strict=True)]
+        low, high = (middle, high) if float(torch.stack(same).mean()) > level else (low, middle)
+    return low
+
+
+def _read(logits: Tensor, scene: Scene) -> Tensor:
+    """Labels [Q, h, w] at the picture's resolution."""
+    whole = F.interpolate(logits, scene.truth.shape, mode="bilinear", align_corners=False)
+    return whole.argmax(dim=1)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    return maps.movedim(1, -1).flatten(0, -2)
+
+
+def _seen(shares: Tensor) -> Tensor:
+    """What a corrector sees of each pixel of shares [K, h, w]: its own, and the means around it; [h * w, F]."""
+    around = [window_means(shares, size) for size in WINDOWS]
+    return torch.cat([shares, *around]).flatten(1).T
