@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +209,9 @@ def test_a_missing_processor_or_head_is_refused(tmp_path: Path) -> None:
 
 def test_masks_are_judged_and_refitted_at_the_resolution_of_the_answer(engine: ImageSegmenter) -> None:
     fresh = ImageSegmenter.load(shipped("segformer-b0-camvid", Task.SEGMENTATION))
-    fresh.install(engine.layer.calibration, SECRET)
+    honest = engine.layer.calibration
+    short = replace(honest, curve=tuple((position, value**0.5) for position, value in honest.curve))
+    fresh.install(short, SECRET)
     fresh.least_live = 16  # type: ignore[misc]
     pictures = scenes(16, 240, 180)
 
@@ -220,6 +223,7 @@ def test_masks_are_judged_and_refitted_at_the_resolution_of_the_answer(engine: I
         return report.delivered.level, report.expected.level
 
     delivered, expected = levels()
-    assert expected == pytest.approx(delivered, abs=0.03)
-    fresh.recalibrate(fresh.fit(fresh.live_sample(), SECRET, stored=engine.layer.calibration))
-    assert levels()[0] == pytest.approx(0.7, abs=0.03)
+    assert delivered < 0.6 and expected == pytest.approx(delivered, abs=0.05)
+    fresh.recalibrate(fresh.fit(fresh.live_sample(), SECRET, stored=short))
+    # A refit sees a few tiles of each picture.
+    assert levels()[0] == pytest.approx(0.7, abs=0.06)
