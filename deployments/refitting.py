@@ -47,7 +47,7 @@ class Refit:
         try:
             calibration = await self._followed(served)
             self._job = replace(self._job, rows=calibration.rows, step="reaching every replica", share=1.0)
-            version = await served.replace_calibration(self._in_place.key, calibration.to_json(), self._job)
+            version = await served.replace_calibration(self._in_place.key, calibration.to_json())
             await take(version)
             if self._job.source == LIVE:
                 self._job = replace(self._job, after=await self._delivered())

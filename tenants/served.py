@@ -141,7 +141,7 @@ class ServedModels:
         return Job.from_json(stored) if isinstance(stored, bytes) else None
 
     async def ask(self, model: str, source: str, who: str | None = None) -> Job:
-        """Ask the replica that has seen most inputs for a refit.
+        """Ask the replica that has seen most inputs for a refit, and note it in the audit stream.
 
         Raises:
             AdminError: no replica serves the model, or a refit of it is under way.
@@ -158,6 +158,8 @@ class ServedModels:
         if not await self._store.execute("SET", key, json.dumps(asdict(job)), "NX", "EX", JOB_TTL_S):
             by = f", asked for by {other.who}" if other else ""
             raise AdminError(f"A calibration of {model} is under way{by}; wait for it.")
+        source = "live rows" if source == LIVE else source
+        await self._store.execute(*edits.note(job.who, "model calibrate", model, json.dumps({"source": source})))
         return job
 
     async def tell(self, job: Job) -> bool:
@@ -174,15 +176,11 @@ class ServedModels:
         if stored is not None and stored.id == job.id:
             await self._store.execute("DEL", keyspace.calibration_job(job.model))
 
-    async def replace_calibration(self, calibration: str, payload: str, job: Job) -> int:
-        """Put a refit in a calibration's place and note it in the audit stream; the new version."""
-        source = "live rows" if job.source == LIVE else job.source
-        note = edits.note(job.who, "model calibrate", job.model, json.dumps({"source": source, "rows": job.rows}))
+    async def replace_calibration(self, calibration: str, payload: str) -> int:
+        """Put a refit in a calibration's place; the new version."""
         await self._store.execute("SET", keyspace.calibration(calibration), payload)
         # Replicas look at the version alone, so it follows what it announces.
-        version = await self._store.execute("INCR", keyspace.calibration_version(calibration))
-        await self._store.execute(*note)
-        return int(version)
+        return int(await self._store.execute("INCR", keyspace.calibration_version(calibration)))
 
 
 def merged(reports: Sequence[ReplicaReport]) -> list[LevelReport]:

@@ -16,6 +16,7 @@ from tenants.admin import TenantAdmin
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.cli import app
+from tenants.served import ReplicaReport, ServedModels
 from tenants.store import TenantStore
 from tests.tenants.conftest import populate, until
 from tests.tenants.requests import total
@@ -84,6 +85,13 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
         assert await store.save_calibration("f", "{}") == "{}" and await store.load_calibration("f") == {}
         await admission.aclose()
         await cache.aclose()
+
+        replica, operator = ServedModels(store), ServedModels(admins)
+        await replica.publish(ReplicaReport("m", "r1", "f", 0, 1, ()))
+        job = await operator.ask("m", "/data", who="tester")
+        assert await replica.look("m", "f") == (0, job) and await replica.tell(job)
+        assert await replica.replace_calibration("f", "{}") == 1
+        await operator.call_off(job)
     assert denials(server) == []
 
 
@@ -135,6 +143,7 @@ async def test_the_command_does_all_it_can_with_an_admins_rights(server: TlsServ
     await tenants("apply", "-", "--prune", "--yes", text=file.replace("utility: 1.0", "utility: 0.9"))
     assert "0.9" in await tenants("tier", "show", "gold") and "acme" in await tenants("list")
     assert "valid" in await tenants("check")
+    assert json.loads(await tenants("levels", "--json")) == {}
     await tenants("delete", "acme", "--yes")
     await tenants("tier", "delete", "gold", "--yes")
     assert len(json.loads(await tenants("audit", "--json"))) == 16
