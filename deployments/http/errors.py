@@ -51,7 +51,7 @@ def error_response(error: errors.ServiceError) -> JSONResponse:
 def from_validation(details: list[Any]) -> errors.InvalidRequest:
     """The first of pydantic's complaints, as an error that names the field as a client would write it."""
     first = details[0]
-    location = [part for part in first["loc"] if part not in ("body", "query", "path")]
+    location = [part for part in first["loc"] if part not in ("body", "query", "path", "[key]")]
     if first["type"] == "json_invalid":
         return errors.InvalidRequest("The body is not valid JSON; send a JSON object.", code="invalid_json")
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or None
