@@ -50,7 +50,7 @@ class LabelAttack:
 
     @cached_property
     def judged(self) -> Tensor:
-        """Answers [300, 100, K] to the usual near-duplicates of the judged pictures."""
+        """Answers [1000, 100, K] to the usual near-duplicates of the judged pictures."""
         return self.ask(self.data.judged)
 
     @cached_property

@@ -17,7 +17,7 @@ from deployments.engines.classifier import ImageClassifier
 from models.make_calibration_sample import CIFAR_SAMPLE, cifar_held_back
 
 QUERIES, WIDE_QUERIES, BOTH_QUERIES = 100, 20, 20
-JUDGED, EXAMPLES, BOTH_EXAMPLES = 300, 6000, 600
+JUDGED, EXAMPLES, BOTH_EXAMPLES = 1000, 6000, 600
 _BATCH = 100
 _PART = 100
 Way = Callable[[Image.Image, int], Image.Image]
@@ -28,9 +28,9 @@ class LabelFeatures:
     """What an attacker's queries are to the final layer; query 0 is the picture as it is.
 
     Attributes:
-        judged: [300, 100, H] usual near-duplicates of the pictures that judge.
-        wide: [300, 20, H] the same turned, cropped and recoloured.
-        truth: [500] int64.
+        judged: [1000, 100, H] usual near-duplicates of the pictures that judge.
+        wide: [1000, 20, H] the same turned, cropped and recoloured.
+        truth: [1000] int64.
         examples: [6000, H] labelled pictures, the last third of them mirrored.
         example_truth: [6000] int64.
         both: [600, 20, H] usual near-duplicates of labelled pictures, on which the field's metric was not fitted.
