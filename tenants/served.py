@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -121,15 +122,16 @@ class ServedModels:
         found: dict[str, list[ReplicaReport]] = {}
         for answer in answers:
             if isinstance(answer, bytes):
-                report = ReplicaReport.from_json(answer)
-                found.setdefault(report.model, []).append(report)
+                with suppress(ValueError):  # written by nobody that reports, or by another version
+                    report = ReplicaReport.from_json(answer)
+                    found.setdefault(report.model, []).append(report)
         return found
 
     async def look(self, model: str, calibration: str) -> tuple[int, Job | None]:
         """What a replica watches: the version of its calibration, and the job of its model."""
         keys = (keyspace.calibration_version(calibration), keyspace.calibration_job(model))
         version, job = await self._store.pipeline([("GET", key) for key in keys])
-        return int(version or 0), Job.from_json(job) if isinstance(job, bytes) else None
+        return int(version or 0), _job(job)
 
     async def version(self, calibration: str) -> int:
         """How often a calibration was refitted."""
@@ -137,8 +139,7 @@ class ServedModels:
 
     async def job(self, model: str) -> Job | None:
         """A model's job, done or not."""
-        stored = await self._store.execute("GET", keyspace.calibration_job(model))
-        return Job.from_json(stored) if isinstance(stored, bytes) else None
+        return _job(await self._store.execute("GET", keyspace.calibration_job(model)))
 
     async def ask(self, model: str, source: str, who: str | None = None) -> Job:
         """Ask the replica that has seen most inputs for a refit, and note it in the audit stream.
@@ -181,6 +182,13 @@ class ServedModels:
         await self._store.execute("SET", keyspace.calibration(calibration), payload)
         # Replicas look at the version alone, so it follows what it announces.
         return int(await self._store.execute("INCR", keyspace.calibration_version(calibration)))
+
+
+def _job(stored: object) -> Job | None:
+    """A stored job; what is none counts as none."""
+    with suppress(ValueError):
+        return Job.from_json(stored) if isinstance(stored, bytes) else None
+    return None
 
 
 def merged(reports: Sequence[ReplicaReport]) -> list[LevelReport]:

@@ -147,6 +147,9 @@ async def test_mistakes_are_one_line_each(
     )
     (tmp_path / "empty").mkdir()
     assert "holds 0" in await said(await invoke("calibrate", MODEL, str(tmp_path / "empty")))
+    for key in (f"levels:{MODEL}:odd", "levels:odd"):
+        await store.execute("SET", key, '{"model": 3}')
+    assert (await invoke("levels")).exit_code == 0
     await ServedModels(store).ask(MODEL, "live", who="Ann")
     other = Job(MODEL, "gone", "live", "Ann")
     await store.execute("SET", f"calibrate:{MODEL}", json.dumps(other.__dict__))
