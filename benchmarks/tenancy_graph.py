@@ -22,7 +22,7 @@ STEP_S = 0.002
 
 
 class CountingText:
-    """Answers `max_tokens` words, one a step, to a prompt of as many tokens as it has words."""
+    """Answers `max_tokens` words, one a step, to a text of as many tokens as it has words."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._info = ModelInfo(
@@ -33,11 +33,14 @@ class CountingText:
         """What the gateway needs to know of this model."""
         return self._info
 
+    async def count(self, prompt: list[str]) -> list[int]:
+        """As `TextReplica.count`."""
+        return [len(text.split()) for text in prompt]
+
     async def generate(
-        self, prompt: str | list[dict[str, str]], params: dict[str, Any], modulation: Modulation, share: Share
+        self, prompt: list[str], params: dict[str, Any], modulation: Modulation, share: Share
     ) -> AsyncIterator[TextDelta]:
-        """As `TextReplica.generate`."""
-        text = prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
+        """As `TextReplica.generate`, of one text."""
         last = params["max_tokens"]
         for step in range(1, last + 1):
             await asyncio.sleep(STEP_S)
@@ -45,7 +48,7 @@ class CountingText:
                 text="word ",
                 tokens=1,
                 finish_reason="length" if step == last else None,
-                prompt_tokens=len(text.split()),
+                prompt_tokens=sum(await self.count(prompt)),
                 completion_tokens=step,
             )
 

