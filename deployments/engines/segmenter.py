@@ -28,8 +28,8 @@ CELLS_PER_IMAGE = 300
 _WHOLE_ELEMENTS = 2**25
 """Up to 128 MB of float32 a picture is upsampled in one piece, beyond that in bands of rows."""
 AUDIT_EVERY = 7
-"""The audit compares every seventh line and column: reading a mask twice would cost a fourth of a forward. Odd, so that of
-maps at a 4th, 8th or 16th of the picture all places between logits come equally often."""
+"""The audit compares every seventh line and column: reading a mask twice would cost a fourth of a forward. Odd, so that
+it meets all places between the logits of a map at a 4th, 8th or 16th of the picture equally often."""
 
 
 class Segment(NamedTuple):
