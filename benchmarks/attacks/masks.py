@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import Corrector, best_combination, won_back
+from benchmarks.attacks import mask_correctors
+from benchmarks.attacks.arithmetic import best_combination, won_back
 from benchmarks.attacks.mask_features import BOTH_EXAMPLES, BOTH_QUERIES, EDGE, VOID, Scene, Scenes, scenes, undone
 from benchmarks.attacks.records import Records
-from benchmarks.attacks.smoothing import by_segment, crf, majority, mean_shift_segments, one_hot, window_means
+from benchmarks.attacks.smoothing import by_segment, crf, majority, mean_shift_segments, one_hot
 from benchmarks.attacks.sources import secret
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.segmenter import ImageSegmenter
@@ -25,9 +26,6 @@ from policies.layer import block_of
 
 LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
 ACCOUNTS = 8
-WINDOWS = (7, 31, 121)
-"""Pixels a side of the neighbourhoods that a corrector sees."""
-PIXELS = 6000
 _CHUNK = 10
 Noise = Callable[[Scene, slice, float], Tensor]
 """A scene's queries at a level to their modulated logits [Q, K, h, w]."""
@@ -95,12 +93,12 @@ class MaskAttack:
             "mean-shift segments, majority": lambda: self._judge(map(by_segment, self.one, self.segments)),
             "CRF-like smoother": lambda: self._judge(crf(m, s.picture) for m, s in self._judged(self.one)),
             "levels 0.7, 0.6 and 0.5, raw logits, best combination": self.combined_levels,
-            "corrector, 6,000 labelled pixels of 8 pictures, label and neighbourhood": self.corrector,
+            **self.correctors(),
             "both: 20 queries, vote, then majority 15 x 15": lambda: self._judge(majority(m, 15) for m in self.few),
             "both: 20 queries, vote, then CRF-like": lambda: self._judge(
                 crf(m, s.picture) for m, s in self._judged(self.few)
             ),
-            "both: 20 queries, 6,000 labelled pixels of 4 pictures": self.both,
+            "both: 20 queries, corrector, same drive (4 pictures)": self.both,
         }
 
     @cached_property
@@ -130,7 +128,7 @@ class MaskAttack:
 
     def clean(self) -> float:
         """What the unmodulated model is worth."""
-        return self._judge(one_hot(_read(s.logits[:1].float(), s)[0], s.logits.shape[1]) for s in self.data.judged)
+        return self._judge(map(_clean, self.data.judged))
 
     def single(self) -> float:
         """What the level is worth: one answer each."""
@@ -152,30 +150,39 @@ class MaskAttack:
             out.append(one_hot(_read(torch.as_tensor(mixed), scene)[0], scene.logits.shape[1]))
         return self._judge(out)
 
-    def corrector(self) -> float:
-        """Softmax regression from a pixel's label and those of its neighbourhood."""
-        return self._corrected([self.asked(s, 1) for s in self.data.examples], self.data.examples, self.one)
+    def correctors(self) -> dict[str, Callable[[], float]]:
+        """6,000 labelled pixels of 8 pictures of other drives, or of the judged one; and what those give alone."""
+        other, same = self.data.foreign, self.data.examples
+        run = self._corrected
+        rows: dict[str, Callable[[], float]] = {}
+        for drive, known in (("other drives", other), ("same drive", same)):
+            rows |= {
+                f"corrector, {drive}: answers within 31 pixels": partial(run, mask_correctors.near, known),
+                f"corrector, {drive}: answer and its neighbourhood": partial(run, mask_correctors.around, known),
+                f"corrector, {drive}: the same, place and colour": partial(run, mask_correctors.everything, known),
+                f"no answers, {drive}: place and colour": partial(run, mask_correctors.picture, known),
+                f"clean answers, {drive}: the same, place and colour": partial(
+                    run, mask_correctors.everything, known, clean=True
+                ),
+            }
+        return rows
 
     def both(self) -> float:
         """The same from shares of 20 votes."""
         known = self.data.examples[:BOTH_EXAMPLES]
-        return self._corrected([self.asked(s, BOTH_QUERIES) for s in known], known, self.few)
+        shares = [(self.asked(s, BOTH_QUERIES), s) for s in known]
+        return mask_correctors.corrected(mask_correctors.around, shares, list(self._judged(self.few)), True)
 
     def share(self, reached: float) -> float:
         """Accuracy as a share of the level's gap."""
         return won_back(reached, self.single(), self.clean())
 
-    def _corrected(self, shares: list[Tensor], known: list[Scene], judged: list[Tensor]) -> float:
-        generator = torch.Generator().manual_seed(0)
-        seen, own, truth = [], [], []
-        for share, scene in zip(shares, known, strict=True):
-            at = torch.nonzero(scene.truth.flatten() != VOID)[:, 0]
-            at = at[torch.randperm(len(at), generator=generator)[: PIXELS // len(known)]]
-            seen.append(_seen(share)[at])
-            own.append(share.flatten(1).T[at])
-            truth.append(scene.truth.flatten()[at])
-        fitted = Corrector(torch.cat(seen), torch.cat(own), torch.cat(truth))
-        return self._judge(fitted(_seen(m), m.flatten(1).T).T.reshape(m.shape) for m in judged)
+    def _corrected(self, sees: mask_correctors.Seen, known: list[Scene], clean: bool = False) -> float:
+        answered = _clean if clean else partial(self.asked, queries=1)
+        shares = [(answered(scene), scene) for scene in known]
+        judged = [(_clean(scene), scene) for scene in self.data.judged] if clean else list(self._judged(self.one))
+        believes = sees in (mask_correctors.around, mask_correctors.everything)
+        return mask_correctors.corrected(sees, shares, judged, believes)
 
     def _filter(self, size: int) -> Callable[[], float]:
         return lambda: self._judge(majority(m, size) for m in self.one)
@@ -246,11 +253,10 @@ def _read(logits: Tensor, scene: Scene) -> Tensor:
     return whole.argmax(dim=1)
 
 
+def _clean(scene: Scene) -> Tensor:
+    """The unmodulated answer to a scene, one-hot [K, h, w]."""
+    return one_hot(_read(scene.logits[:1].float(), scene)[0], scene.logits.shape[1])
+
+
 def _rows(maps: Tensor) -> Tensor:
     return maps.movedim(1, -1).flatten(0, -2)
-
-
-def _seen(shares: Tensor) -> Tensor:
-    """What a corrector sees of each pixel of shares [K, h, w]: its own, and the means around it; [h * w, F]."""
-    around = [window_means(shares, size) for size in WINDOWS]
-    return torch.cat([shares, *around]).flatten(1).T
