@@ -9,7 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import accuracy, disclosed, label_and_score, tie_broken, votes, won_back
+from benchmarks.attacks.arithmetic import (
+    accuracy,
+    disclosed,
+    label_and_score,
+    sampled,
+    temperature_for,
+    tie_broken,
+    votes,
+    won_back,
+)
 from benchmarks.attacks.label_attack import LabelAttack, top_two
 from benchmarks.attacks.label_features import LabelFeatures, label_features
 from benchmarks.attacks.records import Records
@@ -91,17 +100,7 @@ def _attacks(attack: LabelAttack, name: str) -> Attacks:
 def _temperature(number: int, data: LabelFeatures, head: Head, sample: Sample) -> Attacks:
     """Sampling at the temperature whose single answer agrees as often as the level: what a user would think of."""
     logits, generator = head(data.judged[:, 0]), torch.Generator().manual_seed(number)
-    heat = _temperature_for(sample.logits, LEVEL)
-    drawn = (logits / heat).softmax(dim=1).multinomial(101, replacement=True, generator=generator)
+    drawn = sampled(logits, temperature_for(sample.logits, LEVEL), 101, generator)
     clean, single = accuracy(logits, data.truth), float((drawn[:, 0] == data.truth).float().mean())
     counts = tie_broken(votes(drawn[:, 1:], logits.shape[1]), drawn[:, 1])
     return {"100 repeats, vote": lambda: won_back(accuracy(counts, data.truth), single, clean)}
-
-
-def _temperature_for(logits: Tensor, level: float) -> float:
-    low, high = 1e-3, 1e3
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        agreed = float((logits / middle).softmax(dim=1).max(dim=1).values.mean())
-        low, high = (middle, high) if agreed > level else (low, middle)
-    return low

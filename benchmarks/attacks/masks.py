@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.attacks import mask_correctors
-from benchmarks.attacks.arithmetic import best_combination, won_back
+from benchmarks.attacks.arithmetic import best_combination, sampled, temperature_for, votes, won_back
 from benchmarks.attacks.mask_features import BOTH_EXAMPLES, BOTH_QUERIES, EDGE, VOID, Scene, Scenes, scenes, undone
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.smoothing import by_segment, crf, majority, mean_shift_segments, one_hot
@@ -25,7 +25,8 @@ from policies.ladder import POSITIONS, NoiseLadder, variance
 from policies.layer import block_of
 
 LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
-ACCOUNTS = 8
+ACCOUNTS, TEMPERATURE_DRAWS = 8, 20
+REPEATS = f"{TEMPERATURE_DRAWS} repeats, vote"
 _CHUNK = 10
 Noise = Callable[[Scene, slice, float], Tensor]
 """A scene's queries at a level to their modulated logits [Q, K, h, w]."""
@@ -42,6 +43,7 @@ def measure(root: Path, folder: Path, secrets: int) -> Records:
             fresh = MaskAttack([fresh_noise(number, data.examples)], data, segments)
             records.run("fresh", {name: _shared(fresh, run) for name, run in fresh.one_account().items()})
             keys = MaskAttack(ladders(engine, sample, data, number, ACCOUNTS), data, segments)
+            records.run("temperature", {REPEATS: partial(temperature, fresh, number)})
             records.run("key per tenant", {f"{ACCOUNTS} accounts, vote": _shared(keys, keys.accounts)})
         ladder = MaskAttack(ladders(engine, sample, data, number, 1), data, segments)
         records.run("ladder", {name: _shared(ladder, run) for name, run in ladder.one_account().items()})
@@ -72,6 +74,18 @@ def ladders(engine: ImageSegmenter, sample: CalibrationSample, data: Scenes, num
     return made
 
 
+def temperature(attack: MaskAttack, number: int) -> float:
+    """Share that a vote wins back from masks sampled pixel by pixel, at the temperature that delivers the level."""
+    generator = torch.Generator().manual_seed(number)
+    heat = temperature_for(torch.cat([_pixels(scene)[::16] for scene in attack.data.examples]), LEVEL)
+    single, voted = [], []
+    for scene in attack.data.judged:
+        drawn = sampled(_pixels(scene), heat, TEMPERATURE_DRAWS + 1, generator)
+        single.append(drawn[:, 0].reshape(scene.truth.shape))
+        voted.append(votes(drawn[:, 1:], scene.logits.shape[1]).argmax(dim=1).reshape(scene.truth.shape))
+    return won_back(attack.judge(voted), attack.judge(single), attack.clean())
+
+
 @dataclass
 class MaskAttack:
     """Sources of noise, one for each account, under attack at one level. Attacks return the pixel accuracy reached.
@@ -88,14 +102,15 @@ class MaskAttack:
         """The rows of the table that one account can fill."""
         filters = {f"majority, {size} x {size} pixels": self._filter(size) for size in (3, 7, 15, 31)}
         return {
-            "100 usual near-duplicates, vote": lambda: self._judge(self.shares),
+            REPEATS: self.repeats,
+            "100 usual near-duplicates, vote": lambda: self.judge(self.shares),
             **filters,
-            "mean-shift segments, majority": lambda: self._judge(map(by_segment, self.one, self.segments)),
-            "CRF-like smoother": lambda: self._judge(crf(m, s.picture) for m, s in self._judged(self.one)),
+            "mean-shift segments, majority": lambda: self.judge(map(by_segment, self.one, self.segments)),
+            "CRF-like smoother": lambda: self.judge(crf(m, s.picture) for m, s in self._judged(self.one)),
             "levels 0.7, 0.6 and 0.5, raw logits, best combination": self.combined_levels,
             **self.correctors(),
-            "both: 20 queries, vote, then majority 15 x 15": lambda: self._judge(majority(m, 15) for m in self.few),
-            "both: 20 queries, vote, then CRF-like": lambda: self._judge(
+            "both: 20 queries, vote, then majority 15 x 15": lambda: self.judge(majority(m, 15) for m in self.few),
+            "both: 20 queries, vote, then CRF-like": lambda: self.judge(
                 crf(m, s.picture) for m, s in self._judged(self.few)
             ),
             "both: 20 queries, corrector, same drive (4 pictures)": self.both,
@@ -128,16 +143,23 @@ class MaskAttack:
 
     def clean(self) -> float:
         """What the unmodulated model is worth."""
-        return self._judge(map(_clean, self.data.judged))
+        return self.judge(map(_clean, self.data.judged))
 
     def single(self) -> float:
         """What the level is worth: one answer each."""
-        return self._judge(self.one)
+        return self.judge(self.one)
+
+    def repeats(self) -> float:
+        """The same picture again and again."""
+        return self.judge(
+            torch.stack([self.asked(scene, 1) for _ in range(TEMPERATURE_DRAWS)]).sum(dim=0)
+            for scene in self.data.judged
+        )
 
     def accounts(self) -> float:
         """One query each from every account."""
         everyone = range(len(self.noises))
-        return self._judge(sum((self.asked(s, 1, a) for a in everyone), torch.zeros(())) for s in self.data.judged)
+        return self.judge(sum((self.asked(s, 1, a) for a in everyone), torch.zeros(())) for s in self.data.judged)
 
     def combined_levels(self) -> float:
         """Raw logits at three levels, in the linear combination that is nearest to the clean ones."""
@@ -148,7 +170,7 @@ class MaskAttack:
         for scene in self.data.judged:
             mixed = sum(w * self.noises[0](scene, slice(1), v) for w, v in zip(weights, levels, strict=True))
             out.append(one_hot(_read(torch.as_tensor(mixed), scene)[0], scene.logits.shape[1]))
-        return self._judge(out)
+        return self.judge(out)
 
     def correctors(self) -> dict[str, Callable[[], float]]:
         """6,000 labelled pixels of 8 pictures of other drives, or of the judged one; and what those give alone."""
@@ -185,12 +207,12 @@ class MaskAttack:
         return mask_correctors.corrected(sees, shares, judged, believes)
 
     def _filter(self, size: int) -> Callable[[], float]:
-        return lambda: self._judge(majority(m, size) for m in self.one)
+        return lambda: self.judge(majority(m, size) for m in self.one)
 
     def _judged(self, shares: list[Tensor]) -> Iterable[tuple[Tensor, Scene]]:
         return zip(shares, self.data.judged, strict=True)
 
-    def _judge(self, answers: Iterable[Tensor]) -> float:
+    def judge(self, answers: Iterable[Tensor]) -> float:
         """Share of right pixels, of labels [h, w] or scores [K, h, w] of each judged picture; neither void nor edge."""
         right = known = 0
         inner = (slice(EDGE, -EDGE), slice(EDGE, -EDGE))
@@ -256,6 +278,11 @@ def _read(logits: Tensor, scene: Scene) -> Tensor:
 def _clean(scene: Scene) -> Tensor:
     """The unmodulated answer to a scene, one-hot [K, h, w]."""
     return one_hot(_read(scene.logits[:1].float(), scene)[0], scene.logits.shape[1])
+
+
+def _pixels(scene: Scene) -> Tensor:
+    """Clean logits [h * w, K] at the picture's resolution."""
+    return _rows(F.interpolate(scene.logits[:1].float(), scene.truth.shape, mode="bilinear", align_corners=False))
 
 
 def _rows(maps: Tensor) -> Tensor:
