@@ -57,7 +57,7 @@ def fresh_noise(number: int, examples: list[Scene]) -> Noise:
 
     def noise(scene: Scene, queries: slice, level: float) -> Tensor:
         if level not in scales:
-            at = _solved(level, examples, lambda one, at: _noisy(one, slice(1), variance(at) ** 0.5, generator))
+            at = solved_position(level, examples, lambda one, at: _noisy(one, slice(1), variance(at) ** 0.5, generator))
             scales[level] = variance(at) ** 0.5
         return _noisy(scene, queries, scales[level], generator)
 
@@ -175,7 +175,7 @@ class MaskAttack:
     def correctors(self) -> dict[str, Callable[[], float]]:
         """6,000 labelled pixels of 8 pictures of other drives, or of the judged one; and what those give alone."""
         other, same = self.data.foreign, self.data.examples
-        run = self._corrected
+        run = self.corrected
         rows: dict[str, Callable[[], float]] = {}
         for drive, known in (("other drives", other), ("same drive", same)):
             rows |= {
@@ -199,7 +199,8 @@ class MaskAttack:
         """Accuracy as a share of the level's gap."""
         return won_back(reached, self.single(), self.clean())
 
-    def _corrected(self, sees: mask_correctors.Seen, known: list[Scene], clean: bool = False) -> float:
+    def corrected(self, sees: mask_correctors.Seen, known: list[Scene], clean: bool = False) -> float:
+        """A corrector fitted on labelled scenes, of one answer each, or of clean ones."""
         answered = _clean if clean else partial(self.asked, queries=1)
         shares = [(answered(scene), scene) for scene in known]
         judged = [(_clean(scene), scene) for scene in self.data.judged] if clean else list(self._judged(self.one))
@@ -234,14 +235,14 @@ def _own(engine: ImageSegmenter, calibration: Calibration, number: int) -> Noise
 
 def _ladder(engine: ImageSegmenter, calibration: Calibration, number: int, position: Callable[[float], int]) -> Noise:
     own = _own(engine, calibration, number)
-    return lambda scene, queries, level: _field(own, scene, queries, position(level))
+    return lambda scene, queries, level: add_field(own, scene, queries, position(level))
 
 
 def _solver(
     engine: ImageSegmenter, calibration: Calibration, number: int, examples: list[Scene]
 ) -> Callable[[float], int]:
     own = _own(engine, calibration, number)
-    return cache(lambda level: _solved(level, examples, lambda one, at: _field(own, one, slice(1), at)))
+    return cache(lambda level: solved_position(level, examples, lambda one, at: add_field(own, one, slice(1), at)))
 
 
 def _noisy(scene: Scene, queries: slice, scale: float, generator: torch.Generator) -> Tensor:
@@ -249,7 +250,8 @@ def _noisy(scene: Scene, queries: slice, scale: float, generator: torch.Generato
     return logits + scale * torch.randn(logits.shape, generator=generator)
 
 
-def _field(ladder: NoiseLadder, scene: Scene, queries: slice, position: int) -> Tensor:
+def add_field(ladder: NoiseLadder, scene: Scene, queries: slice, position: int) -> Tensor:
+    """Modulated logits [Q, K, h, w] of a scene's queries, by the field on its means."""
     logits, means = scene.logits[queries].float(), scene.means[queries].float()
     height, width = logits.shape[-2:]
     block = -(-height // means.shape[-2])
@@ -258,7 +260,7 @@ def _field(ladder: NoiseLadder, scene: Scene, queries: slice, position: int) -> 
     return logits + spread.reshape(len(means), height, width, -1).movedim(-1, 1)
 
 
-def _solved(level: float, examples: list[Scene], make: Callable[[Scene, int], Tensor]) -> int:
+def solved_position(level: float, examples: list[Scene], make: Callable[[Scene, int], Tensor]) -> int:
     """The position of the ladder's grid of variances at which labels of some scenes agree as often as the level."""
     clean = [_read(scene.logits[:1].float(), scene) for scene in examples]
     low, high = 0, POSITIONS
