@@ -5,7 +5,7 @@ Features of all queries are computed once and kept in the cache folder; what fol
 Usage: python -m benchmarks.attacks labels --cifar DIR [--cache DIR] [--secrets N]
        python -m benchmarks.attacks masks --camvid DIR
        python -m benchmarks.attacks text
-       python -m benchmarks.attacks frontier --cifar DIR [--plot OUT.png]
+       python -m benchmarks.attacks frontier --cifar DIR | --camvid DIR [--plot OUT.png]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.attacks import frontier, labels, masks, text
+from benchmarks.attacks import frontier, labels, mask_frontier, masks, text
 
 
 def main() -> None:
@@ -23,23 +23,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("labels", "masks", "text", "frontier"))
     parser.add_argument("--cifar", type=Path, help="folder that holds train/<class>/*.jpg")
-    parser.add_argument("--camvid", type=Path, help="folder that holds val/images and val/labels")
+    parser.add_argument("--camvid", type=Path, help="folder that holds images and labels under train and val")
     parser.add_argument("--cache", type=Path, default=Path(".data/attacks"), help="folder to keep features in")
     parser.add_argument("--secrets", type=int, default=6, help="noise secrets to measure under")
     parser.add_argument("--plot", type=Path, help="where to draw the frontier")
     parser.add_argument("--threads", type=int, default=1, help="threads to compute with")
     arguments = parser.parse_args()
+    if arguments.plot and arguments.task != "frontier":
+        parser.error("--plot draws the frontier only")
     torch.set_num_threads(arguments.threads)
     cache, secrets = arguments.cache, arguments.secrets
     if arguments.task == "text":
         records = text.measure(cache, secrets)
     elif arguments.task == "masks":
         records = masks.measure(arguments.camvid or parser.error("masks needs --camvid"), cache, secrets)
+    elif arguments.task == "frontier" and arguments.camvid:
+        records = mask_frontier.measure(arguments.camvid, cache, secrets)
     else:
         root = arguments.cifar or parser.error(f"{arguments.task} needs --cifar")
         records = (labels if arguments.task == "labels" else frontier).measure(root, cache, secrets)
     if arguments.plot:
-        frontier.draw(records, arguments.plot)
+        frontier.draw(records, arguments.plot, mask_frontier.MASKS if arguments.camvid else frontier.LABELS)
     print(records.table())
 
 

@@ -94,6 +94,21 @@ def _fitted(x: Tensor, answers: Tensor, truth: Tensor, penalty: float) -> Tensor
     return weights.detach()
 
 
+def temperature_for(logits: Tensor, level: float) -> float:
+    """The temperature at which one answer sampled from logits [N, K] is the clean one as often as a level says."""
+    low, high = 1e-3, 1e3
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        agreed = float((logits / middle).softmax(dim=1).max(dim=1).values.mean())
+        low, high = (middle, high) if agreed > level else (low, middle)
+    return low
+
+
+def sampled(logits: Tensor, temperature: float, draws: int, generator: torch.Generator) -> Tensor:
+    """Answers [N, draws] int64 sampled from logits [N, K]: what a user would think of instead of noise."""
+    return (logits / temperature).softmax(dim=1).multinomial(draws, replacement=True, generator=generator)
+
+
 def best_combination(levels: Sequence[Tensor], clean: Tensor) -> Tensor:
     """The weights [L] with which logits at several levels, each [N, K], come nearest to the clean ones [N, K].
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -74,19 +75,38 @@ def measure(root: Path, folder: Path, secrets: int) -> Records:
     return records
 
 
-def draw(records: Records, path: Path) -> None:
-    """Vote against corrector, coloured and labelled by what both together win back."""
-    figure, axes = plt.subplots(figsize=(8, 5.5))
+@dataclass(frozen=True)
+class View:
+    """Which attacks a frontier is drawn in; limits are what was asked for."""
+
+    x: str
+    y: str
+    colour: Sequence[str]
+    limits: tuple[float, float]
+    title: str
+
+
+LABELS = View(VOTE, CORRECTOR, BOTH, (0.15, 0.05), "both together, 600 labelled")
+
+
+def draw(records: Records, path: Path, view: View) -> None:
+    """One attack against another, coloured and labelled by a third: shares of the gap that are won back."""
+    figure, axes = plt.subplots(figsize=(9, 6))
     rows = records.values.values()
-    x, y = ([mean(row[k]) for row in rows] for k in (VOTE, CORRECTOR))
-    both = [max(mean(row[way]) for way in BOTH) for row in rows]
-    points = axes.scatter(x, y, c=both, cmap="viridis_r", s=70, vmin=0.2, vmax=0.8, zorder=3)
-    for name, a, b, c in zip(records.values, x, y, both, strict=True):
-        axes.annotate(f"{name}: {c:.2f}", (a, b), xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.axvline(0.15, color="grey", linewidth=0.8, linestyle="--")
-    axes.axhline(0.05, color="grey", linewidth=0.8, linestyle="--")
-    axes.set_xlabel("won back by a vote of 100 near-duplicates (share of the gap)")
-    axes.set_ylabel("won back by a corrector, 6,000 labelled")
-    figure.colorbar(points, label="won back by both together")
+    x, y = ([mean(row[k]) for row in rows] for k in (view.x, view.y))
+    colour = [max(mean(row[way]) for way in view.colour) for row in rows]
+    points = axes.scatter(x, y, c=colour, cmap="viridis_r", s=70, zorder=3)
+    for name, a, b, c in zip(records.values, x, y, colour, strict=True):
+        left = a > 0.7 * max(x)
+        axes.annotate(
+            f"{name}: {c:.2f}", (a, b), xytext=(-6 if left else 6, 4), textcoords="offset points", fontsize=8,
+            ha="right" if left else "left",
+        )  # fmt: skip
+    axes.axvline(view.limits[0], color="grey", linewidth=0.8, linestyle="--")
+    axes.axhline(view.limits[1], color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xlabel(f"{view.x} (share of the gap won back)")
+    axes.set_ylabel(view.y)
+    figure.colorbar(points, label=view.title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+    plt.close(figure)

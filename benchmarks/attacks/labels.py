@@ -9,7 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import accuracy, disclosed, label_and_score, tie_broken, votes, won_back
+from benchmarks.attacks.arithmetic import (
+    accuracy,
+    disclosed,
+    label_and_score,
+    sampled,
+    temperature_for,
+    tie_broken,
+    votes,
+    won_back,
+)
 from benchmarks.attacks.label_attack import LabelAttack, top_two
 from benchmarks.attacks.label_features import LabelFeatures, label_features
 from benchmarks.attacks.records import Records
@@ -75,8 +84,10 @@ def _attacks(attack: LabelAttack, name: str) -> Attacks:
         "20 turned, cropped, recoloured, vote": lambda: attack.vote(attack.ask(attack.data.wide)),
         **accounts,
         **levels,
+        "levels 0.7, 0.6 and 0.5, a label each, vote": attack.levels_vote,
         "corrector, 6,000 labelled: label": lambda: attack.corrector(attack.own),
         "corrector, 6,000 labelled: label + 2 digits": lambda: attack.corrector(label_and_score),
+        "corrector, 6,000 labelled: label + 2 digits of levels 0.7, 0.6 and 0.5": attack.levels_corrector,
         "corrector, 6,000 labelled: sweeps of focus (two highest logits)": lambda: attack.corrector(top_two),
         "corrector, 6,000 labelled: 5 labels + 1 digit": lambda: attack.corrector(lambda z: disclosed(z, 5, 1)),
         "corrector, 6,000 labelled: raw logits": lambda: attack.corrector(lambda z: z),
@@ -91,17 +102,7 @@ def _attacks(attack: LabelAttack, name: str) -> Attacks:
 def _temperature(number: int, data: LabelFeatures, head: Head, sample: Sample) -> Attacks:
     """Sampling at the temperature whose single answer agrees as often as the level: what a user would think of."""
     logits, generator = head(data.judged[:, 0]), torch.Generator().manual_seed(number)
-    heat = _temperature_for(sample.logits, LEVEL)
-    drawn = (logits / heat).softmax(dim=1).multinomial(101, replacement=True, generator=generator)
+    drawn = sampled(logits, temperature_for(sample.logits, LEVEL), 101, generator)
     clean, single = accuracy(logits, data.truth), float((drawn[:, 0] == data.truth).float().mean())
     counts = tie_broken(votes(drawn[:, 1:], logits.shape[1]), drawn[:, 1])
     return {"100 repeats, vote": lambda: won_back(accuracy(counts, data.truth), single, clean)}
-
-
-def _temperature_for(logits: Tensor, level: float) -> float:
-    low, high = 1e-3, 1e3
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        agreed = float((logits / middle).softmax(dim=1).max(dim=1).values.mean())
-        low, high = (middle, high) if agreed > level else (low, middle)
-    return low

@@ -21,6 +21,7 @@ from policies.layer import block_means
 
 QUERIES, BOTH_QUERIES = 100, 20
 JUDGED, EXAMPLES, BOTH_EXAMPLES = 6, 8, 4
+OTHER_DRIVES = ("0001TP", "0006R0")
 STEP = 4
 """Pixels: a near-duplicate is shifted by up to two steps each way."""
 EDGE = MOST_STEPS * STEP
@@ -47,23 +48,36 @@ class Scene:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Scenes that judge, with 100 queries, and labelled ones that were among the calibration pictures: 8, the first 4
-    with 20 queries. (A field does not know which inputs it was calibrated on.)"""
+    """Scenes that judge, with 100 queries, and labelled ones.
+
+    Attributes:
+        examples: 8 pictures of the drive that judges too, some frames away; the first 4 with 20 queries. They were
+            among the calibration pictures (a field does not know which inputs it was calibrated on).
+        foreign: 8 pictures of two other drives, with one query. The model was trained on them.
+    """
 
     judged: list[Scene]
     examples: list[Scene]
+    foreign: list[Scene]
 
 
 def scenes(engine: ImageSegmenter, root: Path, cache: Path) -> Scenes:
     """Compute what the cache does not hold yet."""
     calibrating, judging = camvid_validation(root)
-    known = calibrating[:: len(calibrating) // EXAMPLES][:EXAMPLES]
+    known = _spread(calibrating, EXAMPLES)
+    drives = [sorted((root / "train" / "images").glob(f"{drive}*")) for drive in OTHER_DRIVES]
+    others = [file for files in drives for file in _spread(files, EXAMPLES // len(drives))]
     return Scenes(
-        judged=[_scene(engine, file, QUERIES, cache) for file in judging[:: len(judging) // JUDGED][:JUDGED]],
+        judged=[_scene(engine, file, QUERIES, cache) for file in _spread(judging, JUDGED)],
         examples=[
             _scene(engine, file, BOTH_QUERIES if i < BOTH_EXAMPLES else 1, cache) for i, file in enumerate(known)
         ],
+        foreign=[_scene(engine, file, 1, cache) for file in others],
     )
+
+
+def _spread(files: Sequence[Path], count: int) -> Sequence[Path]:
+    return files[:: len(files) // count][:count]
 
 
 def undone(answers: Tensor, numbers: Sequence[int]) -> Tensor:

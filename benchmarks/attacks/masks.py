@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import Corrector, best_combination, won_back
+from benchmarks.attacks import mask_correctors
+from benchmarks.attacks.arithmetic import best_combination, sampled, temperature_for, votes, won_back
 from benchmarks.attacks.mask_features import BOTH_EXAMPLES, BOTH_QUERIES, EDGE, VOID, Scene, Scenes, scenes, undone
 from benchmarks.attacks.records import Records
-from benchmarks.attacks.smoothing import by_segment, crf, majority, mean_shift_segments, one_hot, window_means
+from benchmarks.attacks.smoothing import by_segment, crf, majority, mean_shift_segments, one_hot
 from benchmarks.attacks.sources import secret
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.segmenter import ImageSegmenter
@@ -24,10 +25,8 @@ from policies.ladder import POSITIONS, NoiseLadder, variance
 from policies.layer import block_of
 
 LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
-ACCOUNTS = 8
-WINDOWS = (7, 31, 121)
-"""Pixels a side of the neighbourhoods that a corrector sees."""
-PIXELS = 6000
+ACCOUNTS, TEMPERATURE_DRAWS = 8, 20
+REPEATS = f"{TEMPERATURE_DRAWS} repeats, vote"
 _CHUNK = 10
 Noise = Callable[[Scene, slice, float], Tensor]
 """A scene's queries at a level to their modulated logits [Q, K, h, w]."""
@@ -44,6 +43,7 @@ def measure(root: Path, folder: Path, secrets: int) -> Records:
             fresh = MaskAttack([fresh_noise(number, data.examples)], data, segments)
             records.run("fresh", {name: _shared(fresh, run) for name, run in fresh.one_account().items()})
             keys = MaskAttack(ladders(engine, sample, data, number, ACCOUNTS), data, segments)
+            records.run("temperature", {REPEATS: partial(temperature, fresh, number)})
             records.run("key per tenant", {f"{ACCOUNTS} accounts, vote": _shared(keys, keys.accounts)})
         ladder = MaskAttack(ladders(engine, sample, data, number, 1), data, segments)
         records.run("ladder", {name: _shared(ladder, run) for name, run in ladder.one_account().items()})
@@ -57,7 +57,7 @@ def fresh_noise(number: int, examples: list[Scene]) -> Noise:
 
     def noise(scene: Scene, queries: slice, level: float) -> Tensor:
         if level not in scales:
-            at = _solved(level, examples, lambda one, at: _noisy(one, slice(1), variance(at) ** 0.5, generator))
+            at = solved_position(level, examples, lambda one, at: _noisy(one, slice(1), variance(at) ** 0.5, generator))
             scales[level] = variance(at) ** 0.5
         return _noisy(scene, queries, scales[level], generator)
 
@@ -72,6 +72,18 @@ def ladders(engine: ImageSegmenter, sample: CalibrationSample, data: Scenes, num
         key = 1000 * (number + 1) + account
         made.append(_ladder(engine, calibration, key, _solver(engine, calibration, key, data.examples)))
     return made
+
+
+def temperature(attack: MaskAttack, number: int) -> float:
+    """Share that a vote wins back from masks sampled pixel by pixel, at the temperature that delivers the level."""
+    generator = torch.Generator().manual_seed(number)
+    heat = temperature_for(torch.cat([_pixels(scene)[::16] for scene in attack.data.examples]), LEVEL)
+    single, voted = [], []
+    for scene in attack.data.judged:
+        drawn = sampled(_pixels(scene), heat, TEMPERATURE_DRAWS + 1, generator)
+        single.append(drawn[:, 0].reshape(scene.truth.shape))
+        voted.append(votes(drawn[:, 1:], scene.logits.shape[1]).argmax(dim=1).reshape(scene.truth.shape))
+    return won_back(attack.judge(voted), attack.judge(single), attack.clean())
 
 
 @dataclass
@@ -90,17 +102,18 @@ class MaskAttack:
         """The rows of the table that one account can fill."""
         filters = {f"majority, {size} x {size} pixels": self._filter(size) for size in (3, 7, 15, 31)}
         return {
-            "100 usual near-duplicates, vote": lambda: self._judge(self.shares),
+            REPEATS: self.repeats,
+            "100 usual near-duplicates, vote": lambda: self.judge(self.shares),
             **filters,
-            "mean-shift segments, majority": lambda: self._judge(map(by_segment, self.one, self.segments)),
-            "CRF-like smoother": lambda: self._judge(crf(m, s.picture) for m, s in self._judged(self.one)),
+            "mean-shift segments, majority": lambda: self.judge(map(by_segment, self.one, self.segments)),
+            "CRF-like smoother": lambda: self.judge(crf(m, s.picture) for m, s in self._judged(self.one)),
             "levels 0.7, 0.6 and 0.5, raw logits, best combination": self.combined_levels,
-            "corrector, 6,000 labelled pixels of 8 pictures, label and neighbourhood": self.corrector,
-            "both: 20 queries, vote, then majority 15 x 15": lambda: self._judge(majority(m, 15) for m in self.few),
-            "both: 20 queries, vote, then CRF-like": lambda: self._judge(
+            **self.correctors(),
+            "both: 20 queries, vote, then majority 15 x 15": lambda: self.judge(majority(m, 15) for m in self.few),
+            "both: 20 queries, vote, then CRF-like": lambda: self.judge(
                 crf(m, s.picture) for m, s in self._judged(self.few)
             ),
-            "both: 20 queries, 6,000 labelled pixels of 4 pictures": self.both,
+            "both: 20 queries, corrector, same drive (4 pictures)": self.both,
         }
 
     @cached_property
@@ -130,16 +143,23 @@ class MaskAttack:
 
     def clean(self) -> float:
         """What the unmodulated model is worth."""
-        return self._judge(one_hot(_read(s.logits[:1].float(), s)[0], s.logits.shape[1]) for s in self.data.judged)
+        return self.judge(map(_clean, self.data.judged))
 
     def single(self) -> float:
         """What the level is worth: one answer each."""
-        return self._judge(self.one)
+        return self.judge(self.one)
+
+    def repeats(self) -> float:
+        """The same picture again and again."""
+        return self.judge(
+            torch.stack([self.asked(scene, 1) for _ in range(TEMPERATURE_DRAWS)]).sum(dim=0)
+            for scene in self.data.judged
+        )
 
     def accounts(self) -> float:
         """One query each from every account."""
         everyone = range(len(self.noises))
-        return self._judge(sum((self.asked(s, 1, a) for a in everyone), torch.zeros(())) for s in self.data.judged)
+        return self.judge(sum((self.asked(s, 1, a) for a in everyone), torch.zeros(())) for s in self.data.judged)
 
     def combined_levels(self) -> float:
         """Raw logits at three levels, in the linear combination that is nearest to the clean ones."""
@@ -150,40 +170,50 @@ class MaskAttack:
         for scene in self.data.judged:
             mixed = sum(w * self.noises[0](scene, slice(1), v) for w, v in zip(weights, levels, strict=True))
             out.append(one_hot(_read(torch.as_tensor(mixed), scene)[0], scene.logits.shape[1]))
-        return self._judge(out)
+        return self.judge(out)
 
-    def corrector(self) -> float:
-        """Softmax regression from a pixel's label and those of its neighbourhood."""
-        return self._corrected([self.asked(s, 1) for s in self.data.examples], self.data.examples, self.one)
+    def correctors(self) -> dict[str, Callable[[], float]]:
+        """6,000 labelled pixels of 8 pictures of other drives, or of the judged one; and what those give alone."""
+        other, same = self.data.foreign, self.data.examples
+        run = self.corrected
+        rows: dict[str, Callable[[], float]] = {}
+        for drive, known in (("other drives", other), ("same drive", same)):
+            rows |= {
+                f"corrector, {drive}: answers within 31 pixels": partial(run, mask_correctors.near, known),
+                f"corrector, {drive}: answer and its neighbourhood": partial(run, mask_correctors.around, known),
+                f"corrector, {drive}: the same, place and colour": partial(run, mask_correctors.everything, known),
+                f"no answers, {drive}: place and colour": partial(run, mask_correctors.picture, known),
+                f"clean answers, {drive}: the same, place and colour": partial(
+                    run, mask_correctors.everything, known, clean=True
+                ),
+            }
+        return rows
 
     def both(self) -> float:
         """The same from shares of 20 votes."""
         known = self.data.examples[:BOTH_EXAMPLES]
-        return self._corrected([self.asked(s, BOTH_QUERIES) for s in known], known, self.few)
+        shares = [(self.asked(s, BOTH_QUERIES), s) for s in known]
+        return mask_correctors.corrected(mask_correctors.around, shares, list(self._judged(self.few)), True)
 
     def share(self, reached: float) -> float:
         """Accuracy as a share of the level's gap."""
         return won_back(reached, self.single(), self.clean())
 
-    def _corrected(self, shares: list[Tensor], known: list[Scene], judged: list[Tensor]) -> float:
-        generator = torch.Generator().manual_seed(0)
-        seen, own, truth = [], [], []
-        for share, scene in zip(shares, known, strict=True):
-            at = torch.nonzero(scene.truth.flatten() != VOID)[:, 0]
-            at = at[torch.randperm(len(at), generator=generator)[: PIXELS // len(known)]]
-            seen.append(_seen(share)[at])
-            own.append(share.flatten(1).T[at])
-            truth.append(scene.truth.flatten()[at])
-        fitted = Corrector(torch.cat(seen), torch.cat(own), torch.cat(truth))
-        return self._judge(fitted(_seen(m), m.flatten(1).T).T.reshape(m.shape) for m in judged)
+    def corrected(self, sees: mask_correctors.Seen, known: list[Scene], clean: bool = False) -> float:
+        """A corrector fitted on labelled scenes, of one answer each, or of clean ones."""
+        answered = _clean if clean else partial(self.asked, queries=1)
+        shares = [(answered(scene), scene) for scene in known]
+        judged = [(_clean(scene), scene) for scene in self.data.judged] if clean else list(self._judged(self.one))
+        believes = sees in (mask_correctors.around, mask_correctors.everything)
+        return mask_correctors.corrected(sees, shares, judged, believes)
 
     def _filter(self, size: int) -> Callable[[], float]:
-        return lambda: self._judge(majority(m, size) for m in self.one)
+        return lambda: self.judge(majority(m, size) for m in self.one)
 
     def _judged(self, shares: list[Tensor]) -> Iterable[tuple[Tensor, Scene]]:
         return zip(shares, self.data.judged, strict=True)
 
-    def _judge(self, answers: Iterable[Tensor]) -> float:
+    def judge(self, answers: Iterable[Tensor]) -> float:
         """Share of right pixels, of labels [h, w] or scores [K, h, w] of each judged picture; neither void nor edge."""
         right = known = 0
         inner = (slice(EDGE, -EDGE), slice(EDGE, -EDGE))
@@ -205,14 +235,14 @@ def _own(engine: ImageSegmenter, calibration: Calibration, number: int) -> Noise
 
 def _ladder(engine: ImageSegmenter, calibration: Calibration, number: int, position: Callable[[float], int]) -> Noise:
     own = _own(engine, calibration, number)
-    return lambda scene, queries, level: _field(own, scene, queries, position(level))
+    return lambda scene, queries, level: add_field(own, scene, queries, position(level))
 
 
 def _solver(
     engine: ImageSegmenter, calibration: Calibration, number: int, examples: list[Scene]
 ) -> Callable[[float], int]:
     own = _own(engine, calibration, number)
-    return cache(lambda level: _solved(level, examples, lambda one, at: _field(own, one, slice(1), at)))
+    return cache(lambda level: solved_position(level, examples, lambda one, at: add_field(own, one, slice(1), at)))
 
 
 def _noisy(scene: Scene, queries: slice, scale: float, generator: torch.Generator) -> Tensor:
@@ -220,7 +250,8 @@ def _noisy(scene: Scene, queries: slice, scale: float, generator: torch.Generato
     return logits + scale * torch.randn(logits.shape, generator=generator)
 
 
-def _field(ladder: NoiseLadder, scene: Scene, queries: slice, position: int) -> Tensor:
+def add_field(ladder: NoiseLadder, scene: Scene, queries: slice, position: int) -> Tensor:
+    """Modulated logits [Q, K, h, w] of a scene's queries, by the field on its means."""
     logits, means = scene.logits[queries].float(), scene.means[queries].float()
     height, width = logits.shape[-2:]
     block = -(-height // means.shape[-2])
@@ -229,7 +260,7 @@ def _field(ladder: NoiseLadder, scene: Scene, queries: slice, position: int) -> 
     return logits + spread.reshape(len(means), height, width, -1).movedim(-1, 1)
 
 
-def _solved(level: float, examples: list[Scene], make: Callable[[Scene, int], Tensor]) -> int:
+def solved_position(level: float, examples: list[Scene], make: Callable[[Scene, int], Tensor]) -> int:
     """The position of the ladder's grid of variances at which labels of some scenes agree as often as the level."""
     clean = [_read(scene.logits[:1].float(), scene) for scene in examples]
     low, high = 0, POSITIONS
@@ -246,11 +277,15 @@ def _read(logits: Tensor, scene: Scene) -> Tensor:
     return whole.argmax(dim=1)
 
 
+def _clean(scene: Scene) -> Tensor:
+    """The unmodulated answer to a scene, one-hot [K, h, w]."""
+    return one_hot(_read(scene.logits[:1].float(), scene)[0], scene.logits.shape[1])
+
+
+def _pixels(scene: Scene) -> Tensor:
+    """Clean logits [h * w, K] at the picture's resolution."""
+    return _rows(F.interpolate(scene.logits[:1].float(), scene.truth.shape, mode="bilinear", align_corners=False))
+
+
 def _rows(maps: Tensor) -> Tensor:
     return maps.movedim(1, -1).flatten(0, -2)
-
-
-def _seen(shares: Tensor) -> Tensor:
-    """What a corrector sees of each pixel of shares [K, h, w]: its own, and the means around it; [h * w, F]."""
-    around = [window_means(shares, size) for size in WINDOWS]
-    return torch.cat([shares, *around]).flatten(1).T

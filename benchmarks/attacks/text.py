@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import won_back
+from benchmarks.attacks.arithmetic import sampled, temperature_for, won_back
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.sources import secret
 from benchmarks.attacks.text_features import CUTS, REWORDINGS, WITH_PREFIX, Steps, text_steps
@@ -37,6 +37,7 @@ def measure(folder: Path, secrets: int) -> Records:
         for name, source in _sources(number, steps, metric).items():
             attack = TextAttack(source, steps, METRIC_PROMPTS)
             records.run(name, attack.rows(name))
+        records.run("temperature", {"100 repeats, vote": partial(_temperature, attack, number)})
         records.save(folder / "text.json")
     return records
 
@@ -142,38 +143,38 @@ class TextAttack:
     @cached_property
     def answers(self) -> Tensor:
         """Tokens [N, Q] answered to the queries of each judged step."""
-        features, index, logits = self._judged()
+        features, index, logits = self.judged()
         noise = self.accounts[0](features.flatten(0, 1), index.flatten(0, 1), LEVEL).reshape(logits.shape)
         return index.gather(2, (logits + noise).argmax(dim=2, keepdim=True))[..., 0]
 
     @property
     def clean(self) -> Tensor:
         """The clean greedy token [N] of each judged step."""
-        return self._judged()[1][:, 0, 0]
+        return self.judged()[1][:, 0, 0]
 
     def single(self) -> float:
         """One answer each."""
-        return self._agreement(self.answers[:, :1])
+        return self.agreement(self.answers[:, :1])
 
     def repeats(self) -> float:
         """The same prompt again and again."""
-        features, index, logits = (part[:, 0] for part in self._judged())
+        features, index, logits = (part[:, 0] for part in self.judged())
         answers = [logits + self.accounts[0](features, index, LEVEL) for _ in range(REPEATS)]
-        return self._agreement(torch.cat([index.gather(1, a.argmax(dim=1, keepdim=True)) for a in answers], dim=1))
+        return self.agreement(torch.cat([index.gather(1, a.argmax(dim=1, keepdim=True)) for a in answers], dim=1))
 
     def vote(self, queries: list[int]) -> float:
         """Most frequent token of some queries."""
-        return self._agreement(self.answers[:, queries])
+        return self.agreement(self.answers[:, queries])
 
     def everyone(self) -> float:
         """One query each from every account."""
-        features, index, logits = (part[:, 0] for part in self._judged())
+        features, index, logits = (part[:, 0] for part in self.judged())
         answers = [logits + account(features, index, LEVEL) for account in self.accounts]
-        return self._agreement(torch.cat([index.gather(1, a.argmax(dim=1, keepdim=True)) for a in answers], dim=1))
+        return self.agreement(torch.cat([index.gather(1, a.argmax(dim=1, keepdim=True)) for a in answers], dim=1))
 
     def combined_levels(self) -> float:
         """Raw logits at three levels in the linear combination that is nearest to the clean ones."""
-        features, index, logits = (part[:, 0] for part in self._judged())
+        features, index, logits = (part[:, 0] for part in self.judged())
         levels = torch.stack([logits + self.accounts[0](features, index, v) for v in (LEVEL, *LOWER_LEVELS)])
         centred = (levels - levels.mean(dim=2, keepdim=True)).flatten(1).T.double()
         target = (logits - logits.mean(dim=1, keepdim=True)).flatten()[:, None].double()
@@ -193,21 +194,30 @@ class TextAttack:
             (best, count), *_ = truths.most_common(1)
             if count > truths[answer]:
                 table[answer] = best
-        return self._agreement(table[answers])
+        return self.agreement(table[answers])
 
-    def _judged(self) -> tuple[Tensor, Tensor, Tensor]:
+    def judged(self) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N, Q, H], contenders and clean logits [N, Q, 256] of the judged steps."""
         whole = (self.steps.features, self.steps.index, self.steps.logits)
         one, two, three = (part[self.first :].transpose(1, 2).flatten(0, 1) for part in whole)
         return one, two, three
 
-    def _agreement(self, answers: Tensor) -> float:
+    def agreement(self, answers: Tensor) -> float:
         """Of the most frequent token of answers [N, Q] with the clean one; among equals the first asked."""
         chosen = [Counter(row).most_common(1)[0][0] for row in answers.tolist()]
         return float((torch.tensor(chosen) == self.clean).float().mean())
 
     def _share(self, reached: float) -> float:
         return won_back(reached, self.single(), 1.0)
+
+
+def _temperature(attack: TextAttack, number: int) -> float:
+    """Share that a vote wins back from tokens sampled at the temperature that delivers the level."""
+    _, index, logits = (part[:, 0] for part in attack.judged())
+    heat = temperature_for(attack.steps.sample_logits, LEVEL)
+    drawn = sampled(logits, heat, REPEATS + 1, torch.Generator().manual_seed(number))
+    tokens = index.gather(1, drawn)
+    return won_back(attack.agreement(tokens[:, 1:]), attack.agreement(tokens[:, :1]), 1.0)
 
 
 def _sources(number: int, steps: Steps, metric: Tensor) -> dict[str, list[Source]]:

@@ -13,6 +13,7 @@ from benchmarks.attacks.label_attack import LabelAttack
 from benchmarks.attacks.label_features import LabelFeatures
 from benchmarks.attacks.queries import usual, wide
 from benchmarks.attacks.records import Records
+from benchmarks.attacks.smoothing import window_means
 from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Scaled, Source, TenantKeys
 
 CLASSES, WIDTH, LEVEL = 5, 12, 0.7
@@ -115,3 +116,9 @@ def test_the_table_gives_mean_and_spread_over_secrets() -> None:
         records.add("vote", "ladder", share)
     records.add("vote", "fresh", -0.001)
     assert records.table().splitlines()[2] == "| vote | 0.20 ± 0.14 | 0.00 |"
+
+
+def test_window_means_stop_at_the_border() -> None:
+    means = window_means(torch.tensor([[[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]]]), 3)
+    assert torch.allclose(means, torch.tensor([[[2.5, 4.0, 5.0], [2.5, 4.0, 5.0]]]))
+    assert torch.allclose(window_means(means, 1), means)
