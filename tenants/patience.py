@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-LATE_S = 0.05
-MOST_LOOKS = 4
+TURNS = 10
+"""Waits that a limit consists of: what lies in the socket is with its reader after about five turns of the loop."""
 
 
 class Patience:
-    """As `asyncio.timeout`, but where the loop itself comes late, what arrived meanwhile is looked at first.
+    """As `asyncio.timeout`, but in as many short waits, each of which counts no more than it was meant to last.
 
-    A loop that stood still for longer than the limit finds timer and answer at once, and `asyncio.timeout` takes the
-    timer: a busy gateway would then believe that its store is away, and count by itself.
+    On a busy gateway the loop comes late to everything, to the answers as to the timer of their limit. With one timer
+    it would then believe that its store is away, and count by itself.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self._wait = seconds / TURNS
+        self._left = TURNS
         self._limit = asyncio.timeout(None)
-        self._looks = 0
 
     async def __aenter__(self) -> None:
         await self._limit.__aenter__()
         self._loop = asyncio.get_running_loop()
-        self._wait()
+        self._timer = self._loop.call_later(self._wait, self._turn)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -32,14 +32,9 @@ class Patience:
         self._timer.cancel()
         await self._limit.__aexit__(kind, error, trace)
 
-    def _wait(self) -> None:
-        self._looks += 1
-        due = self._loop.time() + self._seconds
-        self._timer = self._loop.call_at(due, self._look, due)
-
-    def _look(self, due: float) -> None:
-        now = self._loop.time()
-        if now - due > LATE_S and self._looks < MOST_LOOKS:
-            self._wait()
+    def _turn(self) -> None:
+        self._left -= 1
+        if self._left:
+            self._timer = self._loop.call_later(self._wait, self._turn)
         else:
-            self._limit.reschedule(now)
+            self._limit.reschedule(self._loop.time())

@@ -66,3 +66,20 @@ async def test_an_event_loop_that_stands_still_does_not_make_the_store_away(back
             await asyncio.sleep(0.3)
             assert store.breaker.closed and cache.healthy == (True, "ok")
         await cache.aclose()
+
+
+async def test_a_loop_with_much_to_do_in_every_turn_does_not_make_the_store_away(backend: Backend) -> None:
+    async def work() -> None:
+        while True:
+            time.sleep(0.02)
+            await asyncio.sleep(0)
+
+    async with await TenantStore.connect(backend.url) as store:
+        workers = [asyncio.create_task(work()) for _ in range(4)]
+        try:
+            for _ in range(5):
+                assert await store.execute("PING")
+        finally:
+            for worker in workers:
+                worker.cancel()
+        assert store.breaker.closed
