@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-LATE_S = 0.05
-MOST_LOOKS = 4
+LOOKS = 20
+"""How often the loop must have come round: a new connection needs some twelve rounds until its first answer."""
 
 
 class Patience:
-    """As `asyncio.timeout`, but where the loop itself comes late, what arrived meanwhile is looked at first.
+    """As `asyncio.timeout`, but the limit is counted in looks of the loop, `seconds / LOOKS` apart where it keeps up.
 
-    A loop that stood still for longer than the limit finds timer and answer at once, and `asyncio.timeout` takes the
-    timer: a busy gateway would then believe that its store is away, and count by itself.
+    A busy loop comes round late: once by much, or each time by a little over the many steps of one answer. Its clock
+    would then say that the store is away, whose answer lies in the socket, and the gateway would count by itself.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self._pause = seconds / LOOKS
         self._limit = asyncio.timeout(None)
         self._looks = 0
 
     async def __aenter__(self) -> None:
         await self._limit.__aenter__()
         self._loop = asyncio.get_running_loop()
-        self._wait()
+        self._timer = self._loop.call_later(self._pause, self._look)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -32,14 +32,9 @@ class Patience:
         self._timer.cancel()
         await self._limit.__aexit__(kind, error, trace)
 
-    def _wait(self) -> None:
+    def _look(self) -> None:
         self._looks += 1
-        due = self._loop.time() + self._seconds
-        self._timer = self._loop.call_at(due, self._look, due)
-
-    def _look(self, due: float) -> None:
-        now = self._loop.time()
-        if now - due > LATE_S and self._looks < MOST_LOOKS:
-            self._wait()
+        if self._looks < LOOKS:
+            self._timer = self._loop.call_later(self._pause, self._look)
         else:
-            self._limit.reschedule(now)
+            self._limit.reschedule(self._loop.time())

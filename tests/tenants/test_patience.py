@@ -66,3 +66,18 @@ async def test_an_event_loop_that_stands_still_does_not_make_the_store_away(back
             await asyncio.sleep(0.3)
             assert store.breaker.closed and cache.healthy == (True, "ok")
         await cache.aclose()
+
+
+async def test_a_loop_that_is_always_a_little_late_does_not_make_the_store_away(backend: Backend) -> None:
+    """As where many requests are under way: no timer is late by much, and an answer on a new connection takes long."""
+
+    async def busy() -> None:
+        while True:
+            time.sleep(0.03)
+            await asyncio.sleep(0)
+
+    async with await TenantStore.connect(backend.url) as store:
+        task = asyncio.create_task(busy())
+        assert len(await asyncio.gather(*(store.execute("PING") for _ in range(32)))) == 32
+        assert store.breaker.closed
+        task.cancel()
