@@ -92,7 +92,11 @@ class Link:
     async def drop_idle(self) -> None:
         """Close the connections that nothing uses now. A Cluster's client follows its nodes by itself."""
         if not self.clustered:
-            await self._client.connection_pool.disconnect(inuse_connections=False)
+            # Taken out first: the pool's own `disconnect` closes one that a request has just been given.
+            pool = self._client.connection_pool
+            idle, pool._available_connections = pool._available_connections, []
+            for connection in idle:
+                await connection.disconnect(nowait=True)
 
     async def push_connections(self) -> list[AbstractConnection]:
         """Connections for pushes: one, or one to each primary."""

@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-TURNS = 10
-"""Waits that a limit consists of: what lies in the socket is with its reader after about five turns of the loop."""
+LOOKS = 20
+"""How often the loop must have come round: a new connection needs some twelve rounds until its first answer."""
 
 
 class Patience:
-    """As `asyncio.timeout`, but in as many short waits, each of which counts no more than it was meant to last.
+    """As `asyncio.timeout`, but the limit is counted in looks of the loop, `seconds / LOOKS` apart where it keeps up.
 
-    On a busy gateway the loop comes late to everything, to the answers as to the timer of their limit. With one timer
-    it would then believe that its store is away, and count by itself.
+    A busy loop comes round late: once by much, or each time by a little over the many steps of one answer. Its clock
+    would then say that the store is away, whose answer lies in the socket, and the gateway would count by itself.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._wait = seconds / TURNS
-        self._left = TURNS
+        self._pause = seconds / LOOKS
         self._limit = asyncio.timeout(None)
+        self._looks = 0
 
     async def __aenter__(self) -> None:
         await self._limit.__aenter__()
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(self._wait, self._turn)
+        self._timer = self._loop.call_later(self._pause, self._look)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -32,9 +32,9 @@ class Patience:
         self._timer.cancel()
         await self._limit.__aexit__(kind, error, trace)
 
-    def _turn(self) -> None:
-        self._left -= 1
-        if self._left:
-            self._timer = self._loop.call_later(self._wait, self._turn)
+    def _look(self) -> None:
+        self._looks += 1
+        if self._looks < LOOKS:
+            self._timer = self._loop.call_later(self._pause, self._look)
         else:
             self._limit.reschedule(self._loop.time())

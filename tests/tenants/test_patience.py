@@ -68,18 +68,16 @@ async def test_an_event_loop_that_stands_still_does_not_make_the_store_away(back
         await cache.aclose()
 
 
-async def test_a_loop_with_much_to_do_in_every_turn_does_not_make_the_store_away(backend: Backend) -> None:
-    async def work() -> None:
+async def test_a_loop_that_is_always_a_little_late_does_not_make_the_store_away(backend: Backend) -> None:
+    """As where many requests are under way: no timer is late by much, and an answer on a new connection takes long."""
+
+    async def busy() -> None:
         while True:
-            time.sleep(0.02)
+            time.sleep(0.03)
             await asyncio.sleep(0)
 
     async with await TenantStore.connect(backend.url) as store:
-        workers = [asyncio.create_task(work()) for _ in range(4)]
-        try:
-            for _ in range(5):
-                assert await store.execute("PING")
-        finally:
-            for worker in workers:
-                worker.cancel()
+        task = asyncio.create_task(busy())
+        assert len(await asyncio.gather(*(store.execute("PING") for _ in range(32)))) == 32
         assert store.breaker.closed
+        task.cancel()

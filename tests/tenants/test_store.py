@@ -92,6 +92,21 @@ async def test_an_edit_starts_over_when_another_client_writes_first(
     assert await store.execute("HGET", "n", "v") == b"20"
 
 
+async def test_dropping_idle_connections_disturbs_no_command_under_way(store: TenantStore) -> None:
+    async def ask() -> None:
+        for _ in range(200):
+            await store.execute("PING")
+            await asyncio.sleep(0)
+
+    async def drop() -> None:
+        for _ in range(200):
+            await store._link.drop_idle()
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(ask() for _ in range(8)), drop())
+    assert store.breaker.closed
+
+
 async def test_an_unreachable_store_is_unavailable_and_the_message_holds_no_secret() -> None:
     with pytest.raises(Unavailable) as caught:
         await TenantStore.connect("redis://:hunter2@127.0.0.1:1/0")
