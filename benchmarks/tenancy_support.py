@@ -129,7 +129,7 @@ class Server:
 
     async def until_ready(self) -> None:
         """Wait until the application is ready."""
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         async with httpx.AsyncClient(timeout=2.0) as client:
             while time.monotonic() < until:
                 try:
@@ -140,7 +140,7 @@ class Server:
                 assert self._process is not None and self._process.poll() is None, "serve run ended"
                 await asyncio.sleep(0.5)
         tail = (self.folder / "serve.log").read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"the application is not ready after two minutes:\n{tail}")
+        raise RuntimeError(f"the application is not ready after ten minutes:\n{tail}")
 
     def stop(self) -> None:
         """End it as Ctrl-C does."""

@@ -146,6 +146,7 @@ class LevelAudit:
         self._lock = threading.Lock()
         self._totals: dict[float, tuple[int, int]] = {}
         self._recent: dict[float, tuple[Tally, Tally]] = {}
+        self._sources: dict[float, set[int]] = {}
 
     def count(self, level: float, rows: int, agreed: int) -> None:
         """Rows answered, which may be a part of a group."""
@@ -153,20 +154,30 @@ class LevelAudit:
             before = self._totals.get(level, (0, 0))
             self._totals[level] = (before[0] + rows, before[1] + agreed)
 
-    def finish(self, level: float, rows: int, agreed: int) -> None:
-        """A whole group, whose rows were counted before. Of level 1.0 there is nothing to judge."""
+    def finish(self, level: float, rows: int, agreed: int, source: int) -> None:
+        """A whole group, whose rows were counted before. Of level 1.0 there is nothing to judge.
+
+        Args:
+            source: a hash of the input. One that comes again is answered alike, and says nothing new.
+        """
         if level == 1.0 or not rows:
             return
         with self._lock:
+            sources = self._sources.setdefault(level, set())
+            if source in sources:
+                return
             older, newer = self._recent.get(level, (Tally(), Tally()))
             if newer.groups >= self._window:
                 older, newer = newer, Tally()
+                sources.clear()
+            sources.add(source)
             self._recent[level] = (older, newer + Tally.of(rows, agreed))
 
     def forget(self) -> None:
         """Levels have moved: what was answered before says nothing of them."""
         with self._lock:
             self._recent.clear()
+            self._sources.clear()
 
     def totals(self) -> dict[float, tuple[int, int]]:
         """By level, since start: rows, and those that agreed."""

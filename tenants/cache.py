@@ -179,7 +179,8 @@ class EntitlementCache:
         now = time.monotonic()
         self._entries.pop(digest, None)
         if found is None:
-            self._unknown[digest] = now + self._fresh_for()
+            if epoch == self._epoch:  # else it may have been created meanwhile
+                self._unknown[digest] = now + self._fresh_for()
             while len(self._unknown) > self._capacity:
                 self._unknown.popitem(last=False)
             return None

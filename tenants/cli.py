@@ -185,7 +185,7 @@ def check(context: typer.Context, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _strength(term: str, text: str) -> float:
+def _strength(term: str, text: str | None) -> float:
     try:
         return float(text or "0")
     except ValueError:

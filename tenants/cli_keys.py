@@ -35,7 +35,7 @@ def create_key(
 ) -> None:
     """Create a key. It is shown once."""
     expires_at = _expiry(expires) if expires else None
-    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()] or None
+    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()] if scopes else None
     limits = assignments(limit or [])
     secret, record = run(
         context,

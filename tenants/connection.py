@@ -18,6 +18,7 @@ from redis.exceptions import ResponseError
 from tenants import scripts
 
 SOCKET_TIMEOUT_S = 0.2
+SENTINEL_TIMEOUT_S = 0.2
 PAGE = 1000
 _FIND = scripts.load("find").text
 _Sentinel: Any = Sentinel
@@ -165,7 +166,9 @@ def _sentinel_client(url: str, tls: bool, protocol: int, options: dict[str, Any]
         raise ValueError("A Sentinel URL must end with its service: redis+sentinel://host:26379/<service>[/db].")
     own = {name: query[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in query}
     tls_options = _tls(tls, query)
-    sentinel: Any = _Sentinel(hosts, sentinel_kwargs={**options, **own, **tls_options})
+    # A silent Sentinel must be given up before whoever waits for the answer gives up: the next one is asked then.
+    soon = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
+    sentinel: Any = _Sentinel(hosts, sentinel_kwargs={**options, **soon, **own, **tls_options})
     client = sentinel.master_for(
         service,
         db=int(db or 0),

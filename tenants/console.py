@@ -57,15 +57,15 @@ def failure(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def assignments(words: list[str]) -> dict[str, str]:
-    """FIELD=VALUE words as a mapping."""
-    changes = {}
+def assignments(words: list[str]) -> dict[str, str | None]:
+    """FIELD=VALUE words as a mapping; nothing after the mark removes a field."""
+    changes: dict[str, str | None] = {}
     for word in words:
         # A class name may hold '='; a value never does.
         name, mark, value = word.rpartition("=")
         if not mark or not name:
             raise failure(f"expected FIELD=VALUE, not '{word}'.")
-        changes[name] = value
+        changes[name] = value or None
     return changes
 
 

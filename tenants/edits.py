@@ -12,7 +12,7 @@ from tenants.store import Command
 
 AUDIT_LENGTH = 100_000
 Changes = Mapping[str, str | None]
-"""Field to its new text; None or "" removes the field."""
+"""Field to its new text; None removes the field. "" stays: an empty list of rights is no right, not every right."""
 
 
 class AdminError(Exception):
@@ -27,8 +27,8 @@ def changed(key: str, raw: RawHash, changes: Changes) -> tuple[dict[bytes, bytes
     """
     if seal.FIELD in changes:
         raise RecordError(key, seal.FIELD, "is written by this command itself")
-    fields = {field: value for field, value in changes.items() if value}
-    removed = {field for field, value in changes.items() if not value}
+    fields = {field: value for field, value in changes.items() if value is not None}
+    removed = {field for field, value in changes.items() if value is None}
     there = {field.decode("utf-8", "replace") for field in raw}
     sealed = seal.names(raw.get(seal.FIELD.encode(), b"").decode("utf-8", "replace"))
     fields[seal.FIELD] = seal.over((there | sealed | fields.keys()) - removed)

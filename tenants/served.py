@@ -55,7 +55,7 @@ class ReplicaReport:
                 LevelReport(float(x), Tally.from_list(d), Tally.from_list(e)) for x, d, e in fields["levels"]
             )
             return cls(**{**fields, "levels": levels})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a replica's report: {error!r}") from None
 
 

@@ -70,7 +70,7 @@ class ImageClassifier(VisionEngine):
     def answer(self, item: ItemLogits, modulation: Modulation, top_k: int | None = None) -> list[Label]:
         """One picture's labels from its modulated logits, as far as its terms disclose them. Safe from any thread."""
         agreed = bool(item.clean.argmax() == item.utility.argmax())
-        self._count(modulation.utility, 1, int(agreed))
+        self._count(item, modulation.utility, 1, int(agreed))
         shown = modulation.disclosure
         count = min(len(self.classes), shown.labels or len(self.classes), top_k or len(self.classes))
         scores, indices = item.logits.softmax(dim=0).topk(count)

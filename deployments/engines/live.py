@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Kept:
 class LiveRows:
     """A reservoir of recent rows of all tenants, in memory only. Safe from any thread.
 
+    A row that came before is not kept again: who repeats an input would otherwise decide what the levels are judged on.
     Once it is full a new row takes the place of one drawn at random, so that what is kept reaches back some multiple of
     `capacity` rows, thinner and thinner. Rows are kept in 16 bits: `capacity` times 2 bytes times the size of a row,
     4 MB for 4,096 rows of 512 features, 50 MB for 1,536 tiles of 8 x 8 cells of 256.
@@ -65,6 +67,7 @@ class LiveRows:
         self._rows: Tensor | None = None
         self._labels = torch.zeros(capacity, 2, dtype=torch.int64)
         self._waiting: list[tuple[Tensor, list[tuple[int, int]]]] = []
+        self._seen: set[bytes] = set()
         self._chance = torch.Generator().manual_seed(0)
         self._lock = threading.Lock()
 
@@ -110,14 +113,29 @@ class LiveRows:
                 self._rows = torch.zeros(self.capacity, *rows.shape[1:], dtype=rows.dtype)
             if rows.shape[1:] != self._rows.shape[1:]:
                 continue
+            rows, labels = self._new(rows.cpu(), labels)
+            if not labels:
+                continue
             free = max(0, min(len(rows), self.capacity - self._taken))
             drawn = torch.randint(self.capacity, (len(rows) - free,), generator=self._chance).tolist()
             # A slot that is drawn twice holds the later row.
             slots = {slot: row for row, slot in enumerate([*range(self._taken, self._taken + free), *drawn])}
             to, chosen = list(slots), list(slots.values())
-            self._rows[to] = rows[chosen].cpu()
+            self._rows[to] = rows[chosen]
             self._labels[to] = torch.tensor(labels)[chosen]
             self._taken += len(rows)
+
+    def _new(self, rows: Tensor, labels: list[tuple[int, int]]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Those that have not come lately."""
+        if len(self._seen) > 4 * self.capacity:
+            self._seen.clear()
+        new = []
+        for number, row in enumerate(rows.contiguous().view(torch.int16)):
+            digest = hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest()
+            if digest not in self._seen:
+                self._seen.add(digest)
+                new.append(number)
+        return rows[new], [labels[number] for number in new]
 
 
 @torch.inference_mode()

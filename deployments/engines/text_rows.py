@@ -121,7 +121,8 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
         with self._lock:
             steps, agreed = self._streams[number].tolist()
             self._streams[number] = 0
-            self.counts.finish(self._taken[number].terms.level, steps, agreed)
+            seat = self._taken[number]
+            self.counts.finish(seat.terms.level, steps, agreed, source=hash(tuple(seat.prompt)))
             del self._taken[number]
             self._new.pop(number, None)
             self._free.append(number)

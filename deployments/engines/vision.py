@@ -174,9 +174,9 @@ class VisionEngine(CalibratedEngine):
         with self._forward_lock:
             adopt()
 
-    def _count(self, level: float, rows: int, agreed: int) -> None:
+    def _count(self, item: ItemLogits, level: float, rows: int, agreed: int) -> None:
         self.counts.count(level, rows, agreed)
-        self.counts.finish(level, rows, agreed)
+        self.counts.finish(level, rows, agreed, source=hash(item.clean.half().cpu().numpy().tobytes()))
 
     def calibration_sample(self, path: Path, progress: Callable[[str], None] = lambda _: None) -> CalibrationSample:
         """Features to calibrate on, from a bundled .safetensors or from a folder of at least 100 images.

@@ -23,7 +23,9 @@ from tests.deployments.vision_support import SECRET, at, scenes, shipped
 def test_a_reservoir_is_bounded_and_a_row_keeps_its_group() -> None:
     live = LiveRows(100)
     for start in range(0, 5000, 50):
-        live.add(torch.arange(start, start + 50).float()[:, None] / 8, list(range(start, start + 50)))
+        numbers = torch.arange(start, start + 50)
+        rows = torch.stack([numbers / 8, numbers % 64], dim=1)  # no two of them the same in 16 bits
+        live.add(rows, numbers.tolist())
     kept = live.kept()
     assert len(live) == 100 == len(kept.rows) and live.taken == 5000
     assert torch.equal(kept.rows[:, 0].float() * 8, kept.groups.float().div(1).half().float())
@@ -32,13 +34,20 @@ def test_a_reservoir_is_bounded_and_a_row_keeps_its_group() -> None:
     assert 50 < (5000 - kept.groups.float()).mean() < 200
 
 
+def test_an_input_that_is_repeated_is_kept_once() -> None:
+    live = LiveRows(100)
+    for _ in range(30):
+        live.add(torch.arange(20.0)[:, None], list(range(20)))
+    assert len(live) == 20 == live.inputs
+
+
 def test_a_reservoir_keeps_rows_in_16_bits_and_of_one_shape() -> None:
     live = LiveRows(64)
-    live.add(torch.zeros(4, 8, 2, 2), [0] * 4)
-    live.add(torch.zeros(4, 8, 1, 2), [1] * 4)
+    live.add(torch.arange(4.0)[:, None, None, None].expand(4, 8, 2, 2), [0] * 4)
+    live.add(torch.arange(4.0)[:, None, None, None].expand(4, 8, 1, 2), [1] * 4)
     assert len(live) == 4 and live.kept().rows.dtype is torch.float16
     brain = LiveRows(4)
-    brain.add(torch.full((2, 8), 1e6, dtype=torch.bfloat16), [0, 1])
+    brain.add(torch.tensor([[1e6], [2e6]], dtype=torch.bfloat16).expand(2, 8), [0, 1])
     assert brain.kept().rows.isfinite().all()
     assert len(LiveRows(4).kept().rows) == 0
 
@@ -47,8 +56,9 @@ def test_a_reservoir_is_safe_from_several_threads() -> None:
     live = LiveRows(200)
 
     def fill(group: int) -> None:
-        for _ in range(50):
-            live.add(torch.full((4, 3), float(group)), [group] * 4)
+        for turn in range(50):
+            rows = torch.tensor([[group, turn, number] for number in range(4)], dtype=torch.float32)
+            live.add(rows, [group] * 4)
             kept = live.kept()
             assert torch.equal(kept.rows[:, 0].long(), kept.groups)
 

@@ -90,9 +90,10 @@ def test_recent_answers_are_a_window_and_are_forgotten_when_levels_move() -> Non
     audit = LevelAudit(window=10)
     for number in range(25):
         audit.count(0.7, 4, 3)
-        audit.finish(0.7, 4, 4 if number >= 20 else 0)
+        audit.finish(0.7, 4, 4 if number >= 20 else 0, source=number)
+        audit.finish(0.7, 4, 4, source=number)  # the same input again
     audit.count(1.0, 1, 1)
-    audit.finish(1.0, 1, 1)
+    audit.finish(1.0, 1, 1, source=0)
     assert audit.totals() == {0.7: (100, 75), 1.0: (1, 1)}
     assert audit.recent() == {0.7: Tally.of_groups([4] * 15, [0] * 10 + [4] * 5)}
     assert [report.level for report in audit.reports(audit.totals(), {})] == [0.7]

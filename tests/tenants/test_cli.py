@@ -425,3 +425,26 @@ async def test_the_demo_file_of_the_working_folder_names_the_store(store: Tenant
         subprocess.run, command, cwd=tmp_path, env={"PYTHONPATH": REPOSITORY}, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "All records are valid.\n", "")
+
+
+async def test_no_rights_stay_none_over_create_rotate_apply_and_delete(
+    tenants: Run, store: TenantStore, tmp_path: Path
+) -> None:
+    await prepare(tenants)
+    old = (await tenants("key", "create", "acme", "--scopes", ",")).strip()
+    new = (await tenants("key", "rotate", old)).strip()
+    digests = [keyspace.key_digest(key) for key in (old, new)]
+    assert [await store.execute("HGET", keyspace.apikey(digest), "scopes") for digest in digests] == [b"", b""]
+
+    file = tmp_path / "tenants.yaml"
+    file.write_text("tiers: {none: {utility: 0.5, models: []}}\ntenants: {acme: {tier: none, focus_allow: []}}\n")
+    await tenants("apply", str(file), "--yes")
+    assert await store.execute("HGET", "tier:none", "models") == b""
+    assert await store.execute("HGET", "tenant:acme", "focus_allow") == b""
+    assert "Nothing to change" in await tenants("apply", str(file), "--yes")
+    file.write_text(await tenants("export"))
+    assert "Nothing to change" in await tenants("apply", str(file), "--yes")
+
+    await store.execute("HSET", keyspace.apikey(digests[0]), "status", "odd")  # a record that does not validate
+    await tenants("delete", "acme", "--yes")
+    assert [await store.execute("EXISTS", keyspace.apikey(digest)) for digest in digests] == [0, 0]
