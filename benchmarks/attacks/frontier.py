@@ -90,23 +90,25 @@ LABELS = View(VOTE, CORRECTOR, BOTH, (0.15, 0.05), "both together, 600 labelled"
 
 
 def draw(records: Records, path: Path, view: View) -> None:
-    """One attack against another, coloured and labelled by a third: shares of the gap that are won back."""
-    figure, axes = plt.subplots(figsize=(9, 6))
+    """One attack against another, coloured by a third and numbered: shares of the gap that are won back."""
+    figure, (axes, names) = plt.subplots(1, 2, figsize=(11, 5.5), width_ratios=(3, 1.3))
     rows = records.values.values()
     x, y = ([mean(row[k]) for row in rows] for k in (view.x, view.y))
     colour = [max(mean(row[way]) for way in view.colour) for row in rows]
-    points = axes.scatter(x, y, c=colour, cmap="viridis_r", s=70, zorder=3)
-    for name, a, b, c in zip(records.values, x, y, colour, strict=True):
-        left = a > 0.7 * max(x)
+    points = axes.scatter(x, y, c=colour, cmap="viridis_r", s=190, zorder=3, edgecolors="white")
+    for number, place in enumerate(zip(x, y, strict=True), start=1):
         axes.annotate(
-            f"{name}: {c:.2f}", (a, b), xytext=(-6 if left else 6, 4), textcoords="offset points", fontsize=8,
-            ha="right" if left else "left",
+            str(number), place, ha="center", va="center", fontsize=8, zorder=4,
+            bbox={"boxstyle": "circle,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
         )  # fmt: skip
     axes.axvline(view.limits[0], color="grey", linewidth=0.8, linestyle="--")
     axes.axhline(view.limits[1], color="grey", linewidth=0.8, linestyle="--")
-    axes.set_xlabel(f"{view.x} (share of the gap won back)")
+    axes.set_xlabel(f"{view.x} (share of the gap won back; dashed: asked at most)")
     axes.set_ylabel(view.y)
     figure.colorbar(points, label=view.title)
+    listed = [f"{n}  {name}: {c:.2f}" for n, (name, c) in enumerate(zip(records.values, colour, strict=True), start=1)]
+    names.axis("off")
+    names.text(0, 1, "\n".join([f"{view.title}:", "", *listed]), va="top", fontsize=9, linespacing=1.5)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

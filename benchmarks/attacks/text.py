@@ -136,7 +136,7 @@ class TextAttack:
             "100 repeats, vote": lambda: self._share(self.repeats()),
             **votes,
             "levels 0.7, 0.6 and 0.5, raw logits, best combination": lambda: self._share(self.combined_levels()),
-            "corrector: 600 labelled steps, token": lambda: self._share(self.corrector(self.answers[:, :1])),
+            "corrector, 6,000 labelled steps: token": lambda: self._share(self.corrector(self.answers[:, :1])),
             "both: all 23 near-duplicates, corrector": lambda: self._share(self.corrector(self.answers)),
         }
 
@@ -184,10 +184,10 @@ class TextAttack:
     def corrector(self, answers: Tensor) -> float:
         """Each answered token replaced by the clean one it most often stands for among labelled steps, then a vote."""
         steps = self.steps
-        noisy = steps.sample_logits + self.accounts[0](steps.sample_features, steps.sample_index, LEVEL)
-        given = steps.sample_index.gather(1, noisy.argmax(dim=1, keepdim=True))[:, 0].tolist()
+        noisy = steps.labelled_logits + self.accounts[0](steps.labelled_features, steps.labelled_index, LEVEL)
+        given = steps.labelled_index.gather(1, noisy.argmax(dim=1, keepdim=True))[:, 0].tolist()
         seen: dict[int, Counter[int]] = defaultdict(Counter)
-        for answer, truth in zip(given, steps.sample_index[:, 0].tolist(), strict=True):
+        for answer, truth in zip(given, steps.labelled_index[:, 0].tolist(), strict=True):
             seen[answer][truth] += 1
         table = torch.arange(VOCABULARY)
         for answer, truths in seen.items():

@@ -36,7 +36,15 @@ TOPICS = (
 )
 ATTACKED = [f"{('Write a short text about', 'Explain')[n % 2]} {topic}." for n, topic in enumerate(TOPICS)]
 SAMPLED = [f"Give me three facts about {topic}." for topic in TOPICS]
-STEPS, SAMPLE_STEPS = 12, 24
+FORMS = (
+    *("Tell a child about {}.", "Why does {} matter?", "Write a poem about {}.", "Describe {} in detail."),
+    *("What is the history of {}?", "Write a letter about {}.", "Who cares about {}?", "List the parts of {}."),
+    *("Write a news report about {}.", "Compare {} with something else.", "Give advice on {}.", "Criticise {}."),
+    *("Imagine a world without {}.", "What do people say about {}?"),
+)
+LABELLED = [form.format(topic) for topic in TOPICS for form in FORMS]
+STEPS, SAMPLE_STEPS, LABELLED_STEPS = 12, 24, 6000
+_BATCH = 40
 CONTENDERS = 256
 """Highest clean logits of a step that are kept: no other can win."""
 FILLER = "Reply in English. "
@@ -83,6 +91,8 @@ class Steps:
         logits: [P, Q, T, 256] float32.
         sample_features, sample_index, sample_logits: [N, H], [N, 256], [N, 256] of clean answers to other
             prompts, on which levels are solved.
+        labelled_features, labelled_index, labelled_logits: the same of 6,000 steps of clean answers to others, whose
+            clean tokens an attacker knows.
     """
 
     features: Tensor
@@ -91,6 +101,9 @@ class Steps:
     sample_features: Tensor
     sample_index: Tensor
     sample_logits: Tensor
+    labelled_features: Tensor
+    labelled_index: Tensor
+    labelled_logits: Tensor
 
 
 def text_steps(cache: Path) -> Steps:
@@ -98,25 +111,41 @@ def text_steps(cache: Path) -> Steps:
     cache.mkdir(parents=True, exist_ok=True)
     model: LanguageModel | None = None
     paths = [cache / f"prompt-{number}.pt" for number in range(len(ATTACKED))]
-    sample = cache / "sample.pt"
-    if not all(path.exists() for path in [*paths, sample]):
+    sample, labelled = cache / "sample.pt", cache / "labelled.pt"
+    if not all(path.exists() for path in [*paths, sample, labelled]):
         model = load_language_model(SMOLLM2, torch.device("cpu"))
     for path, prompt in zip(paths, ATTACKED, strict=True):
         if model and not path.exists():
             began = time.perf_counter()
             torch.save(_one_prompt(model, prompt), path)
             print(f"  {path.stem}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    if model and not sample.exists():
-        rows = write(model, [_chat(model, prompt) for prompt in SAMPLED], SAMPLE_STEPS)
-        torch.save(
-            (rows.features.half(), rows.logits.index[:, :CONTENDERS], rows.logits.logits[:, :CONTENDERS]), sample
-        )
+    for path, prompts in ((sample, SAMPLED), (labelled, LABELLED)):
+        if model and not path.exists():
+            torch.save(_answered(model, prompts), path)
     features, index, logits = zip(*(torch.load(path) for path in paths), strict=True)
-    sample_features, sample_index, sample_logits = torch.load(sample)
     return Steps(
-        torch.stack(features).float(), torch.stack(index).long(), torch.stack(logits).float(),
-        sample_features.float(), sample_index.long(), sample_logits.float(),
-    )  # fmt: skip
+        torch.stack(features).float(),
+        torch.stack(index).long(),
+        torch.stack(logits).float(),
+        *_wide(torch.load(sample)),
+        *_wide(tuple(part[:LABELLED_STEPS] for part in torch.load(labelled))),
+    )
+
+
+def _wide(parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    features, index, logits = parts
+    return features.float(), index.long(), logits.float()
+
+
+def _answered(model: LanguageModel, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [N, H], contenders and their logits [N, 256] of the steps of clean answers."""
+    parts = []
+    for start in range(0, len(prompts), _BATCH):
+        rows = write(model, [_chat(model, prompt) for prompt in prompts[start : start + _BATCH]], SAMPLE_STEPS)
+        parts.append((rows.features.half(), rows.logits.index[:, :CONTENDERS], rows.logits.logits[:, :CONTENDERS]))
+        print(f"  answers to {start + _BATCH} prompts", file=sys.stderr, flush=True)
+    features, index, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    return features, index, logits
 
 
 def _one_prompt(model: LanguageModel, prompt: str) -> tuple[Tensor, Tensor, Tensor]:
