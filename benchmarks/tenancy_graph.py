@@ -33,7 +33,7 @@ class CountingText:
         """What the gateway needs to know of this model."""
         return self._info
 
-    async def count(self, prompt: list[str]) -> list[int]:
+    async def count(self, prompt: list[str], share: Share) -> list[int]:
         """As `TextReplica.count`."""
         return [len(text.split()) for text in prompt]
 
@@ -48,7 +48,7 @@ class CountingText:
                 text="word ",
                 tokens=1,
                 finish_reason="length" if step == last else None,
-                prompt_tokens=sum(await self.count(prompt)),
+                prompt_tokens=sum(await self.count(prompt, share)),
                 completion_tokens=step,
             )
 

@@ -70,7 +70,7 @@ class ModelSpec(BaseModel):
         default=None, description="CPU threads of a forward; None: the cores divided by the models, at least 1"
     )
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=16, description="rows of a batch: images, or running sequences"
+        default=16, description="rows of a batch: images, or a step's sequences"
     )
     max_batch_wait_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = 4.0
     max_queue_per_tenant: Annotated[int, Field(ge=1)] = 256

@@ -23,7 +23,7 @@ from deployments.http.middleware import Receipt
 from deployments.store import StoreAccess
 from deployments.ticket import Cost, Ticket
 from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
-from policies.terms import Focus, Modulation, resolve
+from policies.terms import Focus, Modulation, Share, resolve
 from tenants import limits
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
@@ -142,10 +142,10 @@ class TenantGateway:
             receipt.headers.update(lease.headers())
             raise
 
-    async def count_tokens(self, model_id: str, prompt: Any) -> list[int]:
-        """Tokens of a conversation, or of each of several texts, as the model's replica counts them."""
+    async def count_tokens(self, model_id: str, prompt: Any, share: Share) -> list[int]:
+        """Tokens of a conversation, or of each of several texts, as the model's replica counts them for a tenant."""
         until = asyncio.get_running_loop().time() + self.args.gateway.deadline_s
-        counted: list[int] = await call_replica(self._handles[model_id], "count", prompt, deadline=until)
+        counted: list[int] = await call_replica(self._handles[model_id], "count", prompt, share, deadline=until)
         return counted
 
     async def _limits(self, entitlements: Entitlements) -> dict[str, str]:

@@ -26,7 +26,7 @@ logger = logging.getLogger("deployments.keeper")
 POLL_S = 1.0
 REPORT_S = 5.0
 JUDGE_S = 30.0
-"""Judging 4,096 pictures takes a tenth of a second, 512 decoding steps of a large vocabulary up to two."""
+"""Judging 4,096 pictures takes a tenth of a second, 1,024 decoding steps of a large vocabulary up to two."""
 
 
 class Keeper:
@@ -52,7 +52,7 @@ class Keeper:
     ) -> None:
         self._engine, self._spec, self._access, self._in_place = engine, spec, access, in_place
         self._replica, self._threads = replica, threads
-        self._version = in_place.version
+        self._version, self._unusable = in_place.version, -1
         self._judged = self._reported = -JUDGE_S
         self._known_job = ""
         self._refit: asyncio.Task[None] | None = None
@@ -92,21 +92,24 @@ class Keeper:
             await self._report(served)
 
     async def _report(self, served: ServedModels) -> None:
-        inputs, levels = self._engine.live.inputs, tuple(self._engine.reports())
+        inputs, levels = await asyncio.to_thread(lambda: self._engine.live.inputs), tuple(self._engine.reports())
         await served.publish(
             ReplicaReport(self._spec.id, self._replica, self._in_place.key, self._version, inputs, levels)
         )
         self._reported = time.monotonic()
 
     async def _take(self, store: TenantStore, version: int) -> None:
-        """Put the calibration that is in the store in place."""
-        if version == self._version:
+        """Put the calibration that is in the store in place; one that cannot be used leaves the old one."""
+        if version in (self._version, self._unusable):
             return
         try:
             stored = await store.load_calibration(self._in_place.key)
-            if stored is not None:
-                await asyncio.to_thread(self._engine.recalibrate, Calibration.from_json(json.dumps(stored)))
+            if stored is None:
+                raise ValueError("it is gone")
+            await asyncio.to_thread(self._engine.recalibrate, Calibration.from_json(json.dumps(stored)))
         except (RecordError, ValueError) as error:
             logger.error("model %s: the stored calibration cannot be used: %s", self._spec.id, error)
+            self._unusable = version
+            return
         self._version = version
         self._judged = self._reported = -JUDGE_S

@@ -42,6 +42,8 @@ ENVIRONMENT = {
     # How long a gateway that is shut down goes on answering; Serve's 30 s are meant for a fleet behind a balancer.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http.middleware:before_serve",
+    # Ray's own 15 lets every other job of the machine go before the answers.
+    "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
     "PYTHONUNBUFFERED": "1",
 }

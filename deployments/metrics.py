@@ -16,7 +16,9 @@ class LevelMetrics:
 
     def __init__(self, model_id: str) -> None:
         self._model = model_id
-        self._rows = Gauge("aim_audit_rows", "Rows answered (images, pixels, decoding steps).", tag_keys=TAGS)
+        self._rows = Gauge(
+            "aim_audit_rows", "Rows judged (images, some pixels of a mask, decoding steps).", tag_keys=TAGS
+        )
         self._agreed = Gauge("aim_audit_agreement", "Share of rows whose answer after utility is clean.", tag_keys=TAGS)
         self._delivered = Gauge("aim_level_delivered", "The same of the recent answers, by level.", tag_keys=TAGS)
         self._expected = Gauge("aim_level_expected", "What a level delivers on the recent inputs.", tag_keys=TAGS)

@@ -57,7 +57,10 @@ class Refit:
         except (RefitFailed, LoadError, ValueError) as error:
             await served.tell(replace(self._job, state="failed", error=str(error)))
         except Unavailable:
-            logger.error("model %s: the store went away during a calibration; nothing was changed", self._job.model)
+            logger.error(
+                "model %s: the store went away during a calibration; look at `tenants levels`, and ask again",
+                self._job.model,
+            )
         except Exception:
             logger.exception("model %s: the calibration failed", self._job.model)
             await served.tell(replace(self._job, state="failed", error="it failed; see the replica's log"))

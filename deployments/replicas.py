@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
@@ -28,6 +29,9 @@ from deployments.keeper import Keeper
 from deployments.metrics import LevelMetrics
 from deployments.store import StoreAccess
 from policies.terms import Modulation, Share
+
+COUNTED_AT_ONCE = 16
+"""Long prompts of one tenant whose tokens are being counted."""
 
 
 class Replica:
@@ -53,7 +57,7 @@ class Replica:
         return self._info.model_copy(update={"floor": self.engine.floor})
 
     def audit(self) -> dict[float, tuple[int, int]]:
-        """By level: rows answered (images, pixels, decoding steps), and rows whose answer after utility is clean."""
+        """By level: rows judged (images, some pixels, decoding steps), and rows whose answer after utility is clean."""
         return self.engine.audit()
 
     def check_and_export(self) -> None:
@@ -141,6 +145,9 @@ class TextReplica(Replica):
         with announced(spec.id, spec.source):
             self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads))
             await self.start(self.engine, spec, access, threads, self.engine.context)
+        # What is counted is not admitted yet: it gets a thread, and each tenant a part of it, and no more.
+        self._counter = ThreadPoolExecutor(1, "count")
+        self._counted = FlowBound(COUNTED_AT_ONCE)
 
     async def generate(
         self, prompt: Conversation | Texts, params: dict[str, Any], modulation: Modulation, share: Share
@@ -154,14 +161,16 @@ class TextReplica(Replica):
             async for delta in deltas:
                 yield delta
 
-    async def count(self, prompt: Conversation | Texts) -> list[int]:
+    async def count(self, prompt: Conversation | Texts, share: Share) -> list[int]:
         """Tokens of a conversation, or of each text.
 
         Raises:
             InvalidRequest: as `choices.encoded`.
+            Unavailable: this tenant has many counted already.
         """
-        _, prompts = await asyncio.to_thread(encoded, self.engine, prompt)
-        return [len(tokens) for tokens in prompts]
+        with self._counted.hold(share.flow):
+            _, prompts = await asyncio.get_running_loop().run_in_executor(self._counter, encoded, self.engine, prompt)
+            return [len(tokens) for tokens in prompts]
 
     async def check_health(self) -> None:
         """Raises where the engine's loop has stopped, so that Serve restarts the replica."""

@@ -6,7 +6,9 @@ from policies.errors import InvalidRequest, NotEntitled
 from policies.terms import Disclosure
 
 
-def check_text_disclosure(disclosure: Disclosure, *, logprobs: int | None, biased: bool) -> None:
+def check_text_disclosure(
+    disclosure: Disclosure, *, logprobs: int | None, biased: bool, count_param: str = "top_logprobs"
+) -> None:
     """Refuse what would reveal more than a level discloses.
 
     A sweep of `logit_bias` measures logits as well as log-probabilities tell them, so both need the same grant.
@@ -14,6 +16,7 @@ def check_text_disclosure(disclosure: Disclosure, *, logprobs: int | None, biase
     Args:
         logprobs: how many likeliest tokens are asked for at each place; None where no log-probabilities are.
         biased: whether the request sets `logit_bias`.
+        count_param: the field that `logprobs` came in.
 
     Raises:
         NotEntitled: names the parameter and the tier's field that would grant it.
@@ -30,7 +33,7 @@ def check_text_disclosure(disclosure: Disclosure, *, logprobs: int | None, biase
         raise NotEntitled(
             f"This key's terms disclose {disclosure.labels} label(s) at this level (its tier's field 'labels'),"
             f" so at most as many of the likeliest tokens, not {logprobs}.",
-            param="top_logprobs",
+            param=count_param,
             code="logprobs_not_entitled",
         )
 

@@ -88,6 +88,10 @@ class NoiseLadder:
         waves = torch.addmm(self.b, features.float(), self.w).cos()
         return torch.nn.functional.normalize(waves, dim=1)
 
+    def secret_for(self, purpose: str) -> bytes:
+        """32 bytes that only this installation and model have, for a purpose of one's own."""
+        return hashlib.sha256(self._key + b"\0for\0" + purpose.encode()).digest()
+
     def matrix(self, position: int) -> Tensor:
         """C at a grid position: [D, K] float32 on the CPU, each entry N(0, variance(position)) over the keys."""
         low, high = 0, POSITIONS

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-LOOKS = 20
-"""How often the loop must have come round: a new connection needs some twelve rounds until its first answer."""
+LOOKS = 60
+"""How often the loop must have come round: a new connection needs some twelve rounds until its first answer, one to a
+server that does not know the script some twenty."""
 
 
 class Patience:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -16,22 +17,90 @@ WINDOWS = (7, 31, 121)
 """Pixels a side of the neighbourhoods that a corrector sees."""
 STRIDE = 3
 """Every third pixel each way is judged: neighbours say nearly the same."""
-Seen = Callable[[Tensor, Scene], Tensor]
-"""Shares of votes [K, h, w] and their scene to what a corrector sees of each pixel, [F, h, w]."""
 
 
-def around(shares: Tensor, scene: Scene) -> Tensor:
-    """A pixel's own answer and the shares around it."""
-    return torch.cat([shares, *(window_means(shares, size) for size in WINDOWS)])
+@dataclass(frozen=True)
+class Pixels:
+    """Some pixels of masks and pictures.
+
+    Attributes:
+        own: [N, K] shares of votes at the pixel.
+        around: [N, 3, K] means of the shares over windows of 7, 31 and 121 pixels.
+        picture: [N, F] place and colour.
+        truth: [N] int64.
+    """
+
+    own: Tensor
+    around: Tensor
+    picture: Tensor
+    truth: Tensor
 
 
-def near(shares: Tensor, scene: Scene) -> Tensor:
-    """The shares within 31 pixels alone."""
-    return window_means(shares, 31)
+Seen = Callable[[Pixels], Tensor]
+"""Pixels to what a corrector sees of each, [N, F]."""
 
 
-def picture(shares: Tensor, scene: Scene) -> Tensor:
+def near(pixels: Pixels) -> Tensor:
+    """The answers within 31 pixels alone."""
+    return pixels.around[:, 1]
+
+
+def answers(pixels: Pixels) -> Tensor:
+    """A pixel's own answer and all those around it."""
+    return torch.cat([pixels.own, pixels.around.flatten(1)], dim=1)
+
+
+def picture(pixels: Pixels) -> Tensor:
     """Place and colour, and no answer: what the attacker's own labels are worth without the model."""
+    return pixels.picture
+
+
+def everything(pixels: Pixels) -> Tensor:
+    """Answers, place and colour."""
+    return torch.cat([answers(pixels), pixels.picture], dim=1)
+
+
+def labelled(given: Sequence[tuple[Tensor, Scene]]) -> Pixels:
+    """6,000 random pixels of labelled scenes and the shares of votes [K, h, w] that they got."""
+    generator, parts = torch.Generator().manual_seed(0), []
+    for shares, scene in given:
+        at = torch.nonzero(scene.truth.flatten() != VOID)[:, 0]
+        parts.append(_pixels(shares, scene, at[torch.randperm(len(at), generator=generator)[: PIXELS // len(given)]]))
+    return _joined(parts)
+
+
+def judging(given: Sequence[tuple[Tensor, Scene]]) -> Pixels:
+    """The pixels that judge: neither void nor edge, every third each way."""
+    parts = []
+    for shares, scene in given:
+        chosen = torch.zeros(scene.truth.shape, dtype=torch.bool)
+        chosen[EDGE:-EDGE:STRIDE, EDGE:-EDGE:STRIDE] = True
+        parts.append(_pixels(shares, scene, torch.nonzero((chosen & (scene.truth != VOID)).flatten())[:, 0]))
+    return _joined(parts)
+
+
+def corrected(sees: Seen, known: Pixels, judged: Pixels) -> float:
+    """Accuracy on judged pixels of a corrector fitted on known ones.
+
+    It starts from a pixel's own answer where it sees that, else from nothing.
+    """
+    believes = float(sees in (answers, everything))
+    fitted = Corrector(sees(known), known.own * believes, known.truth)
+    return float((fitted(sees(judged), judged.own * believes).argmax(dim=1) == judged.truth).float().mean())
+
+
+def _pixels(shares: Tensor, scene: Scene, at: Tensor) -> Pixels:
+    around = torch.stack([window_means(shares, size).flatten(1)[:, at] for size in WINDOWS])
+    return Pixels(
+        own=shares.flatten(1).T[at],
+        around=around.permute(2, 0, 1),
+        picture=_place_and_colour(scene).flatten(1).T[at],
+        truth=scene.truth.flatten()[at],
+    )
+
+
+def _place_and_colour(scene: Scene) -> Tensor:
+    """[F, h, w]: a curve in the place, the colour, its means and spread over windows of 15 and 61 pixels."""
     height, width = scene.truth.shape
     y = torch.linspace(-1, 1, height)[:, None].expand(height, width)
     x = torch.linspace(-1, 1, width)[None].expand(height, width)
@@ -41,40 +110,5 @@ def picture(shares: Tensor, scene: Scene) -> Tensor:
     return torch.cat([place, colour, *means])
 
 
-def everything(shares: Tensor, scene: Scene) -> Tensor:
-    """Answers, place and colour."""
-    return torch.cat([around(shares, scene), picture(shares, scene)])
-
-
-def corrected(
-    sees: Seen, known: Sequence[tuple[Tensor, Scene]], judged: Sequence[tuple[Tensor, Scene]], believes: bool
-) -> float:
-    """Accuracy on judged pictures of a corrector fitted on 6,000 pixels of labelled ones.
-
-    Args:
-        known, judged: shares of votes [K, h, w] and their scenes.
-        believes: whether it starts from a pixel's own answer, or from nothing.
-    """
-    generator = torch.Generator().manual_seed(0)
-    seen, own, truth = [], [], []
-    for shares, scene in known:
-        at = torch.nonzero(scene.truth.flatten() != VOID)[:, 0]
-        at = at[torch.randperm(len(at), generator=generator)[: PIXELS // len(known)]]
-        seen.append(sees(shares, scene).flatten(1).T[at])
-        own.append(shares.flatten(1).T[at] * believes)
-        truth.append(scene.truth.flatten()[at])
-    fitted = Corrector(torch.cat(seen), torch.cat(own), torch.cat(truth))
-    right = count = 0
-    for shares, scene in judged:
-        at = _places(scene)
-        scores = fitted(sees(shares, scene).flatten(1).T[at], shares.flatten(1).T[at] * believes)
-        right += int((scores.argmax(dim=1) == scene.truth.flatten()[at]).sum())
-        count += len(at)
-    return right / count
-
-
-def _places(scene: Scene) -> Tensor:
-    """Indices of the pixels that are judged: neither void nor edge, every third each way."""
-    chosen = torch.zeros(scene.truth.shape, dtype=torch.bool)
-    chosen[EDGE:-EDGE:STRIDE, EDGE:-EDGE:STRIDE] = True
-    return torch.nonzero((chosen & (scene.truth != VOID)).flatten())[:, 0]
+def _joined(parts: Sequence[Pixels]) -> Pixels:
+    return Pixels(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Pixels)))

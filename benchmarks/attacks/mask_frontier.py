@@ -12,7 +12,8 @@ from torch import Tensor
 from benchmarks.attacks import mask_correctors
 from benchmarks.attacks.frontier import View
 from benchmarks.attacks.mask_features import Scene, scenes
-from benchmarks.attacks.masks import MaskAttack, Noise, add_field, fresh_noise, solved_position
+from benchmarks.attacks.mask_sources import Noise, add_field, fresh_noise, solved_position
+from benchmarks.attacks.masks import MaskAttack
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.smoothing import crf, majority
 from benchmarks.attacks.sources import FINGERPRINT, secret
@@ -71,9 +72,9 @@ def measure(root: Path, folder: Path, secrets: int) -> Records:
                 SMOOTHER: attack.judge(
                     crf(one, scene.picture) for one, scene in zip(attack.one, data.judged, strict=True)
                 ),
-                CORRECTOR: attack.corrected(mask_correctors.near, data.foreign),
+                CORRECTOR: attack.corrected(mask_correctors.near, "other drives"),
                 "corrector, other drives: answer and its neighbourhood": attack.corrected(
-                    mask_correctors.around, data.foreign
+                    mask_correctors.answers, "other drives"
                 ),
             }
             for row, accuracy in reached.items():

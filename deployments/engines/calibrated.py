@@ -152,7 +152,7 @@ class CalibratedEngine(ABC):
             ValueError: a calibration of another noise field.
         """
         with self._recalibrating:
-            self._adopt(self.layer.recalibrate(calibration, list(self.counts.recent())))
+            self._adopt(self.layer.recalibrate(calibration, [level for level in self.audit() if level < 1.0]))
             self.counts.forget()
             self._judged, self._expected = -1, {}
 
@@ -171,7 +171,7 @@ class CalibratedEngine(ABC):
         return self._sample_of(kept.thinned(self.live_refitted))[0]
 
     def judge_live(self) -> None:
-        """Bring the expected levels up to the live rows of now; takes up to a second."""
+        """Bring the expected levels up to the live rows of now; takes up to two seconds."""
         with self._recalibrating:
             levels = [level for level in self.audit() if level < 1.0]
             if (
@@ -188,8 +188,8 @@ class CalibratedEngine(ABC):
         return self.counts.reports(self.audit(), self._expected)
 
     def audit(self) -> dict[float, tuple[int, int]]:
-        """Since start, by level: rows answered (images, mask pixels, decoding steps), and those whose answer after
-        utility, before focus, equals the clean one."""
+        """Since start, by level: rows judged (images, some pixels of a mask, decoding steps), and those whose answer
+        after utility, before focus, equals the clean one."""
         return self.counts.totals() if self.layer else {}
 
     @property

@@ -32,7 +32,7 @@ class DrawPlan:
     @classmethod
     def of(cls, params: Mapping[int, SamplingParams]) -> DrawPlan:
         """The plan for sequences, by seat."""
-        random = [p for p in params.values() if p.temperature > 0.0]
+        random = [p for p in params.values() if p.random]
         wanted = [p.logprobs for p in params.values() if p.logprobs is not None]
         return cls(
             random=bool(random),
@@ -68,7 +68,7 @@ class DrawTables:
 
     def write(self, seat: int, params: SamplingParams, key: int) -> None:
         """Give a seat to a new sequence, drawing with `key` from `seed_key`."""
-        random = params.temperature > 0.0
+        random = params.random
         self._temperature[seat] = params.temperature if random else 1.0
         self._random[seat] = float(random)
         self._top_p[seat] = params.top_p if random else 1.0

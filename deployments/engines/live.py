@@ -81,7 +81,9 @@ class LiveRows:
     @property
     def inputs(self) -> int:
         """Different inputs among the rows."""
-        return len(self.kept().groups.unique())
+        with self._lock:
+            self._flush()
+            return len(self._labels[: min(self._taken, self.capacity), 0].unique())
 
     def add(self, rows: Tensor, groups: Sequence[int], at: Sequence[int] | None = None) -> None:
         """Keep rows [n, ...] of one shape; those of another shape than the first ones are not kept."""

@@ -41,14 +41,22 @@ class SamplingParams:
     logprobs: int | None = None
 
     @property
+    def random(self) -> bool:
+        """Whether tokens are drawn, not the likeliest taken; below 1e-4 nothing else could be drawn in float32."""
+        return self.temperature >= 1e-4
+
+    @property
     def adjusts(self) -> bool:
         """Whether single tokens' logits are changed."""
         return bool(self.frequency_penalty or self.presence_penalty or self.logit_bias)
 
 
-def seed_key(seed: int, choice: int = 0) -> int:
-    """The 64-bit key (signed) of one of a request's answers: choices of one seed differ, and do so each time alike."""
-    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), digest_size=8).digest()
+def seed_key(secret: bytes, seed: int, choice: int = 0) -> int:
+    """The 64-bit key (signed) of one of a request's answers: choices of one seed differ, and do so each time alike.
+
+    Who knew the draws of a seed could measure logits with them, so it takes up to 64 bytes of a secret as well.
+    """
+    digest = hashlib.blake2b(f"{seed}:{choice}".encode(), key=secret, digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

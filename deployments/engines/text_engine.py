@@ -68,6 +68,7 @@ class TextEngine:
 
     def __init__(self, model: LanguageModel, layer: ModulatedLayer, spec: ModelSpec, context: int) -> None:
         rows = spec.max_batch_size
+        self._draw_secret = layer.ladder.secret_for("draws")
         self.rows = ModulatedRows(layer, rows * SEATS_PER_ROW, rows)
         pages = cache_pages(model, context, rows * SEATS_PER_ROW)
         shares = TokenShares()
@@ -110,7 +111,7 @@ class TextEngine:
         await asyncio.to_thread(self.rows.prepare, terms)
         self._loop = asyncio.get_running_loop()
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        seat = Seat(terms, params, seed_key(seed, choice), prompt)
+        seat = Seat(terms, params, seed_key(self._draw_secret, seed, choice), prompt)
         request = _Request(share.flow, prompt, params, seat, salted_id(share.flow))
         self.line.push(share.flow, share.weight, request.pages, request)
         try:
@@ -207,9 +208,18 @@ class TextEngine:
             self._admit()
             return
         request.events.put_nowait(error)
-        for waiting in self.line.drain():  # the engine is gone for them too
+        try:
+            self.healthy()
+        except Unavailable:
+            self._turn_away()
+        else:
+            self._admit()
+
+    def _turn_away(self) -> None:
+        """The engine is gone for those that wait, too."""
+        for waiting in self.line.drain():
             waiting.finished = True
-            waiting.events.put_nowait(error)
+            waiting.events.put_nowait(_stopped())
 
 
 def _stopped() -> Unavailable:

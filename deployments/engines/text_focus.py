@@ -25,7 +25,6 @@ class FocusPlan:
     """The focus of all running sequences, S seats and a row that nobody looks at; T distinct target tokens.
 
     Attributes:
-        seats: [S + 1] bool, which have a focus.
         targets: [T] int64.
         columns: [D, T] the focus field's matrix at the targets.
         delta: [S + 1, T] signed standard deviations of single words and of phrases' first tokens, in logit units.
@@ -34,7 +33,6 @@ class FocusPlan:
         ratio: [S + 1, P] signed standard deviations of those, in units of the row's own margin.
     """
 
-    seats: Tensor
     targets: Tensor
     columns: Tensor
     delta: Tensor
@@ -60,25 +58,23 @@ def plan_focus(focus: Mapping[int, Mapping[FocusEntry, float]], seats: int, laye
     entries = sorted({entry for of_seat in focus.values() for entry in of_seat}, key=lambda e: (e.token, e.prefix))
     tokens = sorted({entry.token for entry in entries})
     later = [entry for entry in entries if entry.prefix]
+    place, nth = {token: i for i, token in enumerate(tokens)}, {entry: i for i, entry in enumerate(later)}
     delta, ratio = torch.zeros(seats + 1, len(tokens)), torch.zeros(seats + 1, len(later))
     for seat, of_seat in focus.items():
         first = RowTerms(focus={entry.token: strength for entry, strength in of_seat.items() if not entry.prefix})
         for token, std in layer.deltas(first).items():
-            delta[seat, tokens.index(token)] = std
+            delta[seat, place[token]] = std
         for entry, strength in of_seat.items():
             if entry.prefix:
-                ratio[seat, later.index(entry)] = math.copysign(focus_std(strength, 1.0), strength)
+                ratio[seat, nth[entry]] = math.copysign(focus_std(strength, 1.0), strength)
     padded = [[_ANY] * (_MEMORY - len(e.prefix)) + list(e.prefix) for e in later]
     targets = torch.tensor(tokens, dtype=torch.int64, device=device)
-    present = torch.zeros(seats + 1, dtype=torch.bool)
-    present[list(focus)] = True
     return FocusPlan(
-        seats=present.to(device),
         targets=targets,
         columns=layer.focus_rows(targets).T,
         delta=delta.to(device),
         patterns=torch.tensor(padded, dtype=torch.int64, device=device).reshape(len(later), _MEMORY),
-        places=torch.tensor([tokens.index(e.token) for e in later], dtype=torch.int64, device=device),
+        places=torch.tensor([place[e.token] for e in later], dtype=torch.int64, device=device),
         ratio=ratio.to(device),
     )
 

@@ -21,7 +21,7 @@ from deployments.http.text_schemas import GenerationRequest
 from deployments.text_rules import check_context, check_text_disclosure
 from deployments.ticket import Cost, Ticket
 from policies.errors import InvalidRequest
-from policies.terms import round_level
+from policies.terms import Share, round_level
 from tenants.entitlements import Entitlements
 
 MAX_CHARACTERS_PER_TOKEN = 64
@@ -55,7 +55,7 @@ async def generate(
     entitlements = await gateway.authenticate(request)
     info = gateway.entitle(entitlements, model_id)
     _check_terms(entitlements, info, body, asked)
-    await _check_length(gateway, info, asked)
+    await _check_length(gateway, info, asked, entitlements.share())
     cost = Cost(tokens=_most_prompt_tokens(asked.prompt) + _answers(body, asked) * (asked.max_tokens or _default(info)))
     tally = Tally()
     async with AsyncExitStack() as stack:
@@ -89,10 +89,15 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
         )
     own = entitlements.tier.level(info.id, info.floor)
     level = own if body.utility is None else min(own, round_level(body.utility))
-    check_text_disclosure(entitlements.tier.disclosure(level), logprobs=asked.logprobs, biased=bool(body.logit_bias))
+    check_text_disclosure(
+        entitlements.tier.disclosure(level),
+        logprobs=asked.logprobs,
+        biased=bool(body.logit_bias),
+        count_param="top_logprobs" if asked.field == "messages" else "logprobs",
+    )
 
 
-async def _check_length(gateway: Gateway, info: ModelInfo, asked: Generation) -> None:
+async def _check_length(gateway: Gateway, info: ModelInfo, asked: Generation, share: Share) -> None:
     """Refuse what does not fit the context, before it costs the tenant anything.
 
     Most prompts are so short that their bytes say so; only where they do not is the model's replica asked.
@@ -117,7 +122,7 @@ async def _check_length(gateway: Gateway, info: ModelInfo, asked: Generation) ->
     answer = asked.max_tokens or 1
     most = max(sum(_bytes(part) + _MESSAGE_TOKENS for part in prompt) + _MESSAGE_TOKENS for prompt in prompts)
     if most + answer > info.context:
-        for tokens in await gateway.count_tokens(info.id, asked.prompt):
+        for tokens in await gateway.count_tokens(info.id, asked.prompt, share):
             check_context(info.id, info.context, tokens, answer, param=asked.field)
 
 

@@ -23,12 +23,19 @@ class TextPart(StrictModel):
     text: str = Field(description="The text.")
 
 
+def _without_nulls(fields: Any) -> Any:
+    """OpenAI's schema lets every option be null."""
+    return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
+
+
 class ChatMessage(StrictModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="Who speaks.")
     content: str | list[TextPart] = Field(description="What is said: text, or a list of text parts.")
     name: str | None = Field(default=None, description="Accepted and ignored.")
+
+    _null_is_unset = model_validator(mode="before")(_without_nulls)
 
     @property
     def text(self) -> str:
@@ -82,11 +89,7 @@ class GenerationRequest(StrictModel):
     focus: FocusField = Field(default_factory=dict)
     utility: UtilityField = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_unset(cls, fields: Any) -> Any:
-        """OpenAI's schema lets every option be null."""
-        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
+    _null_is_unset = model_validator(mode="before")(_without_nulls)
 
     @field_validator("stop", mode="before")
     @classmethod

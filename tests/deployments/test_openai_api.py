@@ -16,7 +16,7 @@ import pytest_asyncio
 from deployments.catalog import ModelInfo, TextDelta, TokenLogprob
 from deployments.config import Task
 from policies.errors import Unavailable
-from policies.terms import Tier
+from policies.terms import Share, Tier
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
@@ -41,7 +41,7 @@ class Script:
         self.fails = False
 
     async def authenticate(self, request: Any) -> Any:
-        return SimpleNamespace(tier=self.tier)
+        return SimpleNamespace(tier=self.tier, share=lambda: Share(flow="own"))
 
     def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:
         return MODEL
@@ -49,7 +49,7 @@ class Script:
     def models_for(self, entitlements: Any) -> list[ModelInfo]:
         return [MODEL]
 
-    async def count_tokens(self, model_id: str, prompt: Any) -> list[int]:
+    async def count_tokens(self, model_id: str, prompt: Any, share: Share) -> list[int]:
         self.counted += 1
         return [len(str(prompt)) // 4 + 1]
 

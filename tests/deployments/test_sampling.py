@@ -9,6 +9,7 @@ from torch import Tensor
 from deployments.engines.draws import DrawPlan, DrawTables
 from deployments.engines.sampling import SamplingParams, gumbel, keep_top_k, keep_top_p, seed_key, step_keys
 
+SECRET = b"of the draws"
 GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
 
 
@@ -18,7 +19,7 @@ class Rows:
     def __init__(self, params: list[SamplingParams], vocabulary: int, seeds: list[int] | None = None) -> None:
         self.tables = DrawTables(len(params), vocabulary, torch.device("cpu"))
         for seat, own in enumerate(params):
-            self.tables.write(seat, own, seed_key(seeds[seat] if seeds else seat))
+            self.tables.write(seat, own, seed_key(SECRET, seeds[seat] if seeds else seat))
         self.plan = DrawPlan.of(dict(enumerate(params)))
         self.slots = torch.arange(len(params))
 
@@ -88,8 +89,9 @@ def test_a_draw_depends_on_seed_and_step_and_not_on_the_batch() -> None:
 
 
 def test_choices_of_one_seed_differ_and_repeat() -> None:
-    assert seed_key(7) == seed_key(7, 0) != seed_key(7, 1) == seed_key(7, 1)
-    keys = step_keys(torch.tensor([seed_key(7)] * 3), torch.tensor([0, 1, 2]))
+    assert seed_key(SECRET, 7) == seed_key(SECRET, 7, 0) != seed_key(SECRET, 7, 1) == seed_key(SECRET, 7, 1)
+    assert seed_key(SECRET, 7) != seed_key(b"another", 7)
+    keys = step_keys(torch.tensor([seed_key(SECRET, 7)] * 3), torch.tensor([0, 1, 2]))
     assert len(set(keys.tolist())) == 3
 
 

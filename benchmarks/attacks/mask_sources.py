@@ -1,0 +1,97 @@
+"""Where noise on masks comes from: fresh for every query, or a field on block means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.attacks.mask_features import Scene, Scenes
+from benchmarks.attacks.sources import secret
+from deployments.engines.sample import CalibrationSample
+from deployments.engines.segmenter import ImageSegmenter
+from policies.calibration import Calibration
+from policies.ladder import POSITIONS, NoiseLadder, variance
+from policies.layer import block_of
+
+Noise = Callable[[Scene, slice, float], Tensor]
+"""A scene's queries at a level to their modulated logits [Q, K, h, w]."""
+
+
+def fresh_noise(number: int, examples: list[Scene]) -> Noise:
+    """The paper's noise, independent for each logit; its scale solved at the pictures' resolution."""
+    generator, scales = torch.Generator().manual_seed(number), dict[float, float]()
+
+    def noise(scene: Scene, queries: slice, level: float) -> Tensor:
+        if level not in scales:
+            at = solved_position(level, examples, lambda one, at: _noisy(one, slice(1), variance(at) ** 0.5, generator))
+            scales[level] = variance(at) ** 0.5
+        return _noisy(scene, queries, scales[level], generator)
+
+    return noise
+
+
+def ladders(engine: ImageSegmenter, sample: CalibrationSample, data: Scenes, number: int, accounts: int) -> list[Noise]:
+    """The field as installed, with a key for each account; levels of the first as its calibration solves them."""
+    calibration = engine.fit(sample, secret(number))
+    made = [_ladder(engine, calibration, number, calibration.position)]
+    for account in range(1, accounts):
+        key = 1000 * (number + 1) + account
+        made.append(_ladder(engine, calibration, key, _solver(engine, calibration, key, data.examples)))
+    return made
+
+
+def _own(engine: ImageSegmenter, calibration: Calibration, number: int) -> NoiseLadder:
+    return calibration.ladder(secret(number), features=engine.features, classes=len(engine.classes))
+
+
+def _ladder(engine: ImageSegmenter, calibration: Calibration, number: int, position: Callable[[float], int]) -> Noise:
+    own = _own(engine, calibration, number)
+    return lambda scene, queries, level: add_field(own, scene, queries, position(level))
+
+
+def _solver(
+    engine: ImageSegmenter, calibration: Calibration, number: int, examples: list[Scene]
+) -> Callable[[float], int]:
+    own = _own(engine, calibration, number)
+    return cache(lambda level: solved_position(level, examples, lambda one, at: add_field(own, one, slice(1), at)))
+
+
+def _noisy(scene: Scene, queries: slice, scale: float, generator: torch.Generator) -> Tensor:
+    logits = scene.logits[queries].float()
+    return logits + scale * torch.randn(logits.shape, generator=generator)
+
+
+def add_field(ladder: NoiseLadder, scene: Scene, queries: slice, position: int) -> Tensor:
+    """Modulated logits [Q, K, h, w] of a scene's queries, by the field on its means."""
+    logits, means = scene.logits[queries].float(), scene.means[queries].float()
+    height, width = logits.shape[-2:]
+    block = -(-height // means.shape[-2])
+    noise = (ladder.phi(rows_of(means)) @ ladder.matrix(position)).reshape(len(means), -1, logits.shape[1])
+    spread = noise[:, block_of(height, width, block, noise.device)]
+    return logits + spread.reshape(len(means), height, width, -1).movedim(-1, 1)
+
+
+def solved_position(level: float, examples: list[Scene], make: Callable[[Scene, int], Tensor]) -> int:
+    """The position of the ladder's grid of variances at which labels of some scenes agree as often as the level."""
+    clean = [labels_of(scene.logits[:1].float(), scene) for scene in examples]
+    low, high = 0, POSITIONS
+    while high - low > POSITIONS // 2**12:
+        middle = (low + high) // 2
+        same = [(labels_of(make(s, middle), s) == c).float().mean() for s, c in zip(examples, clean, strict=True)]
+        low, high = (middle, high) if float(torch.stack(same).mean()) > level else (low, middle)
+    return low
+
+
+def labels_of(logits: Tensor, scene: Scene) -> Tensor:
+    """Labels [Q, h, w] at the picture's resolution."""
+    whole = F.interpolate(logits, scene.truth.shape, mode="bilinear", align_corners=False)
+    return whole.argmax(dim=1)
+
+
+def rows_of(maps: Tensor) -> Tensor:
+    """Maps [B, C, h, w] to rows [B * h * w, C]."""
+    return maps.movedim(1, -1).flatten(0, -2)
