@@ -93,7 +93,10 @@ class TenantAdmin(Directory):
             **(limits or {}),
         }
         after, commands = edits.changed(key, {}, fields)
-        record = parse_key(digest, after)
+        try:
+            record = parse_key(digest, after)
+        except RecordError as error:  # its record's name says nothing yet to anyone
+            raise AdminError(f"{error.field}: {error.problem}") from None
         await self._store.edit(key, lambda _: [*commands, self._note("key create", tenant_id, record.id)])
         return secret, record
 

@@ -37,12 +37,13 @@ def apply(
     show.steps(steps, as_json)
     if not steps or dry_run:
         return
+    changes = f"{len(steps)} change{'s' if len(steps) > 1 else ''}"
     if not yes:
         if str(file) == "-":
             raise failure("the file came from stdin, so nobody can be asked: give --yes, or --dry-run.")
-        typer.confirm(f"Make {len(steps)} changes?", abort=True, err=True)
+        typer.confirm(f"Make {changes}?", abort=True, err=True)
     run(context, lambda admin, _: manifest.apply(admin, steps))
-    typer.echo(f"Made {len(steps)} changes.", err=as_json)
+    typer.echo(f"Made {changes}.", err=as_json)
 
 
 def export(context: typer.Context, as_json: Json = False) -> None:

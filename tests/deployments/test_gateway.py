@@ -15,6 +15,8 @@ from deployments.http.middleware import ClientHeaders
 from tenants.admin import TenantAdmin
 from tenants.embedded import EmbeddedValkey
 from tenants.store import TenantStore
+from tenants.usage import read_days
+from tests.tenants.conftest import until
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
@@ -45,6 +47,13 @@ class Running:
         return {"authorization": f"Bearer {(await self.admin.create_key('acme', limits=limits))[0]}"}
 
 
+async def opened(args: AppArgs) -> LocalGateway:
+    """A gateway of no model, as a replica makes it."""
+    gateway = LocalGateway.__new__(LocalGateway)
+    await TenantGateway.__init__(gateway, args, {}, StoreAccess(None, args.store))
+    return gateway
+
+
 @pytest_asyncio.fixture
 async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
     monkeypatch.delenv("REDIS_URL", raising=False)
@@ -52,16 +61,14 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         # No model is served; the specification wants one to be named.
         spec = {"id": "m", "task": "image-classification", "source": "nowhere"}
         args = AppArgs(models=(spec,), store=StoreArgs(redis_url=valkey.url, data_dir=str(tmp_path)))  # type: ignore[arg-type]
-        gateway = LocalGateway.__new__(LocalGateway)
-        await TenantGateway.__init__(gateway, args, {}, StoreAccess(None, args.store))
         async with await TenantStore.connect(valkey.url, timeout_s=5.0) as store:
             admin = TenantAdmin(store, who="tester")
             await admin.create_tier("silver", {"utility": "0.9", "rpm": "100"})
             await admin.create_tenant("acme", tier="silver")
-            parts = Running(valkey, gateway, admin)
+            parts = Running(valkey, await opened(args), admin)
             yield parts
             await parts.client.aclose()
-        await TenantGateway.__del__(gateway)
+        await TenantGateway.__del__(parts.gateway)
 
 
 async def test_every_route_but_health_needs_a_key(running: Running) -> None:
@@ -108,6 +115,25 @@ async def test_readiness_names_a_server_that_takes_no_writes_and_liveness_stays(
     await running.admin._store.execute("REPLICAOF", "NO", "ONE")
     assert await running.gateway.admission.drain(20.0)
     assert (await running.client.get("/readyz")).status_code == 200
+
+
+async def test_usage_of_an_outage_survives_the_gateways_end_and_the_next_gateway_books_it(running: Running) -> None:
+    own = await running.gateway.cache.authenticate((await running.key())["authorization"].split()[1])
+    server = running.valkey._server._process
+    server.kill()
+    server.wait()
+    for _ in range(5):
+        async with running.gateway.admission.admit(own, model="m", images=2):
+            pass
+    await TenantGateway.__del__(running.gateway)  # as Serve ends a replica, with the store still away
+    running.valkey.start()
+    running.gateway = await opened(running.gateway.args)
+
+    async def booked() -> bool:
+        used = (await read_days(running.admin._store, "acme", 1))[0].total
+        return (used["requests"], used["images"]) == (5, 10)
+
+    await until(booked)
 
 
 @pytest.mark.parametrize(
