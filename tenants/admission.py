@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from policies.errors import Unavailable
-from tenants import keyspace, limits, scripts
+from tenants import keyspace, limits, refusals, scripts
 from tenants.entitlements import Entitlements
 from tenants.journal import Journal
 from tenants.limits import Judgement, Standing
@@ -172,6 +172,8 @@ class Lease:
                 uncertain = False
             except Unavailable as error:
                 uncertain = error.__cause__ is not None
+                if error.code == refusals.BROKEN:  # a counter that is none must not free its tenant from quotas
+                    raise
                 self._judgement = self._admission.ask_locally(self, error)
                 # The store may have admitted it just before its answer was lost; a held settlement covers both.
                 self._held = today()

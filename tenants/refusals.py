@@ -19,6 +19,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from policies.errors import Unavailable
 
+BROKEN = "broken_record"
+"""Code of a refusal that does not pass: what the command works on is not what it should be."""
 _CODES: dict[type[ResponseError], str] = {
     OutOfMemoryError: "OOM",
     ReadOnlyError: "READONLY",
@@ -41,6 +43,17 @@ def code(error: ResponseError) -> str:
 def passes(error: ResponseError) -> bool:
     """Whether it was the server's state that refused, not the command: the same command may succeed later."""
     return code(error) in _PASSING
+
+
+def unavailable(error: ResponseError) -> Unavailable:
+    """What a refusal is to a request; the server's word is a note for the operator, which a client is not told."""
+    refused = Unavailable(
+        "The tenant store refused a command; an operator must look at it.",
+        retry_after=5,
+        code=None if passes(error) else BROKEN,
+    )
+    refused.add_note(code(error))
+    return refused
 
 
 _REASONS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str], ...] = (

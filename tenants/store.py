@@ -291,8 +291,5 @@ class TenantStore:
             await link.aclose()
 
     def _refused(self, error: ResponseError) -> Unavailable:
-        word = refusals.code(error)
-        logger.error("tenant store %s refused a command: %s", self.address, word)
-        refused = Unavailable("The tenant store refused a command; an operator must look at it.", retry_after=5)
-        refused.add_note(word)  # for the operator; a client is not told
-        return refused
+        logger.error("tenant store %s refused a command: %s", self.address, refusals.code(error))
+        return refusals.unavailable(error)

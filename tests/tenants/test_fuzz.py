@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
-from policies.errors import NotEntitled, Unauthenticated
+from policies.errors import NotEntitled, Unauthenticated, Unavailable
 from tenants import keyspace
 from tenants.admin import TenantAdmin
+from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.entitlements import Entitlements
 from tenants.records import LIMIT_FIELDS, RecordError
@@ -183,3 +185,21 @@ async def bystander_of(admin: TenantAdmin) -> str:
     await admin.create_tier("other", {"utility": "0.5"})
     await admin.create_tenant("bystander", tier="other")
     return (await admin.create_key("bystander"))[0]
+
+
+@pytest.mark.parametrize("counter", ["rpm:{{acme}}", "tpm:{{acme}}", "leases:{{acme}}", "usage:{{acme}}:{day}"])
+async def test_a_counter_that_is_none_stops_its_tenant_and_no_other(
+    admin: TenantAdmin, store: TenantStore, counter: str
+) -> None:
+    secret = await populate(admin, rpm="5", tpm="100", concurrency="2", quota_requests_day="3")
+    bystander = await bystander_of(admin)
+    cache, admission = EntitlementCache(store), Admission(store)
+    own, other = await cache.authenticate(secret), await cache.authenticate(bystander)
+    await store.execute("SET", counter.format(day=time.strftime("%Y-%m-%d", time.gmtime())), "junk")
+    for _ in range(4):
+        with pytest.raises(Unavailable):
+            async with admission.admit(own, model="m", tokens=1):
+                pass
+        async with admission.admit(other, model="m", tokens=1):
+            pass
+    await admission.aclose()
