@@ -131,7 +131,7 @@ async def test_a_field_that_gets_lost_refuses_its_tenant_until_an_admin_sets_or_
         await restore(store, record, before)
     for field in ALL_FIELDS[kind]:
         await store.execute("HDEL", record, field)
-        await edit(admin, victim, kind, {field: ""})
+        await edit(admin, victim, kind, {field: None})
         assert isinstance(await outcome(store, victim), Entitlements), field
 
 
