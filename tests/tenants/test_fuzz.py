@@ -154,7 +154,7 @@ async def test_without_its_seal_a_record_is_taken_as_it_is(admin: TenantAdmin, s
     assert (after.tier, after.limits) == (granted.tier, granted.limits)
 
 
-async def edit(admin: TenantAdmin, secret: str, kind: str, changes: dict[str, str]) -> None:
+async def edit(admin: TenantAdmin, secret: str, kind: str, changes: dict[str, str | None]) -> None:
     match kind:
         case "tier":
             await admin.set_tier("silver", changes)
