@@ -244,6 +244,7 @@ class TenantStore:
         async with self._slots:
             # Asked with a slot in hand: those that waited for one need not each find out that the store is gone.
             self.breaker.check()
+            patience = max(patience, SETTING_UP if self._link.cold else 1.0)
             try:
                 async with Patience(patience * self._timeout_s):
                     return await operation()
