@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 16
 """A round of requests opens them all at once, and each costs five round trips before its first answer."""
-FIRST_PROBE_S = 0.05
+FIRST_PROBE_S = 0.01
 LONGEST_PROBE_S = 0.5
 READ_BATCH = 500
 SETTING_UP = 4.0
