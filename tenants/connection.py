@@ -90,6 +90,12 @@ class Link:
         # A Cluster's client answers SCAN with a cursor for each node asked.
         return int(next(iter(cursors.values())) if isinstance(cursors, dict) else cursors), keys
 
+    @property
+    def cold(self) -> bool:
+        """Whether the next command must first set a connection up. Not known of a Cluster, which has many pools."""
+        idle = [] if self.clustered else self._client.connection_pool._available_connections
+        return not self.clustered and not (idle and idle[-1].is_connected)
+
     async def drop_idle(self) -> None:
         """Close the connections that nothing uses now. A Cluster's client follows its nodes by itself."""
         if not self.clustered:

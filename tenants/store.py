@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 16
 """A round of requests opens them all at once, and each costs five round trips before its first answer."""
-FIRST_PROBE_S = 0.05
+FIRST_PROBE_S = 0.01
 LONGEST_PROBE_S = 0.5
 READ_BATCH = 500
 SETTING_UP = 4.0
@@ -244,6 +244,7 @@ class TenantStore:
         async with self._slots:
             # Asked with a slot in hand: those that waited for one need not each find out that the store is gone.
             self.breaker.check()
+            patience = max(patience, SETTING_UP if self._link.cold else 1.0)
             try:
                 async with Patience(patience * self._timeout_s):
                     return await operation()

@@ -84,6 +84,15 @@ async def test_a_store_that_is_slow_by_two_seconds_holds_up_one_round_of_request
             await cache.aclose()
 
 
+async def test_a_new_connection_may_take_longer_than_an_answer(backend: Backend) -> None:
+    """A burst of requests opens connections, each with several round trips before its first answer."""
+    proxy = SlowProxy()
+    async with proxy.before(backend.url) as url, await TenantStore.connect(url, timeout_s=0.5) as store:
+        proxy.delay = 0.2
+        assert len(await asyncio.gather(*(store.execute("PING") for _ in range(8)))) == 8
+        assert store.breaker.closed
+
+
 @pytest.mark.parametrize("state", ["read-only", "write errors"])
 async def test_a_store_that_refuses_to_count_loses_nothing(backend: Backend, state: str) -> None:
     async with await TenantStore.connect(backend.url) as store:
