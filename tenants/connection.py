@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from tenants import scripts
 
 SOCKET_TIMEOUT_S = 1.0
-"""Of an answer. A server that waits for its disk or for a core is silent for tenths of a second, and not away: two gateways
+"""Of an answer. A server that waits for disk or core is silent for tenths of a second, and not away: two gateways
 that count by themselves meanwhile admit more than a limit."""
 SENTINEL_TIMEOUT_S = 0.2
 PAGE = 1000
