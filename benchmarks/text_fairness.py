@@ -1,7 +1,8 @@
 """Fairness of the text engine between tenants, without HTTP: what a flood does to another tenant, and token shares.
 
-- A tenant keeps 100 prompts queued; another of the same weight asks single prompts, one after the other. Its p95 time
-  to the first token is compared with its value alone, twice, plus two engine steps.
+- A tenant keeps 100 prompts queued; another of the same weight asks single prompts, each once the flood has been served
+  as much as the one before it took: no more than its share. Its p95 time to the first token is compared with its value
+  alone, twice, plus two engine steps.
 - Two tenants of weights 3 and 1 keep 100 prompts queued each: the tokens written for each, while both wait.
 
     python -m benchmarks.text_fairness
@@ -59,10 +60,17 @@ class Flood:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def singles(engine: Generator, count: int, tokens: int, weight: float) -> list[float]:
-    """Seconds to the first token of prompts asked one after the other."""
+async def singles(engine: Generator, count: int, tokens: int, weight: float, flood: Flood | None = None) -> list[float]:
+    """Seconds to the first token of prompts asked one after the other, and of half the tokens at most."""
     ask = ask_engine(engine, (1.0,), flow="single", weight=weight)
-    return [(await ask(0, PROMPTS[number % len(PROMPTS)], tokens)).first for number in range(count)]
+    first: list[float] = []
+    for number in range(count):
+        before = flood.written.total() if flood else 0
+        answer = await ask(0, PROMPTS[number % len(PROMPTS)], tokens)
+        first.append(answer.first)
+        while flood and (flood.written.total() - before) * weight < answer.prompt_tokens + answer.tokens:
+            await asyncio.sleep(0.01)
+    return first
 
 
 async def delay(engine: Generator, options: argparse.Namespace) -> None:
@@ -76,7 +84,7 @@ async def delay(engine: Generator, options: argparse.Namespace) -> None:
         while flood.written["answer"] < 2 * options.seats:
             await asyncio.sleep(0.01)
         flood.gaps.clear()
-        beside += await singles(engine, options.singles // options.parts, 4, options.weight)
+        beside += await singles(engine, options.singles // options.parts, 4, options.weight, flood)
         gaps += flood.gaps
         await flood.stop()
     step = statistics.median(gaps)

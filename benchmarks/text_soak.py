@@ -103,7 +103,7 @@ async def mixed(server: Server, keys: dict[str, str], alone: dict[Wish, str], co
                 queue.pop()
                 try:
                     await one(client)
-                except httpx.HTTPError as error:
+                except (httpx.HTTPError, RuntimeError) as error:
                     tally.outcomes[f"no answer: {type(error).__name__}"] += 1
 
     watch = asyncio.create_task(sample_memory(server, tally))

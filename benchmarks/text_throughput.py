@@ -49,13 +49,12 @@ from benchmarks.text_support import (
 )
 from deployments.config import ModelSpec
 from deployments.engines.language_models import LanguageModel, load_language_model
+from deployments.engines.text_scheduler import PAGE, STEP_TOKENS
 from tenants.embedded import EmbeddedValkey
 
 KINDS = ("bare", "clean", "engine", "server", "peer")
 CONCURRENT = (1, 4, 8, 16)
 RATIOS = (("engine", "clean"), ("clean", "bare"), ("engine", "bare"), ("server", "bare"), ("server", "peer"))
-PAGE = 128
-STEP_TOKENS = 256
 
 
 async def main() -> None:
@@ -105,7 +104,7 @@ async def bare(model: LanguageModel, spec: ModelSpec) -> AsyncIterator[Subject]:
     config = ContinuousBatchingConfig(
         page_size=PAGE,
         num_blocks=blocks(spec),
-        max_batch_tokens=STEP_TOKENS,
+        max_batch_tokens=STEP_TOKENS["cpu"],
         max_requests_per_batch=spec.max_batch_size,
         auto_switch_to_flash=False,
     )
@@ -170,7 +169,7 @@ async def peer(model: LanguageModel, spec: ModelSpec, folder: Path) -> AsyncIter
     command = [sys.executable, "-c", "from transformers.cli.transformers import app; app()", "serve", str(path)]
     command += ["--continuous-batching", "--device", "cpu", "--dtype", "float32", "--attn-implementation", "sdpa"]
     command += ["--cb-block-size", str(PAGE), "--cb-num-blocks", str(blocks(spec)), "--port", str(port)]
-    command += ["--cb-max-batch-tokens", str(STEP_TOKENS), "--host", "127.0.0.1", "--log-level", "error"]
+    command += ["--cb-max-batch-tokens", str(STEP_TOKENS["cpu"]), "--host", "127.0.0.1", "--log-level", "error"]
     env = os.environ | {"OMP_NUM_THREADS": str(spec.threads), "HF_HUB_OFFLINE": "1"}
     with (folder / "peer.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)

@@ -25,8 +25,8 @@ from deployments.engines.token_shares import TokenShares
 PAGE = 128
 """Tokens of a cache page: small, since a page is reserved whole."""
 CACHE_BYTES = {"cpu": 3 * 2**29, "cuda": 8 * 2**30}
-STEP_TOKENS = {"cpu": 256, "cuda": 2048}
-"""Tokens of a step: what a long prompt may hold up the others by."""
+STEP_TOKENS = {"cpu": 64, "cuda": 2048}
+"""Tokens of a step: what prompts may hold up the others by. A CPU reads a fifth faster by 256, in steps of a second."""
 _NAME = "fair"
 
 
