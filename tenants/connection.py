@@ -17,7 +17,9 @@ from redis.exceptions import ResponseError
 
 from tenants import scripts
 
-SOCKET_TIMEOUT_S = 0.2
+SOCKET_TIMEOUT_S = 1.0
+"""Of an answer. A server that waits for disk or core is silent for tenths of a second, and not away: two gateways
+that count by themselves meanwhile admit more than a limit."""
 SENTINEL_TIMEOUT_S = 0.2
 PAGE = 1000
 _FIND = scripts.load("find").text

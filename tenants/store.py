@@ -30,7 +30,7 @@ MAX_CONNECTIONS = 16
 FIRST_PROBE_S = 0.01
 LONGEST_PROBE_S = 0.5
 READ_BATCH = 500
-SETTING_UP = 4.0
+SETTING_UP = 2.0
 """How much longer than an answer a new connection may take: names, TLS and Sentinel come before it."""
 _AWAY = (RedisConnectionError, RedisTimeoutError, RedisClusterException, SlotNotCoveredError, OSError, TimeoutError)
 _EDIT = scripts.load("edit")

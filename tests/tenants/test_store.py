@@ -6,7 +6,7 @@ import pytest
 
 from policies.errors import Unavailable
 from tenants import scripts
-from tenants.connection import describe, make_client
+from tenants.connection import SENTINEL_TIMEOUT_S, SOCKET_TIMEOUT_S, describe, make_client
 from tenants.records import RecordError
 from tenants.store import TenantStore
 from tests.tenants.conftest import Backend, until
@@ -141,7 +141,7 @@ async def test_a_database_and_a_password_with_signs_in_it_are_taken_from_the_url
         1234,
         3,
     )
-    assert options["socket_timeout"] == 0.2 and options["retry"].get_retries() == 0 and sentinel is None
+    assert options["socket_timeout"] == SOCKET_TIMEOUT_S and options["retry"].get_retries() == 0 and sentinel is None
     await client.aclose()
 
 
@@ -154,7 +154,7 @@ async def test_a_sentinel_url_names_hosts_service_and_database(scheme: str) -> N
     assert pool.connection_kwargs["db"] == 2
     hosts = [s.connection_pool.connection_kwargs for s in sentinel.sentinels]
     assert [(h["host"], h["port"]) for h in hosts] == [("a", 26380), ("::1", 26379), ("c", 26379)]
-    assert all(h["retry"].get_retries() == 0 and h["socket_timeout"] == 0.2 for h in hosts)
+    assert all(h["retry"].get_retries() == 0 and h["socket_timeout"] == SENTINEL_TIMEOUT_S for h in hosts)
     assert ("SSL" in pool.connection_class.__name__) == scheme.startswith("rediss")
     await client.aclose()
     await sentinel.aclose()
