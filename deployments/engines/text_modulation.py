@@ -91,10 +91,9 @@ class TextModulation:
         if not plan.levels and plan.focus is None:
             return Modulated(logits, logits, logits)
         phi = self._layer.ladder.phi(features)
-        utility = logits
-        for index, (matrix, seats) in enumerate(plan.levels):
-            own = phi * seats[slots]
-            utility = utility.addmm_(own, matrix) if index else torch.addmm(utility, own, matrix)
+        utility = logits.clone() if plan.levels else logits
+        for matrix, seats in plan.levels:
+            _add_noise(utility, phi, seats[slots], matrix)
         out = utility if plan.focus is None else self._focus.apply(utility, phi, slots, plan.focus)
         return Modulated(out, logits, utility)
 
@@ -102,3 +101,16 @@ class TextModulation:
         """Remember the tokens [N] int64 of the step that `modulate` was called for."""
         if plan.focus is not None:
             self._focus.chosen(tokens, slots, plan.focus)
+
+
+def _add_noise(logits: Tensor, phi: Tensor, own: Tensor, matrix: Tensor) -> None:
+    """Add phi [N, D] times a level's matrix [D, V] to the rows of logits [N, V] that are at the level, 1 in own [N, 1].
+
+    A CPU's product takes as long as it has rows, so it gets these only. Elsewhere the matrix is read once whatever the
+    rows, and to know them would be to wait for the device.
+    """
+    if logits.device.type == "cpu":
+        rows = own[:, 0].nonzero()[:, 0]
+        logits.index_add_(0, rows, phi[rows] @ matrix)
+    else:
+        logits.addmm_(phi * own, matrix)
