@@ -66,13 +66,14 @@ async def serving(
     """`serve run` with one model and an external store, started as `make serve` starts it.
 
     Args:
-        folder: for the store, which is kept, and the log.
+        folder: for the log and the store, of which calibrations are kept from run to run.
         model: its id in serve_config.yaml; `spec` goes before its fields there.
         counting: serve `tenancy_graph`, whose text model `TEXT` costs nothing, beside it.
     """
     valkey = await asyncio.to_thread(EmbeddedValkey, folder / "store")
     server = Server(folder, valkey, free_port(), model, {"threads": 1} | spec)
     server.counting = counting
+    await _forget(valkey.url)
     await asyncio.to_thread(server.start, gateways, grace_s)
     try:
         await server.until_ready()
@@ -83,6 +84,14 @@ async def serving(
     finally:
         await asyncio.to_thread(server.stop)
         valkey.stop()
+
+
+async def _forget(url: str) -> None:
+    """Delete all of a store but its calibrations."""
+    async with await TenantStore.connect(url, timeout_s=5.0) as store:
+        names = [str(key) for key in await store.execute("KEYS", "*")]
+        if gone := [name for name in names if not name.startswith("calibration")]:
+            await store.execute("DEL", *gone)
 
 
 class Server:

@@ -171,6 +171,7 @@ async def peer(model: LanguageModel, spec: ModelSpec, folder: Path) -> AsyncIter
     command += ["--cb-block-size", str(PAGE), "--cb-num-blocks", str(blocks(spec)), "--port", str(port)]
     command += ["--cb-max-batch-tokens", str(STEP_TOKENS["cpu"]), "--host", "127.0.0.1", "--log-level", "error"]
     env = os.environ | {"OMP_NUM_THREADS": str(spec.threads), "HF_HUB_OFFLINE": "1"}
+    env.pop("TRANSFORMERS_SDPA_FORCE_GQA", None)  # this engine's choice, not the peer's
     with (folder / "peer.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:

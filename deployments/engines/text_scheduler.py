@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -133,21 +134,11 @@ def start_manager(
         on_cancelled: called in the loop's thread with the id of a cancelled request, once it is out of the engine.
     """
     device = model.model.device.type
-    # A page over, so that the scheduler's own safety margin never holds back what was admitted here.
-    config = ContinuousBatchingConfig(
-        page_size=PAGE,
-        num_blocks=pages + 1,
-        max_batch_tokens=max(STEP_TOKENS.get(device, STEP_TOKENS["cpu"]), 2 * rows),
-        max_requests_per_batch=rows,
-        max_blocks_per_request=0,
-        allow_block_sharing=True,
-        use_async_batching=False,
-        use_cuda_graph=False,
-        scheduler_type=_NAME,
-        safety_margin=0.0,
-        auto_switch_to_flash=False,
-        seed=0,
-    )
+    if device == "cpu":
+        # Transformers repeats keys and values for every query head, since it takes a mask to rule torch's own grouping
+        # out. Not on a CPU: the same bits, and at 16 rows a fifth of the time.
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
+    config = _batching(device, rows, pages)
     generation = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, eos_token_id=sorted(model.end_tokens) or -1
     )
@@ -163,3 +154,21 @@ def start_manager(
     scheduler.on_cancelled, scheduler.shares = on_cancelled, shares
     manager.start()
     return manager  # type: ignore[no-any-return]
+
+
+def _batching(device: str, rows: int, pages: int) -> ContinuousBatchingConfig:
+    # A page over, so that the scheduler's own safety margin never holds back what was admitted here.
+    return ContinuousBatchingConfig(
+        page_size=PAGE,
+        num_blocks=pages + 1,
+        max_batch_tokens=max(STEP_TOKENS.get(device, STEP_TOKENS["cpu"]), 2 * rows),
+        max_requests_per_batch=rows,
+        max_blocks_per_request=0,
+        allow_block_sharing=True,
+        use_async_batching=False,
+        use_cuda_graph=False,
+        scheduler_type=_NAME,
+        safety_margin=0.0,
+        auto_switch_to_flash=False,
+        seed=0,
+    )
