@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,43 @@ async def test_a_missing_or_unknown_key_is_refused_and_not_echoed(cache: Entitle
             await cache.authenticate(key)
         assert caught.value.code == "invalid_api_key"
         assert not key or key not in caught.value.message
+
+
+class Unseen(str):
+    """A secret that fails the test where it is compared, or looked up, as it is."""
+
+    def _compared(self, *_: object) -> Any:
+        raise AssertionError("a secret was compared")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _compared
+    __hash__ = _compared  # type: ignore[assignment]
+
+
+async def test_a_key_is_found_by_the_hash_of_its_whole_secret_and_compared_with_none(
+    admin: TenantAdmin, store: TenantStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compared is a hash, so how long an answer takes says nothing about a secret that is nearly right."""
+    key = await populate(admin)
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    asked: list[str] = []
+    original = TenantStore.hashes
+
+    async def noted(self: TenantStore, *keys: str) -> Any:
+        asked.extend(name for name in keys if name.startswith(keyspace.APIKEY))
+        return await original(self, *keys)
+
+    monkeypatch.setattr(TenantStore, "hashes", noted)
+    cache = EntitlementCache(store, ttl_s=60.0)
+    for _ in range(2):  # from the store, then from memory
+        assert (await cache.authenticate(Unseen(key))).tenant == "acme"
+    assert asked == [f"apikey:{digest}"]
+    wrong = [key[:-1], key + "x", key[:-1] + chr(ord(key[-1]) ^ 1), key.swapcase(), f" {key}", digest, digest[:12]]
+    for secret in wrong:
+        for _ in range(2):
+            with pytest.raises(Unauthenticated):
+                await cache.authenticate(Unseen(secret))
+    assert asked[1:] == [f"apikey:{hashlib.sha256(secret.encode()).hexdigest()}" for secret in wrong]
+    await cache.aclose()
 
 
 async def test_a_raw_hset_by_another_client_takes_effect_with_a_new_version(

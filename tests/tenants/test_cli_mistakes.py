@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tenants.conftest import REPOSITORY, Run, prepare
+from tenants.admin import TenantAdmin
+from tests.tenants.conftest import REPOSITORY, Run
 
 
 @pytest.mark.parametrize(
@@ -58,14 +59,32 @@ from tests.tenants.conftest import REPOSITORY, Run, prepare
     ],
 )
 async def test_a_mistake_is_one_line_that_names_it_and_changes_nothing(
-    invoke: Run, tenants: Run, words: list[str], said: str
+    invoke: Run, admin: TenantAdmin, words: list[str], said: str
 ) -> None:
-    await prepare(tenants)
-    before = await tenants("list", "--json") + await tenants("tier", "list", "--json")
+    await admin.create_tier("silver", {"utility": "0.9"})
+    await admin.create_tenant("acme", tier="silver", name="Acme")
+    before = [await admin.tiers(), await admin.tenants(), await admin.keys("acme"), await admin.audit(100)]
     result = await invoke(*words)
     assert result.exit_code == 1
     assert said in result.stderr and len(result.stderr.splitlines()) == 1 and result.stdout == ""
-    assert await tenants("list", "--json") + await tenants("tier", "list", "--json") == before
+    assert [await admin.tiers(), await admin.tenants(), await admin.keys("acme"), await admin.audit(100)] == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["foo"], "No such command 'foo'"),
+        (["key", "crate"], "Did you mean 'create'"),
+        (["key", "create"], "Missing argument 'TENANT'"),
+        (["set", "acme"], "Missing argument 'FIELD=VALUE'"),
+        (["create", "acme"], "Missing option '--tier'"),
+        (["list", "--limit", "0"], "Invalid value for '--limit'"),
+    ],
+)
+async def test_words_that_are_no_command_are_named_with_where_to_look(invoke: Run, words: list[str], said: str) -> None:
+    result = await invoke(*words)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert said in result.stderr and "--help' for help" in result.stderr
 
 
 @pytest.mark.parametrize(
