@@ -41,15 +41,40 @@ def test_an_input_that_is_repeated_is_kept_once() -> None:
     assert len(live) == 20 == live.inputs
 
 
-def test_a_reservoir_keeps_rows_in_16_bits_and_of_one_shape() -> None:
+def test_a_reservoir_keeps_rows_in_16_bits() -> None:
     live = LiveRows(64)
-    live.add(torch.arange(4.0)[:, None, None, None].expand(4, 8, 2, 2), [0] * 4)
-    live.add(torch.arange(4.0)[:, None, None, None].expand(4, 8, 1, 2), [1] * 4)
+    live.add(torch.arange(4.0)[:, None], [0] * 4)
     assert len(live) == 4 and live.kept().rows.dtype is torch.float16
     brain = LiveRows(4)
     brain.add(torch.tensor([[1e6], [2e6]], dtype=torch.bfloat16).expand(2, 8), [0, 1])
-    assert brain.kept().rows.isfinite().all()
-    assert len(LiveRows(4).kept().rows) == 0
+    assert brain.kept().rows.dtype is torch.bfloat16 and brain.kept().rows.isfinite().all()
+    assert len(LiveRows(4).kept().rows) == 0 == LiveRows(4).inputs
+
+
+def tiles(first: int, count: int, height: int) -> torch.Tensor:
+    return torch.arange(float(first), first + count)[:, None, None, None].expand(count, 8, height, 8)
+
+
+def test_a_first_map_smaller_than_a_tile_keeps_no_later_one_out() -> None:
+    live = LiveRows(64)
+    live.add(tiles(0, 6, 5), [0] * 6)
+    assert live.kept().rows.shape == (6, 8, 5, 8)
+    with torch.inference_mode():
+        live.add(tiles(6, 6, 8), [1] * 6)
+    kept = live.kept()
+    assert kept.rows.shape == (6, 8, 8, 8) and set(kept.groups.tolist()) == {1} and live.inputs == 1
+    for group in range(2, 40):
+        live.add(tiles(6 * group, 6, 5 if group == 20 else 8), [group] * 6)
+    kept = live.kept()
+    assert len(live) == 64 >= len(kept.rows) >= 58 and 20 not in kept.groups
+    assert torch.equal(kept.rows[:, 0, 0, 0].float() // 6, kept.groups.float())
+
+
+def test_a_map_of_another_shape_does_not_take_the_place_of_the_usual_ones() -> None:
+    live = LiveRows(64)
+    live.add(tiles(0, 12, 8), [0] * 6 + [1] * 6)
+    live.add(tiles(0, 6, 9), [2] * 6)
+    assert live.kept().rows.shape == (12, 8, 8, 8) and live.inputs == 2
 
 
 def test_a_reservoir_is_safe_from_several_threads() -> None:
