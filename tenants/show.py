@@ -164,8 +164,10 @@ def calibrated(job: Job, replicas: int, as_json: bool) -> None:
         return _json(fields | {"levels": {x: {"before": job.before[x], "after": job.after.get(x)} for x in job.before}})
     rows = "1 replica has" if replicas == 1 else f"{replicas} replicas have"
     print(f"Calibrated {job.model} on {job.rows:,} rows; {rows} it.")
+    if job.before:
+        print("On live inputs that it was not solved on:")
     for level in sorted(job.before, key=float):
-        print(f"  {level}: {job.before[level]:.3f} on the live inputs before, {job.after.get(level, 1.0):.3f} now")
+        print(f"  {level}: {job.before[level]:.3f} before, {job.after.get(level, 1.0):.3f} now")
     return None
 
 

@@ -30,7 +30,7 @@ class Kept:
 
     Attributes:
         rows: [N, ...] as they were kept.
-        groups: [N] int64, the input that each came from: a picture, a stream.
+        groups: [N] int64, a hash of the input that each came from: a picture, a prompt.
         at: [N] int64, for text the ladder position at which the answer that a row is a step of was being given.
     """
 
@@ -38,10 +38,20 @@ class Kept:
     groups: Tensor
     at: Tensor
 
+    def solved(self) -> Kept:
+        """About half of the inputs, with all their rows: what a refit is solved on."""
+        return self._of(self.groups % 2 == 0)
+
+    def held_out(self) -> Kept:
+        """The other inputs, which no refit is solved on, ever: what levels are judged on, before a refit and after."""
+        return self._of(self.groups % 2 == 1)
+
+    def _of(self, chosen: Tensor) -> Kept:
+        return Kept(self.rows[chosen], self.groups[chosen], self.at[chosen])
+
     def thinned(self, most: int) -> Kept:
         """At most so many of the rows, evenly spread over the slots, which are in no order."""
-        index = torch.linspace(0, len(self.rows) - 1, min(most, len(self.rows))).long()
-        return Kept(self.rows[index], self.groups[index], self.at[index])
+        return self._of(torch.linspace(0, len(self.rows) - 1, min(most, len(self.rows))).long())
 
     def gathered(self) -> Tensor:
         """`at` with the positions of fewer than 200 rows replaced by the nearest of more; by the lowest without any."""
@@ -94,7 +104,11 @@ class LiveRows:
             return len(np.unique(self._labels[self._usual(), 0]))
 
     def add(self, rows: Tensor, groups: Sequence[int], at: Sequence[int] | None = None) -> None:
-        """Keep rows [n, ...], alike in shape and dtype; of the groups and positions only int64 is kept."""
+        """Keep rows [n, ...], alike in shape and dtype, with the hash of each one's input and its position.
+
+        Raises:
+            ValueError: another number of groups or positions than of rows.
+        """
         dtype = torch.bfloat16 if rows.dtype is torch.bfloat16 else torch.float16
         labels = list(zip(groups, at or [0] * len(groups), strict=True))
         with self._lock:
