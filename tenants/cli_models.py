@@ -74,8 +74,8 @@ def calibrate(
 
 
 async def _now(models: ServedModels, job: Job) -> Job:
-    stored = await models.job(job.model)
-    if stored is None or stored.id != job.id:
+    stored = await models.follow(job)
+    if stored is None:
         raise AdminError(f"The replica of {job.model} that calibrated has gone; its levels are what they were.")
     return stored
 

@@ -1,0 +1,73 @@
+"""Jobs and reports of running models in the store: who may refit when, and what replicas say together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tenants.edits import AdminError
+from tenants.served import Job, ReplicaReport, ServedModels
+from tenants.store import TenantStore
+from tests.tenants.conftest import Backend
+
+
+@pytest_asyncio.fixture
+async def other(store: TenantStore, shared_backend: Backend) -> AsyncIterator[TenantStore]:
+    """Another operator's connection."""
+    async with await TenantStore.connect(shared_backend.url, timeout_s=5.0) as connected:
+        yield connected
+
+
+async def finished(served: ServedModels) -> Job:
+    """A refit that was asked for and is done."""
+    await served.publish(ReplicaReport("m", "r1", "key", 0, 600))
+    done = replace(await served.ask("m", "live", who="Old"), state="done")
+    assert await served.tell(done)
+    return done
+
+
+async def test_of_two_that_calibrate_at_once_the_second_is_told_who_and_when(
+    store: TenantStore, other: TenantStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find the last refit done; the first asks between the second's look and its own asking."""
+    ann, bob = ServedModels(store), ServedModels(other)
+    await finished(ann)
+    execute, asked = other.execute, []
+
+    async def late(*command: Any) -> Any:
+        answer = await execute(*command)
+        if command == ("GET", "calibrate:m") and not asked:
+            asked.append(await ann.ask("m", "live", who="Ann"))
+        return answer
+
+    monkeypatch.setattr(other, "execute", late)
+    with pytest.raises(AdminError, match=r"under way, asked for by Ann at 20\d\d-\d\d-\d\dT.*Z \(waiting"):
+        await bob.ask("m", "live", who="Bob")
+    assert await ann.job("m") == asked[0]
+
+
+async def test_of_many_that_ask_at_once_one_is_served(store: TenantStore, other: TenantStore) -> None:
+    await finished(ServedModels(store))
+    asks = [ServedModels(s).ask("m", "live", who=f"{n}") for n in range(8) for s in (store, other)]
+    answers = await asyncio.gather(*asks, return_exceptions=True)
+    served = [answer for answer in answers if isinstance(answer, Job)]
+    refused = [answer for answer in answers if isinstance(answer, AdminError)]
+    assert len(served) == 1 and len(refused) == 15
+    assert await ServedModels(store).job("m") == served[0]
+
+
+async def test_how_a_refit_ended_is_told_although_another_has_begun(store: TenantStore) -> None:
+    served = ServedModels(store)
+    first = await finished(served)
+    second = await served.ask("m", "live", who="Bob")
+    assert await served.follow(first) == first and await served.follow(second) == second
+    assert not await served.tell(replace(first, state="running")), "a job that has ended writes over no other"
+    await served.call_off(first)
+    assert await served.job("m") == second
+    await served.call_off(second)
+    assert await served.job("m") is None is await served.follow(second)
