@@ -1,16 +1,14 @@
-"""The models that replicas serve now: what each sold and delivered, and refits of their calibrations."""
+"""The models that replicas serve now: their reports, and refits of their calibrations."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
-from policies.audit import LevelReport, State, Tally
+from policies.audit import LevelReport, Tally
 from tenants import edits, keyspace, scripts
 from tenants.edits import AdminError
 from tenants.fields import iso
@@ -226,39 +224,3 @@ def _job(stored: object) -> Job | None:
     with suppress(ValueError):
         return Job.from_json(stored) if isinstance(stored, bytes) else None
     return None
-
-
-def merged(reports: Sequence[ReplicaReport]) -> list[LevelReport]:
-    """All replicas of a model together, by rising level; only those on its newest calibration are judged."""
-    newest = max((report.version for report in reports), default=0)
-    levels: dict[float, LevelReport] = {}
-    for report in reports:
-        for level in report.levels if report.version == newest else ():
-            levels[level.level] = levels[level.level] + level if level.level in levels else level
-    return [levels[level] for level in sorted(levels)]
-
-
-def drifted(reports: dict[str, list[ReplicaReport]]) -> list[tuple[str, LevelReport]]:
-    """The levels that have drifted, by model."""
-    found: list[tuple[str, LevelReport]] = []
-    for model in sorted(reports):
-        found += [(model, level) for level in merged(reports[model]) if level.state is State.DRIFTED]
-    return found
-
-
-def level_fields(report: LevelReport) -> dict[str, Any]:
-    """A level for programs."""
-
-    def fields(tally: Tally) -> dict[str, Any] | None:
-        if not tally.groups:
-            return None
-        counts = {"inputs": tally.groups, "rows": tally.rows}
-        return {"level": round(tally.level, 4), "error": round(tally.error, 4), **counts}
-
-    state = report.state.name.lower()
-    return {
-        "level": report.level,
-        "state": state,
-        "delivered": fields(report.delivered),
-        "expected": fields(report.expected),
-    }
