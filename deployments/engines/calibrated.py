@@ -152,7 +152,7 @@ class CalibratedEngine(ABC):
             ValueError: a calibration of another noise field.
         """
         with self._recalibrating:
-            self._adopt(self.layer.recalibrate(calibration, [level for level in self.audit() if level < 1.0]))
+            self._adopt(self.layer.recalibrate(calibration))
             self.counts.forget()
             self._judged, self._expected = -1, {}
 
@@ -172,16 +172,20 @@ class CalibratedEngine(ABC):
         return self._sample_of(kept.solved().thinned(self.live_refitted))[0]
 
     def judge_live(self) -> None:
-        """Bring the expected levels up to the live rows of now that no refit is solved on; takes up to two seconds."""
+        """Bring the expected levels up to the live rows of now that no refit is solved on; takes up to two seconds.
+
+        A level whose matrix is not kept, since others were used more lately, is judged once and then left as it was.
+        """
         with self._recalibrating:
             levels = [level for level in self.audit() if level < 1.0]
-            taken = self.live.taken
+            taken, used = self.live.taken, self.layer.levels_kept()
             if not levels or (taken == self._judged and set(levels) <= set(self._expected)):
                 return
             kept = self.live.kept().held_out().thinned(self.live_judged)
             if not len(kept.rows):
                 return
-            self._expected, self._judged = expected(*self._sample_of(kept), self.layer, levels), taken
+            levels = [level for level in levels if level not in self._expected or max(level, self.floor) in used]
+            self._expected, self._judged = self._expected | expected(*self._sample_of(kept), self.layer, levels), taken
 
     def reports(self) -> list[LevelReport]:
         """Every level below 1.0 in use: what was delivered lately, and what is expected as of `judge_live`."""

@@ -179,7 +179,7 @@ def expected(
         if place not in judged:
             judged[place] = _judged(sample, phi, groups, place)
         rows, number = judged[place]
-        agreed = rows.same(layer.matrix_at(position), scale_of(position)).cpu()
+        agreed = rows.same(layer.matrix_at(position, keep=False), scale_of(position)).cpu()
         counts = torch.bincount(number, agreed.double()).long()
         tallies[level] = Tally.of_groups(torch.bincount(number).tolist(), counts.tolist())
     return tallies

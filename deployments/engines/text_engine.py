@@ -108,10 +108,10 @@ class TextEngine:
         """
         self.healthy()
         # A level's first request builds its matrix, which takes a second for a large vocabulary.
-        await asyncio.to_thread(self.rows.prepare, terms)
+        matrix = await asyncio.to_thread(self.rows.prepare, terms)
         self._loop = asyncio.get_running_loop()
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        seat = Seat(terms, params, seed_key(self._draw_secret, seed, choice), prompt)
+        seat = Seat(terms, params, seed_key(self._draw_secret, seed, choice), prompt, matrix)
         request = _Request(share.flow, prompt, params, seat, salted_id(share.flow))
         self.line.push(share.flow, share.weight, request.pages, request)
         try:

@@ -50,6 +50,7 @@ class Seat:
     Attributes:
         key: of its draws, from `seed_key`.
         prompt: its tokens before the answer.
+        matrix: its level's, from `prepare`: while it waits for its turn others' levels do not displace it.
         records: one for each drawn token, where the parameters ask for log-probabilities.
         source: a hash of the prompt, for the audit and the live rows.
     """
@@ -58,6 +59,7 @@ class Seat:
     params: SamplingParams
     key: int
     prompt: list[int]
+    matrix: Tensor | None = None
     records: list[LogprobRecord] = field(default_factory=list)
 
     @cached_property
@@ -107,9 +109,9 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
         self.steps = 0
         self._hook = layer.final.register_forward_pre_hook(self._remember)
 
-    def prepare(self, terms: TextTerms) -> None:
-        """Build what these terms need, before a seat is taken; safe from any thread, and may take a second."""
-        self._modulation.prepare(terms)
+    def prepare(self, terms: TextTerms) -> Tensor | None:
+        """Build what these terms need, for their `Seat` to hold; safe from any thread, and may take a second."""
+        return self._modulation.prepare(terms)
 
     def sit(self, seat: Seat) -> int:
         """Take a free seat; its number. Its rows are written at the next step, in the engine's thread."""
