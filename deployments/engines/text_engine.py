@@ -137,7 +137,14 @@ class TextEngine:
             raise _stopped()
 
     def close(self) -> None:
-        """Stop the engine; what is running or waiting fails as unavailable. Blocks until the current step is over."""
+        """Stop the engine for good; what is running or waiting fails as unavailable. Calling it again does nothing.
+
+        Waits until the step under way is over, 60 seconds at most: a thread that hangs longer is waited for once more
+        by `destroy`, without end, so that the model is never handed on while a step still runs on it.
+
+        Raises:
+            RuntimeError: called from within a pause of the engine's loop, which could never end.
+        """
         if not self._closed:
             self._closed = True
             self._manager.stop(block=True, timeout=60, hard_stop=True)
