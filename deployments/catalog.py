@@ -39,11 +39,14 @@ class TokenLogprob:
         text: the token; a replacement character where it is a part of one.
         logprob: natural logarithm of its probability, rounded as the tenant's disclosure says.
         top: (text, logprob) of the likeliest tokens at its place, falling.
+        offset: characters of the answer before it. Its text alone does not add up to that: a tokenizer may leave the
+            space before a word out where the word stands alone.
     """
 
     text: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

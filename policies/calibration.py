@@ -74,6 +74,13 @@ class Calibration:
                 return max(1, low + round(_share_of_cell(level, value_low, value_high) * (high - low)))
         return self.curve[-1][0]
 
+    def same_field(self, other: Calibration) -> bool:
+        """Whether another calibration is of this one's noise field: a refit of it."""
+        pinned = [(c.fingerprint, c.length_scale, c.depth, c.block, c.metric is None) for c in (self, other)]
+        if pinned[0] != pinned[1]:
+            return False
+        return self.metric is None or other.metric is None or torch.equal(self.metric.cpu(), other.metric.cpu())
+
     @classmethod
     def fit(
         cls,

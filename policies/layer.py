@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -14,20 +13,8 @@ from torch import Tensor, nn
 
 from policies.calibration import Calibration
 from policies.focus import apply_focus, focus_std
-from policies.rows import RowTerms, Terms
-
-
-@dataclass(frozen=True)
-class Modulated:
-    """What the layer answered, and before it for the audit the logits after utility alone.
-
-    Each is [N, K], or of a map a view [B, h, w, K]. `clean` and `utility` are the same tensor object as `logits` where
-    that stage changed nothing.
-    """
-
-    logits: Tensor
-    clean: Tensor
-    utility: Tensor
+from policies.matrices import Matrices
+from policies.rows import Modulated, RowTerms, Terms
 
 
 class ModulatedLayer(nn.Module):
@@ -57,7 +44,7 @@ class ModulatedLayer(nn.Module):
         self.contention = contention
         self.ladder = calibration.ladder(secret, features=features, classes=classes)
         self.last: Modulated | None = None
-        self._matrices: dict[int, Tensor] = {}
+        self._matrices = Matrices(self._build)
         self._focus_columns: Tensor | None = None  # [K, D]
         self._positions: tuple[Calibration, dict[float, int]] = (calibration, {})
         self._building = threading.Lock()
@@ -68,35 +55,44 @@ class ModulatedLayer(nn.Module):
         """The lowest level this layer delivers."""
         return self.calibration.floor
 
-    def prepare(self, terms: RowTerms) -> None:
-        """Build the matrices that these terms need, so that no batch waits for them. Safe from any thread."""
-        if position := self._position(terms.level):
-            self.matrix_at(position)
+    def prepare(self, terms: RowTerms) -> Tensor | None:
+        """Build the matrices that these terms need, so that no batch waits for them. Safe from any thread.
+
+        Returns:
+            The level's own, None at 1.0. Whoever holds it keeps it at hand, whatever levels others ask for meanwhile.
+        """
+        position = self._position(terms.level)
+        matrix = self.matrix_at(position) if position else None
         if terms.focus and self._focus_columns is None:
             with self._building:
                 if self._focus_columns is None:
                     self._focus_columns = self.ladder.focus_matrix().T.contiguous().to(self._device)
+        return matrix
 
     def matrix(self, level: float) -> Tensor:
         """C [D, K] float32 at which a level below 1.0 is delivered, on the layer's device. Safe from any thread."""
         return self.matrix_at(self.calibration.position(level))
 
-    def matrix_at(self, position: int) -> Tensor:
-        """C [D, K] float32 at a ladder position, on the layer's device, built once. Safe from any thread."""
-        matrices = self._matrices
-        # Without the lock where nothing is missing: a batch must not wait for another level that is being built.
-        if position not in matrices:
-            with self._building:
-                if position not in matrices:
-                    matrices[position] = self.ladder.matrix(position).to(self._device)
-        return matrices[position]
+    def matrix_at(self, position: int, *, keep: bool = True) -> Tensor:
+        """C [D, K] float32 at a ladder position, on the layer's device. Safe from any thread.
 
-    def recalibrate(self, calibration: Calibration, levels: Sequence[float] = ()) -> Callable[[], None]:
+        Args:
+            keep: as `Matrices.at`.
+        """
+        return self._matrices.at(position, keep=keep)
+
+    def levels_kept(self, floor: float = 0.0) -> list[float]:
+        """The levels, in hundredths, whose matrices are kept, the last used last; those below `floor` raised to it."""
+        at = {self.calibration.position(x / 100): x / 100 for x in range(round(self.floor * 100), 100)}
+        return [max(at[position], floor) for position in self._matrices.kept() if position in at]
+
+    def recalibrate(self, calibration: Calibration) -> Callable[[], None]:
         """Move the levels along the same path; the noise of a position stays what it is.
+
+        The levels whose matrices are kept are built ahead at their new positions, others once they are asked for.
 
         Args:
             calibration: a refit of the one in use, on the same field.
-            levels: those to build ahead.
 
         Returns:
             What puts it in place; call it where neither `forward` nor `compile` with `modulate` runs.
@@ -104,10 +100,12 @@ class ModulatedLayer(nn.Module):
         Raises:
             ValueError: a calibration of another field, which would draw new noise.
         """
-        if not _same_field(self.calibration, calibration):
+        if not self.calibration.same_field(calibration):
             raise ValueError("a refit must keep fingerprint, length scale, depth, metric and block of the noise field")
-        positions = {calibration.position(max(level, calibration.floor)) for level in levels} - {0}
-        matrices = {position: self.ladder.matrix(position).to(self._device) for position in positions}
+        matrices = Matrices(self._build)
+        for level in self.levels_kept(calibration.floor):
+            if position := calibration.position(level):
+                matrices.at(position)
 
         def adopt() -> None:
             with self._building:
@@ -137,7 +135,7 @@ class ModulatedLayer(nn.Module):
         for row in rows:
             self.prepare(row)
         places = [self._position(row.level) for row in rows]
-        return Terms.of(places, [self.deltas(row) for row in rows], self._device)
+        return Terms.of(places, [self.deltas(row) for row in rows], self._device, self.matrix_at)
 
     def modulate(self, features: Tensor, logits: Tensor, terms: Terms) -> Modulated:
         """Redistribute clean logits of rows. Each item covers the same number S of consecutive rows.
@@ -193,7 +191,7 @@ class ModulatedLayer(nn.Module):
         phi = self.ladder.phi(seen.reshape(-1, seen.shape[-1])).reshape(*seen.shape[:2], -1)
         utility = clean.float()
         if terms.runs:
-            parts = [phi[start:end] @ self._matrices[position] for position, start, end in terms.runs]
+            parts = [phi[start:end] @ matrix for matrix, start, end in terms.runs]
             noise = spread((torch.cat(parts) if len(parts) > 1 else parts[0]).transpose(1, 2))
             everyone = terms.picked is None and len(noise) == terms.items
             noisy = terms.order[terms.runs[0][1] :]
@@ -233,6 +231,9 @@ class ModulatedLayer(nn.Module):
             self.last = self.modulate(as_rows(self.final, features), as_rows(self.final, logits), terms)
         return logits if terms.clean else from_rows(self.final, self.last.logits, logits.shape)
 
+    def _build(self, position: int) -> Tensor:
+        return self.ladder.matrix(position).to(self._device)
+
     @property
     def _device(self) -> torch.device:
         return next(self.final.parameters()).device
@@ -252,13 +253,6 @@ class ModulatedLayer(nn.Module):
         gaps = self.calibration.favour_gap if strength > 0 else self.calibration.avoid_gap
         delta = focus_std(strength, gaps[target] if len(gaps) > 1 else gaps[0])
         return delta if strength > 0 else -delta
-
-
-def _same_field(one: Calibration, other: Calibration) -> bool:
-    pinned = [(c.fingerprint, c.length_scale, c.depth, c.block, c.metric is None) for c in (one, other)]
-    if pinned[0] != pinned[1]:
-        return False
-    return one.metric is None or other.metric is None or torch.equal(one.metric.cpu(), other.metric.cpu())
 
 
 def layer_shape(final: nn.Module) -> tuple[int, int]:

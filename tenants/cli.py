@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tenants import cli_keys, cli_manifest, cli_models, cli_tiers, keyspace, served, show
+from tenants import cli_keys, cli_manifest, cli_models, cli_tiers, keyspace, served_levels, show
 from tenants.admin import TenantAdmin
 from tenants.console import Assignments, Json, TenantId, Yes, assignments, complete_tier, failure, run
 from tenants.served import ServedModels
@@ -173,13 +173,13 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     """Validate every record and judge every level in use; one line for each that is wrong, and exit status 1."""
 
     async def read(admin: TenantAdmin, store: TenantStore) -> Any:
-        return await admin.check(), served.drifted(await ServedModels(store).reports())
+        return await admin.check(), served_levels.drifted(await ServedModels(store).reports())
 
     problems, drifted = run(context, read)
     lines = [str(problem) for problem in problems] or ["All records are valid."]
-    lines += [show.drift(model, level) for model, level in drifted]
+    lines += [show.drift(*level) for level in drifted]
     found = [show.problem(problem) for problem in problems]
-    found += [{"key": model, "field": f"{own.level:g}", "problem": show.drift(model, own)} for model, own in drifted]
+    found += [{"key": m, "field": f"{own.level:g}", "problem": show.drift(m, group, own)} for m, group, own in drifted]
     show.done(found, "\n".join(lines), as_json)
     if found:
         raise typer.Exit(1)

@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from tenants import served, show
+from tenants import show
 from tenants.admin import TenantAdmin
 from tenants.console import Json, failure, run
 from tenants.edits import AdminError
 from tenants.served import LIVE, Job, ServedModels
+from tenants.served_levels import merged
 from tenants.store import TenantStore
 
 POLL_S = 0.2
@@ -26,7 +27,7 @@ ModelId = Annotated[str, typer.Argument(metavar="MODEL", help="Id of a running m
 def levels(context: typer.Context, as_json: Json = False) -> None:
     """Show every level in use: sold against delivered, and whether it drifted."""
     reports = run(context, lambda _, store: ServedModels(store).reports())
-    show.levels({model: served.merged(reports[model]) for model in sorted(reports)}, as_json)
+    show.levels({model: merged(reports[model]) for model in sorted(reports)}, as_json)
 
 
 def calibrate(
@@ -74,8 +75,8 @@ def calibrate(
 
 
 async def _now(models: ServedModels, job: Job) -> Job:
-    stored = await models.job(job.model)
-    if stored is None or stored.id != job.id:
+    stored = await models.follow(job)
+    if stored is None:
         raise AdminError(f"The replica of {job.model} that calibrated has gone; its levels are what they were.")
     return stored
 

@@ -69,6 +69,11 @@ def calibration_job(model: str) -> str:
     return f"calibrate:{model}"
 
 
+def calibration_outcome(model: str, job: str) -> str:
+    """How a refit ended (JSON), for the one who asked: by then another may stand in `calibration_job`."""
+    return f"calibrate:{model}:{job}"
+
+
 def levels(model: str, replica: str) -> str:
     """What one replica sold and delivered (JSON); it expires with the replica."""
     return f"{LEVELS}{model}:{replica}"

@@ -1,22 +1,23 @@
-"""The models that replicas serve now: what each sold and delivered, and refits of their calibrations."""
+"""The models that replicas serve now: their reports, and refits of their calibrations."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
-from policies.audit import LevelReport, State, Tally
-from tenants import edits, keyspace
+from policies.audit import LevelReport, Tally
+from tenants import edits, keyspace, scripts
 from tenants.edits import AdminError
+from tenants.fields import iso
 from tenants.store import TenantStore
 
 REPORT_TTL_S = 20
 """A replica reports every few seconds; what has not for so long is gone."""
 JOB_TTL_S = 20
+_SWAP = scripts.load("swap")
 LIVE = "live"
 """The source of a refit on live rows; any other is a path on the replica's machine."""
 
@@ -67,6 +68,7 @@ class Job:
         model, replica: whose it is.
         source: `live`, or a path on the replica's machine.
         who: asked for it.
+        asked_at: when, in unix seconds by that one's clock.
         state: `asked`, `running`, `done`, `failed` or `cancelled`.
         step, share: what it does now, and how much of that is done, 0 to 1.
         error: why it failed.
@@ -86,6 +88,7 @@ class Job:
     error: str = ""
     version: int = 0
     rows: int = 0
+    asked_at: float = field(default_factory=time.time)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
 
@@ -139,13 +142,23 @@ class ServedModels:
 
     async def job(self, model: str) -> Job | None:
         """A model's job, done or not."""
-        return _job(await self._store.execute("GET", keyspace.calibration_job(model)))
+        return _job(await self._read(model))
+
+    async def follow(self, job: Job) -> Job | None:
+        """How far a job of one's own is, also where another one has followed it since; None where it was dropped."""
+        stored = await self.job(job.model)
+        if stored is None or stored.id != job.id:
+            stored = _job(await self._store.execute("GET", keyspace.calibration_outcome(job.model, job.id)))
+        return stored
 
     async def ask(self, model: str, source: str, who: str | None = None) -> Job:
         """Ask the replica that has seen most inputs for a refit, and note it in the audit stream.
 
+        Of several that ask at once, one is served.
+
         Raises:
-            AdminError: no replica serves the model, or a refit of it is under way.
+            AdminError: no replica serves the model, or a refit of it is under way; the message says whose, and since
+                when.
         """
         reports = await self.reports()
         if model not in reports:
@@ -153,29 +166,29 @@ class ServedModels:
             raise AdminError(f"No replica serves a model '{model}'; {known}.")
         chosen = max(reports[model], key=lambda report: (report.inputs, report.replica))
         job = Job(model, chosen.replica, source, who or edits.os_user())
-        key = keyspace.calibration_job(model)
-        if (other := await self.job(model)) and not other.under_way:
-            await self._store.execute("DEL", key)
-        if not await self._store.execute("SET", key, json.dumps(asdict(job)), "NX", "EX", JOB_TTL_S):
-            by = f", asked for by {other.who}" if other else ""
-            raise AdminError(f"A calibration of {model} is under way{by}; wait for it.")
+        while True:
+            stored = await self._read(model)
+            if (other := _job(stored)) and other.under_way:
+                raise AdminError(
+                    f"A calibration of {model} is under way, asked for by {other.who} at {iso(other.asked_at)}"
+                    f" ({other.step}); wait for it."
+                )
+            if await self._swap(model, stored, job):
+                break
         source = "live rows" if source == LIVE else source
         await self._store.execute(*edits.note(job.who, "model calibrate", model, json.dumps({"source": source})))
         return job
 
     async def tell(self, job: Job) -> bool:
         """How far a job is; False where it was called off."""
-        stored = await self.job(job.model)
-        if stored is None or stored.id != job.id:
-            return False
-        key = keyspace.calibration_job(job.model)
-        return bool(await self._store.execute("SET", key, json.dumps(asdict(job)), "XX", "EX", JOB_TTL_S))
+        if not job.under_way:  # first, since from then on another job may take its place
+            key = keyspace.calibration_outcome(job.model, job.id)
+            await self._store.execute("SET", key, _text(job), "EX", JOB_TTL_S)
+        return await self._replace(job, job)
 
     async def call_off(self, job: Job) -> None:
         """End a job that is under way: its replica finds it gone."""
-        stored = await self.job(job.model)
-        if stored is not None and stored.id == job.id:
-            await self._store.execute("DEL", keyspace.calibration_job(job.model))
+        await self._replace(job, None)
 
     async def replace_calibration(self, calibration: str, payload: str) -> int:
         """Put a refit in a calibration's place; the new version."""
@@ -183,45 +196,31 @@ class ServedModels:
         # Replicas look at the version alone, so it follows what it announces.
         return int(await self._store.execute("INCR", keyspace.calibration_version(calibration)))
 
+    async def _read(self, model: str) -> object:
+        return await self._store.execute("GET", keyspace.calibration_job(model))
+
+    async def _swap(self, model: str, read: object, job: Job | None) -> bool:
+        """Put a job, or none, in the place of what was read; False where that has changed."""
+        words = (read or b"", "" if job is None else _text(job), JOB_TTL_S)
+        return bool(await self._store.run(_SWAP, [keyspace.calibration_job(model)], words))
+
+    async def _replace(self, job: Job, by: Job | None) -> bool:
+        """Put a later state of a job, or none, in its place; False where it is there no longer."""
+        while True:
+            read = await self._read(job.model)
+            stored = _job(read)
+            if stored is None or stored.id != job.id:
+                return False
+            if await self._swap(job.model, read, by):
+                return True
+
+
+def _text(job: Job) -> str:
+    return json.dumps(asdict(job))
+
 
 def _job(stored: object) -> Job | None:
     """A stored job; what is none counts as none."""
     with suppress(ValueError):
         return Job.from_json(stored) if isinstance(stored, bytes) else None
     return None
-
-
-def merged(reports: Sequence[ReplicaReport]) -> list[LevelReport]:
-    """All replicas of a model together, by rising level; only those on its newest calibration are judged."""
-    newest = max((report.version for report in reports), default=0)
-    levels: dict[float, LevelReport] = {}
-    for report in reports:
-        for level in report.levels if report.version == newest else ():
-            levels[level.level] = levels[level.level] + level if level.level in levels else level
-    return [levels[level] for level in sorted(levels)]
-
-
-def drifted(reports: dict[str, list[ReplicaReport]]) -> list[tuple[str, LevelReport]]:
-    """The levels that have drifted, by model."""
-    found: list[tuple[str, LevelReport]] = []
-    for model in sorted(reports):
-        found += [(model, level) for level in merged(reports[model]) if level.state is State.DRIFTED]
-    return found
-
-
-def level_fields(report: LevelReport) -> dict[str, Any]:
-    """A level for programs."""
-
-    def fields(tally: Tally) -> dict[str, Any] | None:
-        if not tally.groups:
-            return None
-        counts = {"inputs": tally.groups, "rows": tally.rows}
-        return {"level": round(tally.level, 4), "error": round(tally.error, 4), **counts}
-
-    state = report.state.name.lower()
-    return {
-        "level": report.level,
-        "state": state,
-        "delivered": fields(report.delivered),
-        "expected": fields(report.expected),
-    }

@@ -19,7 +19,8 @@ from policies.audit import LevelReport, Tally
 from tenants.fields import iso
 from tenants.manifest import Step
 from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
-from tenants.served import Job, level_fields
+from tenants.served import Job
+from tenants.served_levels import ServedLevels, level_fields
 from tenants.usage import COUNTERS, Usage
 
 
@@ -135,24 +136,28 @@ def steps(planned: Iterable[Step], as_json: bool) -> None:
         console.print("Nothing to change.")
 
 
-def levels(found: Mapping[str, Sequence[LevelReport]], as_json: bool) -> None:
-    """Every level in use, sold against delivered, with standard errors."""
+def levels(found: Mapping[str, Sequence[ServedLevels]], as_json: bool) -> None:
+    """Every level in use, sold against delivered, with standard errors; replicas of one calibration together."""
     if as_json:
-        return _json({model: [level_fields(level) for level in reports] for model, reports in found.items()})
+        fields = {model: [level_fields(g, own) for g in groups for own in g.levels] for model, groups in found.items()}
+        return _json(fields)
     rows = []
-    for model, reports in found.items():
-        rows += [
-            (model, f"{own.level:g}", _tally(own.delivered), _tally(own.expected), own.state.value) for own in reports
-        ]
-        if not reports:
-            rows.append((model, "", "", "", "no level below 1 in use"))
-    _table(("model", "sold", "delivered lately", "expected on live inputs", "state"), rows)
+    for model, groups in found.items():
+        for group in groups:
+            rows += [
+                (model, f"{own.level:g}", _tally(own.delivered), _tally(own.expected), own.state.value, str(group))
+                for own in group.levels
+            ]
+            if not group.levels:
+                rows.append((model, "", "", "", "no level below 1 in use", str(group)))
+    _table(("model", "sold", "delivered lately", "expected on live inputs", "state", "served by"), rows)
 
 
-def drift(model: str, own: LevelReport) -> str:
+def drift(model: str, group: ServedLevels, own: LevelReport) -> str:
     """One line on a level that has drifted."""
+    where = "" if group.alone else f" ({group})"
     return (
-        f"{model} at {own.level:g}: delivers {_tally(own.evidence)}; it has drifted, see `tenants levels` and"
+        f"{model} at {own.level:g}{where}: delivers {_tally(own.evidence)}; it has drifted, see `tenants levels` and"
         f" `tenants calibrate {model}`"
     )
 
@@ -164,8 +169,10 @@ def calibrated(job: Job, replicas: int, as_json: bool) -> None:
         return _json(fields | {"levels": {x: {"before": job.before[x], "after": job.after.get(x)} for x in job.before}})
     rows = "1 replica has" if replicas == 1 else f"{replicas} replicas have"
     print(f"Calibrated {job.model} on {job.rows:,} rows; {rows} it.")
+    if job.before:
+        print("On live inputs that it was not solved on:")
     for level in sorted(job.before, key=float):
-        print(f"  {level}: {job.before[level]:.3f} on the live inputs before, {job.after.get(level, 1.0):.3f} now")
+        print(f"  {level}: {job.before[level]:.3f} before, {job.after.get(level, 1.0):.3f} now")
     return None
 
 

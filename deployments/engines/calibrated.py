@@ -44,14 +44,14 @@ class CalibratedEngine(ABC):
     """Default ell, in median distances between inputs of one class (docs/decisions/0004)."""
     block: ClassVar[int] = 1
     """Side of the squares of a map that share their noise, in logits."""
-    live_capacity: ClassVar[int] = 4096
-    """Most live rows kept."""
+    live_capacity: ClassVar[int] = 8192
+    """Most live rows kept: half of the inputs for refits, half to judge by."""
     live_judged: ClassVar[int]
     """Most of them that the audit judges at a time."""
     live_refitted: ClassVar[int] = 4096
     """Most of them that a refit takes."""
     least_live: ClassVar[int]
-    """Fewest inputs among the live rows that a refit takes: pictures, or streams."""
+    """Fewest inputs that a live refit is solved on, and judged by: pictures, or prompts."""
     spec: ModelSpec
     model_id: str
     fingerprint: str
@@ -152,36 +152,40 @@ class CalibratedEngine(ABC):
             ValueError: a calibration of another noise field.
         """
         with self._recalibrating:
-            self._adopt(self.layer.recalibrate(calibration, [level for level in self.audit() if level < 1.0]))
+            self._adopt(self.layer.recalibrate(calibration))
             self.counts.forget()
             self._judged, self._expected = -1, {}
 
     def live_sample(self) -> CalibrationSample:
-        """The live rows as a sample to refit on.
+        """The live rows of half of the inputs as a sample to refit on; `judge_live` judges by the other half.
 
         Raises:
             LoadError: too few of them.
         """
         kept = self.live.kept()
-        inputs = len(kept.groups.unique())
-        if inputs < self.least_live:
+        inputs, least = len(kept.groups.unique()), 2 * self.least_live
+        if inputs < least:
             raise LoadError(
-                f"{self.model_id} has live rows of {inputs} inputs; a refit on them needs {self.least_live}"
+                f"{self.model_id} has live rows of {inputs} inputs; a refit on them needs {least}: half to solve the"
+                " levels on, half to judge them by"
             )
-        return self._sample_of(kept.thinned(self.live_refitted))[0]
+        return self._sample_of(kept.solved().thinned(self.live_refitted))[0]
 
     def judge_live(self) -> None:
-        """Bring the expected levels up to the live rows of now; takes up to two seconds."""
+        """Bring the expected levels up to the live rows of now that no refit is solved on; takes up to two seconds.
+
+        A level whose matrix is not kept, since others were used more lately, is judged once and then left as it was.
+        """
         with self._recalibrating:
             levels = [level for level in self.audit() if level < 1.0]
-            if (
-                not len(self.live)
-                or not levels
-                or (self.live.taken == self._judged and set(levels) <= set(self._expected))
-            ):
+            taken, used = self.live.taken, self.layer.levels_kept()
+            if not levels or (taken == self._judged and set(levels) <= set(self._expected)):
                 return
-            self._judged = self.live.taken
-            self._expected = expected(*self._sample_of(self.live.kept().thinned(self.live_judged)), self.layer, levels)
+            kept = self.live.kept().held_out().thinned(self.live_judged)
+            if not len(kept.rows):
+                return
+            levels = [level for level in levels if level not in self._expected or max(level, self.floor) in used]
+            self._expected, self._judged = self._expected | expected(*self._sample_of(kept), self.layer, levels), taken
 
     def reports(self) -> list[LevelReport]:
         """Every level below 1.0 in use: what was delivered lately, and what is expected as of `judge_live`."""

@@ -9,7 +9,9 @@ from contextlib import aclosing
 from typing import Any
 
 from deployments.catalog import DEFAULT_MAX_TOKENS, TextDelta
+from deployments.config import ModelSpec
 from deployments.engines.generator import Generator, SamplingParams
+from policies.errors import InvalidRequest
 from policies.terms import Modulation, Share
 
 Conversation = Sequence[Mapping[str, str]]
@@ -32,6 +34,7 @@ async def answer(
     field, prompts = await asyncio.to_thread(encoded, generator, prompt)
     fields = dict(params)
     n = fields.pop("n", 1)
+    _check_count(generator.spec, len(prompts), n)
     asked = [SamplingParams(**fields | {"max_tokens": _most(generator, ids, fields["max_tokens"])}) for ids in prompts]
     for ids, own in zip(prompts, asked, strict=True):
         generator.check(ids, own, modulation, param=field)
@@ -55,6 +58,19 @@ def encoded(generator: Generator, prompt: Conversation | Texts) -> tuple[str, li
     if prompt and isinstance(prompt[0], Mapping):
         return "messages", [generator.encode_chat(prompt)]  # type: ignore[arg-type]
     return "prompt", [generator.encode(text) for text in prompt]  # type: ignore[arg-type]
+
+
+def _check_count(spec: ModelSpec, prompts: int, n: int) -> None:
+    """Refuse more answers than a tenant may have seated and waiting together: to try again would never help."""
+    most = spec.max_queue_per_tenant + spec.max_batch_size
+    if prompts * n > most:
+        asked = f"n is {n}" if prompts == 1 else f"{prompts} prompts with n of {n}"
+        raise InvalidRequest(
+            f"{asked}, but {spec.id} takes at most {most} answers of one tenant at a time"
+            f" ({spec.max_batch_size} at work, {spec.max_queue_per_tenant} waiting); ask for fewer.",
+            param="n",
+            code="too_many_answers",
+        )
 
 
 def _most(generator: Generator, prompt: list[int], asked: int | None) -> int:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +30,7 @@ class Kept:
 
     Attributes:
         rows: [N, ...] as they were kept.
-        groups: [N] int64, the input that each came from: a picture, a stream.
+        groups: [N] int64, a hash of the input that each came from: a picture, a prompt.
         at: [N] int64, for text the ladder position at which the answer that a row is a step of was being given.
     """
 
@@ -35,10 +38,20 @@ class Kept:
     groups: Tensor
     at: Tensor
 
+    def solved(self) -> Kept:
+        """About half of the inputs, with all their rows: what a refit is solved on."""
+        return self._of(self.groups % 2 == 0)
+
+    def held_out(self) -> Kept:
+        """The other inputs, which no refit is solved on, ever: what levels are judged on, before a refit and after."""
+        return self._of(self.groups % 2 == 1)
+
+    def _of(self, chosen: Tensor) -> Kept:
+        return Kept(self.rows[chosen], self.groups[chosen], self.at[chosen])
+
     def thinned(self, most: int) -> Kept:
         """At most so many of the rows, evenly spread over the slots, which are in no order."""
-        index = torch.linspace(0, len(self.rows) - 1, min(most, len(self.rows))).long()
-        return Kept(self.rows[index], self.groups[index], self.at[index])
+        return self._of(torch.linspace(0, len(self.rows) - 1, min(most, len(self.rows))).long())
 
     def gathered(self) -> Tensor:
         """`at` with the positions of fewer than 200 rows replaced by the nearest of more; by the lowest without any."""
@@ -55,7 +68,7 @@ class LiveRows:
     A row that came before is not kept again: who repeats an input would otherwise decide what the levels are judged on.
     Once it is full a new row takes the place of one drawn at random, so that what is kept reaches back some multiple of
     `capacity` rows, thinner and thinner. Rows are kept in 16 bits: `capacity` times 2 bytes times the size of a row,
-    4 MB for 4,096 rows of 512 features, 50 MB for 1,536 tiles of 8 x 8 cells of 256.
+    8 MB for 8,192 rows of 512 features, 50 MB for 1,536 tiles of 8 x 8 cells of 256.
 
     Args:
         capacity: most rows.
@@ -64,8 +77,10 @@ class LiveRows:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._taken = 0
-        self._rows: Tensor | None = None
-        self._labels = torch.zeros(capacity, 2, dtype=torch.int64)
+        # As numpy: a tensor that is made in inference mode could not be written to outside of it.
+        self._rows: list[np.ndarray] = []
+        self._dtype = torch.float16
+        self._labels = np.zeros((capacity, 2), dtype=np.int64)
         self._waiting: list[tuple[Tensor, list[tuple[int, int]]]] = []
         self._seen: set[bytes] = set()
         self._chance = torch.Generator().manual_seed(0)
@@ -86,10 +101,14 @@ class LiveRows:
         """Different inputs among the rows."""
         with self._lock:
             self._flush()
-            return len(self._labels[: min(self._taken, self.capacity), 0].unique())
+            return len(np.unique(self._labels[self._usual(), 0]))
 
     def add(self, rows: Tensor, groups: Sequence[int], at: Sequence[int] | None = None) -> None:
-        """Keep rows [n, ...] of one shape; those of another shape than the first ones are not kept."""
+        """Keep rows [n, ...], alike in shape and dtype, with the hash of each one's input and its position.
+
+        Raises:
+            ValueError: another number of groups or positions than of rows.
+        """
         dtype = torch.bfloat16 if rows.dtype is torch.bfloat16 else torch.float16
         labels = list(zip(groups, at or [0] * len(groups), strict=True))
         with self._lock:
@@ -98,44 +117,43 @@ class LiveRows:
                 self._flush()
 
     def kept(self) -> Kept:
-        """A copy of what it holds."""
+        """A copy of what it holds, of the shape that most of its rows have: maps smaller than a tile give others."""
         with self._lock:
             self._flush()
-            size = min(self._taken, self.capacity)
-            rows = torch.zeros(0) if self._rows is None else self._rows[:size].clone()
-            return Kept(rows, *self._labels[:size].T.clone())
+            usual = self._usual()
+            rows = torch.from_numpy(np.stack([self._rows[slot] for slot in usual])) if usual else torch.zeros(0)
+            labels = torch.from_numpy(self._labels[usual])
+            return Kept(rows.view(self._dtype) if usual else rows, *labels.T)
 
-    @torch.inference_mode(False)  # or the first forward would decide that nothing outside of one may write here
+    def _usual(self) -> list[int]:
+        """Slots of the commonest shape; among equals the largest."""
+        shapes = Counter(row.shape for row in self._rows)
+        usual = max(shapes, key=lambda shape: (shapes[shape], math.prod(shape)), default=None)
+        return [slot for slot, row in enumerate(self._rows) if row.shape == usual]
+
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for rows, labels in waiting:
-            if self._rows is None:
-                self._rows = torch.zeros(self.capacity, *rows.shape[1:], dtype=rows.dtype)
-            if rows.shape[1:] != self._rows.shape[1:]:
-                continue
-            rows, labels = self._new(rows.cpu(), labels)
-            if not labels:
-                continue
-            free = max(0, min(len(rows), self.capacity - self._taken))
-            drawn = torch.randint(self.capacity, (len(rows) - free,), generator=self._chance).tolist()
-            # A slot that is drawn twice holds the later row.
-            slots = {slot: row for row, slot in enumerate([*range(self._taken, self._taken + free), *drawn])}
-            to, chosen = list(slots), list(slots.values())
-            self._rows[to] = rows[chosen]
-            self._labels[to] = torch.tensor(labels)[chosen]
-            self._taken += len(rows)
+            self._dtype = rows.dtype
+            for row, label in self._new(rows.cpu().contiguous().view(torch.int16).numpy(), labels):
+                if self._taken < self.capacity:
+                    slot = self._taken
+                    self._rows.append(row.copy())
+                else:
+                    slot = int(torch.randint(self.capacity, (), generator=self._chance))
+                    self._rows[slot] = row.copy()
+                self._labels[slot] = label
+                self._taken += 1
 
-    def _new(self, rows: Tensor, labels: list[tuple[int, int]]) -> tuple[Tensor, list[tuple[int, int]]]:
+    def _new(self, rows: np.ndarray, labels: Sequence[tuple[int, int]]) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
         """Those that have not come lately."""
         if len(self._seen) > 4 * self.capacity:
             self._seen.clear()
-        new = []
-        for number, row in enumerate(rows.contiguous().view(torch.int16)):
-            digest = hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest()
+        for row, label in zip(rows, labels, strict=True):
+            digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
             if digest not in self._seen:
                 self._seen.add(digest)
-                new.append(number)
-        return rows[new], [labels[number] for number in new]
+                yield row, label
 
 
 @torch.inference_mode()
@@ -161,7 +179,7 @@ def expected(
         if place not in judged:
             judged[place] = _judged(sample, phi, groups, place)
         rows, number = judged[place]
-        agreed = rows.same(layer.matrix_at(position), scale_of(position)).cpu()
+        agreed = rows.same(layer.matrix_at(position, keep=False), scale_of(position)).cpu()
         counts = torch.bincount(number, agreed.double()).long()
         tallies[level] = Tally.of_groups(torch.bincount(number).tolist(), counts.tolist())
     return tallies

@@ -108,10 +108,10 @@ class TextEngine:
         """
         self.healthy()
         # A level's first request builds its matrix, which takes a second for a large vocabulary.
-        await asyncio.to_thread(self.rows.prepare, terms)
+        matrix = await asyncio.to_thread(self.rows.prepare, terms)
         self._loop = asyncio.get_running_loop()
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        seat = Seat(terms, params, seed_key(self._draw_secret, seed, choice), prompt)
+        seat = Seat(terms, params, seed_key(self._draw_secret, seed, choice), prompt, matrix)
         request = _Request(share.flow, prompt, params, seat, salted_id(share.flow))
         self.line.push(share.flow, share.weight, request.pages, request)
         try:
@@ -137,7 +137,14 @@ class TextEngine:
             raise _stopped()
 
     def close(self) -> None:
-        """Stop the engine; what is running or waiting fails as unavailable. Blocks until the current step is over."""
+        """Stop the engine for good; what is running or waiting fails as unavailable. Calling it again does nothing.
+
+        Waits until the step under way is over, 60 seconds at most: a thread that hangs longer is waited for once more
+        by `destroy`, without end, so that the model is never handed on while a step still runs on it.
+
+        Raises:
+            RuntimeError: called from within a pause of the engine's loop, which could never end.
+        """
         if not self._closed:
             self._closed = True
             self._manager.stop(block=True, timeout=60, hard_stop=True)

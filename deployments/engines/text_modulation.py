@@ -49,9 +49,11 @@ class TextModulation:
         self._device = next(layer.final.parameters()).device
         self._focus = TextFocus(seats, layer.contention, self._device)
 
-    def prepare(self, terms: TextTerms) -> None:
-        """Build the matrices that these terms need, so that no step waits for them. Safe from any thread."""
-        self._layer.prepare(RowTerms(self._delivered(terms), {entry.token: f for entry, f in terms.focus.items()}))
+    def prepare(self, terms: TextTerms) -> Tensor | None:
+        """As `ModulatedLayer.prepare`: build what these terms need, so that no step waits for it. From any thread."""
+        return self._layer.prepare(
+            RowTerms(self._delivered(terms), {entry.token: f for entry, f in terms.focus.items()})
+        )
 
     def position(self, terms: TextTerms) -> int:
         """Where on the ladder a level is delivered now."""

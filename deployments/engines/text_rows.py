@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from policies.layer import Modulated, ModulatedLayer
 
 _LEVELS = 101
 """Levels are hundredths."""
-LIVE_ROWS = 4096
+LIVE_ROWS = 8192
 LIVE_EVERY = 4
 """Steps of a stream resemble each other, and every row kept is a copy off the device."""
 NO_PLACE = (-1, -1)
@@ -50,16 +50,21 @@ class Seat:
     Attributes:
         key: of its draws, from `seed_key`.
         prompt: its tokens before the answer.
+        matrix: its level's, from `prepare`: while it waits for its turn others' levels do not displace it.
         records: one for each drawn token, where the parameters ask for log-probabilities.
-        stream: a number of its own, for the live rows.
+        source: a hash of the prompt, for the audit and the live rows.
     """
 
     terms: TextTerms
     params: SamplingParams
     key: int
     prompt: list[int]
+    matrix: Tensor | None = None
     records: list[LogprobRecord] = field(default_factory=list)
-    stream: int = field(default_factory=count().__next__)
+
+    @cached_property
+    def source(self) -> int:
+        return hash(tuple(self.prompt))
 
 
 class ModulatedRows(ContinuousBatchingLogitsProcessor):
@@ -104,9 +109,9 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
         self.steps = 0
         self._hook = layer.final.register_forward_pre_hook(self._remember)
 
-    def prepare(self, terms: TextTerms) -> None:
-        """Build what these terms need, before a seat is taken; safe from any thread, and may take a second."""
-        self._modulation.prepare(terms)
+    def prepare(self, terms: TextTerms) -> Tensor | None:
+        """Build what these terms need, for their `Seat` to hold; safe from any thread, and may take a second."""
+        return self._modulation.prepare(terms)
 
     def sit(self, seat: Seat) -> int:
         """Take a free seat; its number. Its rows are written at the next step, in the engine's thread."""
@@ -122,7 +127,7 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
             steps, agreed = self._streams[number].tolist()
             self._streams[number] = 0
             seat = self._taken[number]
-            self.counts.finish(seat.terms.level, steps, agreed, source=hash(tuple(seat.prompt)))
+            self.counts.finish(seat.terms.level, steps, agreed, source=seat.source)
             del self._taken[number]
             self._new.pop(number, None)
             self._free.append(number)
@@ -188,7 +193,7 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
             self._modulation.write(number, seat.terms, seat.prompt)
             self._draws.write(number, seat.params, seat.key)
             self._level[number] = round(seat.terms.level * 100)
-        self._places = {number: (seat.stream, self._modulation.position(seat.terms)) for number, seat in seats.items()}
+        self._places = {number: (seat.source, self._modulation.position(seat.terms)) for number, seat in seats.items()}
         self._terms = self._modulation.plan({number: seat.terms for number, seat in seats.items()})
         self._plan = DrawPlan.of({number: seat.params for number, seat in seats.items()})
 
@@ -210,8 +215,8 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
             return
         places = [self._places.get(number, NO_PLACE) for number in self._row_seats]
         if places and NO_PLACE not in places:
-            streams, positions = zip(*places, strict=True)
-            self.live.add(features[: len(places)], streams, positions)
+            sources, positions = zip(*places, strict=True)
+            self.live.add(features[: len(places)], sources, positions)
 
     def _record(self, logits: Tensor, tokens: Tensor, most: int) -> None:
         """Give each sequence that asked its token's log-probabilities, left on the device until they are told."""

@@ -44,11 +44,11 @@ class Transcript:
         """
         told = ""
         for at, token in enumerate(tokens):
-            piece = self._text.push([token])
+            piece, before = self._text.push([token]), self._read
             self._read += len(piece)
             told += self._stops.push(piece)
             if records and token not in self._silent:
-                self._held.append((self._read, self._describe(token, records[at], most)))
+                self._held.append((self._read, self._describe(token, records[at], most, before)))
         self._told += len(told)
         return told
 
@@ -69,10 +69,11 @@ class Transcript:
         taken, self._held = self._held[:ready], self._held[ready:]
         return tuple(entry for _, entry in taken)
 
-    def _describe(self, token: int, record: LogprobRecord, most: int) -> TokenLogprob:
+    def _describe(self, token: int, record: LogprobRecord, most: int, offset: int) -> TokenLogprob:
         top = zip(record.tokens[:most].tolist(), record.values[:most].tolist(), strict=True)
         return TokenLogprob(
             self._decode([token]),
             self._rounded(float(record.chosen)),
             tuple((self._decode([other]), self._rounded(value)) for other, value in top),
+            offset,
         )

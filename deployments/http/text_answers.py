@@ -56,12 +56,14 @@ class Shape(ABC):
 
     def whole(self, deltas: Sequence[TextDelta], tally: Tally) -> dict[str, Any]:
         """All answers of a request, from all their pieces."""
+        pieces: dict[int, list[TextDelta]] = {}
+        for delta in deltas:
+            pieces.setdefault(delta.index, []).append(delta)
         choices = []
-        for index in sorted({delta.index for delta in deltas}):
-            own = [delta for delta in deltas if delta.index == index]
+        for index, own in sorted(pieces.items()):
             text = "".join(delta.text for delta in own)
             tokens = [token for delta in own for token in delta.logprobs]
-            logprobs = self.logprobs(tokens, 0) if self._logprobs else None
+            logprobs = self.logprobs(tokens) if self._logprobs else None
             reason = own[-1].finish_reason
             choices.append({"index": index, **self.content(text), "logprobs": logprobs, "finish_reason": reason})
         return {**self.base, "object": self.object, "choices": choices, "usage": tally.usage()}
@@ -71,7 +73,7 @@ class Shape(ABC):
     ) -> AsyncIterator[str]:
         """The answers as server-sent events, ending with [DONE]; an error becomes the last event before it."""
         extra = {"usage": None} if include_usage else {}
-        told: dict[int, int] = {}
+        told: set[int] = set()
         try:
             for event in self._events(first, told):
                 yield _sse(event | extra)
@@ -87,16 +89,15 @@ class Shape(ABC):
             yield _sse(error_object(ServiceError("The server failed on this request.")))
         yield "data: [DONE]\n\n"
 
-    def _events(self, delta: TextDelta, told: dict[int, int]) -> list[dict[str, Any]]:
-        """The events of one piece; `told` holds the characters of each answer so far."""
+    def _events(self, delta: TextDelta, told: set[int]) -> list[dict[str, Any]]:
+        """The events of one piece; `told` holds the answers that have begun."""
         events = []
         if delta.index not in told and (opening := self.opening()):
             events.append(self._event(delta.index, opening, None, None))
-        offset = told.setdefault(delta.index, 0)
+        told.add(delta.index)
         if delta.text or delta.logprobs:
-            logprobs = self.logprobs(delta.logprobs, offset) if self._logprobs else None
+            logprobs = self.logprobs(delta.logprobs) if self._logprobs else None
             events.append(self._event(delta.index, self.piece(delta.text), logprobs, None))
-            told[delta.index] += len(delta.text)
         if delta.finish_reason:
             events.append(self._event(delta.index, self.piece(""), None, delta.finish_reason))
         return events
@@ -120,8 +121,8 @@ class Shape(ABC):
         """One event's text."""
 
     @abstractmethod
-    def logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-        """Log-probabilities of tokens whose text begins `offset` characters into the answer."""
+    def logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Log-probabilities of tokens."""
 
 
 class ChatShape(Shape):
@@ -141,7 +142,7 @@ class ChatShape(Shape):
         """A part of it."""
         return {"delta": {"content": text} if text else {}}
 
-    def logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+    def logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         """OpenAI's list of objects."""
         content = [
             _likely(token.text, token.logprob) | {"top_logprobs": [_likely(*other) for other in token.top]}
@@ -161,17 +162,13 @@ class CompletionShape(Shape):
 
     piece = content
 
-    def logprobs(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+    def logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         """OpenAI's parallel lists."""
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.text)
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": [dict(reversed(token.top)) for token in tokens],
-            "text_offset": offsets,
+            "text_offset": [token.offset for token in tokens],
         }
 
 

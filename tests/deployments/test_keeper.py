@@ -67,6 +67,7 @@ async def replicas(
     keepers = []
     for number, engine in enumerate(engines):
         engine.install(calibration, SECRET)
+        engine.least_live = 200  # type: ignore[misc]
         access: Any = Access(store.url)
         keepers.append(Keeper(engine, SPEC, access, InPlace("key", 0, SECRET), f"replica-{number}", 1))
     while len((await ServedModels(store).reports()).get(MODEL, [])) < 2:
@@ -119,14 +120,15 @@ async def test_drift_is_shown_and_a_live_refit_reaches_every_replica(
     done = await invoke("calibrate", MODEL, "--live", "--json")
     assert done.exit_code == 0, done.output
     answer = json.loads(done.stdout)
-    assert (answer["rows"], answer["replicas"]) == (512, 2)
+    assert 200 < answer["rows"] < 312 and answer["replicas"] == 2
     assert abs(answer["levels"]["0.7"]["before"] - 0.7) > 0.05
-    assert answer["levels"]["0.7"]["after"] == pytest.approx(0.7, abs=0.01)
+    # Two and a half standard errors of as many rows to judge by.
+    assert answer["levels"]["0.7"]["after"] == pytest.approx(0.7, abs=0.1)
     for engine in replicas:
         assert engine.layer.calibration.curve != old.curve
         assert torch.equal(engine.layer.ladder.matrix(old.position(0.7)), path)
     stored = await store.load_calibration("key")
-    assert stored is not None and stored["rows"] == 512
+    assert stored is not None and stored["rows"] == answer["rows"]
     entry = json.loads((await invoke("audit", "--json")).stdout)[0]
     assert (entry["action"], entry["subject"]) == ("model calibrate", MODEL)
     assert json.loads(entry["detail"]) == {"source": "live rows"}
@@ -139,7 +141,7 @@ async def test_mistakes_are_one_line_each(
     assert "No replica serves a model 'none'; those that run: resnet18-cifar10" in await said(
         await invoke("calibrate", "none", "--live")
     )
-    assert "live rows of 0 inputs; a refit on them needs 500" in await said(await invoke("calibrate", MODEL, "--live"))
+    assert "live rows of 0 inputs; a refit on them needs 400" in await said(await invoke("calibrate", MODEL, "--live"))
     assert "folder or a text file" in await said(await invoke("calibrate", MODEL))
     assert "folder or a text file" in await said(await invoke("calibrate", MODEL, str(tmp_path), "--live"))
     assert "does not exist on the machine of resnet18-cifar10" in await said(

@@ -24,7 +24,10 @@ with warnings.catch_warnings():
 
 MODEL = ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=1000, created=1)
 QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
-LOGPROBS = (TokenLogprob("Hel", -0.5, (("Hel", -0.5), ("Hol", -1.5))), TokenLogprob("lo", -0.25, (("lo", -0.25),)))
+LOGPROBS = (
+    TokenLogprob("Hel", -0.5, (("Hel", -0.5), ("Hol", -1.5)), 0),
+    TokenLogprob("lo", -0.25, (("lo", -0.25),), 3),
+)
 
 
 class Script:

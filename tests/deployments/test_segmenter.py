@@ -212,14 +212,14 @@ def test_masks_are_judged_and_refitted_at_the_resolution_of_the_answer(engine: I
     honest = engine.layer.calibration
     short = replace(honest, curve=tuple((position, value**0.5) for position, value in honest.curve))
     fresh.install(short, SECRET)
-    fresh.least_live = 16  # type: ignore[misc]
-    pictures = scenes(16, 240, 180)
+    fresh.least_live = 12  # type: ignore[misc]
+    pictures = scenes(32, 240, 180)
 
     def levels() -> tuple[float, float]:
         fresh.predict(pictures, [at(0.7)] * len(pictures))
         fresh.judge_live()
         (report,) = fresh.reports()
-        assert report.delivered.groups == 16
+        assert report.delivered.groups == 32
         return report.delivered.level, report.expected.level
 
     delivered, expected = levels()

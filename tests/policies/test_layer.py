@@ -100,7 +100,7 @@ def test_a_layer_takes_a_refit_in_place_and_keeps_a_positions_noise(layer: Modul
         return float((run(layer, blurred, RowTerms(0.7)).argmax(dim=1) == clean).float().mean())
 
     before, path = delivered(), layer.ladder.matrix(old.position(0.7))
-    layer.recalibrate(refit, [0.7])()
+    layer.recalibrate(refit)()
     assert abs(before - 0.7) > 0.05 and abs(delivered() - 0.7) < 0.005
     assert torch.equal(layer.matrix(0.7), layer.ladder.matrix(refit.position(0.7)))
     assert torch.equal(layer.ladder.matrix(old.position(0.7)), path)

@@ -1,0 +1,74 @@
+"""Answers on the wire from the pieces of an engine: where each token stands, and the work of many answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from deployments.catalog import TextDelta, TokenLogprob
+from deployments.engines.text_rows import LogprobRecord
+from deployments.engines.transcript import Transcript
+from deployments.http.text_answers import ChatShape, CompletionShape, Tally
+
+PIECES = ["\u2581The", "\u2581sky", "\u2581is", "blue", "\u2581n", "\u00e9", "<0xE2>", "<0x82>", "<0xAC>", "\u2581."]
+"""Words as SentencePiece has them; the last but one character comes as three bytes."""
+
+
+def decode(ids: list[int]) -> str:
+    """As SentencePiece: bytes put together, and the space before the first word left out."""
+    data = b"".join(
+        bytes([int(PIECES[i][3:5], 16)]) if PIECES[i].startswith("<0x") else PIECES[i].encode() for i in ids
+    )
+    return data.decode(errors="replace").replace("\u2581", " ").removeprefix(" ")
+
+
+@pytest.mark.parametrize("prompt", [[], [0, 1]])
+@pytest.mark.parametrize("stops", [(), ("zzz",), (" .",)])
+def test_a_tokens_offset_is_where_its_text_begins_in_the_answer(prompt: list[int], stops: tuple[str, ...]) -> None:
+    text = Transcript(decode, prompt, stops, frozenset(), float)
+    record = LogprobRecord(torch.tensor(-1.0), torch.tensor([-1.0]), torch.tensor([0]))
+    told, tokens = "", []
+    for token in range(len(PIECES)):
+        told += text.push([token], [record], 1)
+        tokens += text.logprobs(False)
+    told += text.flush()
+    tokens += text.logprobs(True)
+    assert told.strip() == "The sky isblue n\u00e9\u20ac" + ("" if " ." in stops else " .")
+    logprobs = CompletionShape("m", True).logprobs(tokens)
+    starts = logprobs["text_offset"]
+    assert len(starts) == len(PIECES) - (" ." in stops)
+    for piece, start in zip(PIECES[:6], starts, strict=False):
+        first = start == 0 and not prompt
+        assert told[start:].startswith(piece.replace("\u2581", "" if first else " "))
+    assert starts[6] == starts[7] == starts[8] == told.index("\u20ac")
+    assert len(starts) < 10 or starts[9] == told.index(" .")
+
+
+class Counted(list[TextDelta]):
+    """Counts how often its items are looked at."""
+
+    seen = 0
+
+    def __iter__(self) -> Iterator[TextDelta]:
+        for delta in super().__iter__():
+            self.seen += 1
+            yield delta
+
+
+def test_a_whole_answer_of_many_choices_looks_at_each_piece_once() -> None:
+    deltas = Counted(
+        TextDelta(f"{step}", 1, "stop" if step == 3 else None, 1, step, i) for step in range(4) for i in range(128)
+    )
+    answer = ChatShape("m", False).whole(deltas, Tally())
+    assert [choice["index"] for choice in answer["choices"]] == list(range(128))
+    assert {choice["message"]["content"] for choice in answer["choices"]} == {"0123"}
+    assert deltas.seen == len(deltas)
+
+
+def test_a_stream_has_each_tokens_own_offset() -> None:
+    shape = CompletionShape("m", True)
+    token = TokenLogprob("sky", -1.0, (("sky", -1.0),), 3)
+    (event,) = shape._events(TextDelta(" sky", 1, None, 1, 1, 0, (token,)), {0})
+    assert event["choices"][0]["logprobs"]["text_offset"] == [3]
