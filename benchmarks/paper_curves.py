@@ -244,7 +244,7 @@ def text_sweep(engine: Generator, prompts: Sequence[list[int]]) -> dict[str, lis
             agreed = float(torch.cat([rows.agreed[m] for rows, m in mine]).float().mean())
             nats = float(torch.cat([rows.surprise[m] for rows, m in mine]).mean())
             logits = torch.cat([rows.logits.logits[m] for rows, m in mine])
-            points[name].append(TextPoint(agreed, math.exp(nats), float(agreement(logits[::4], sigma).mean())))
+            points[name].append(TextPoint(agreed, math.exp(nats), float(agreement(logits, sigma).mean())))
     return points
 
 
