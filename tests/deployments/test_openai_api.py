@@ -52,7 +52,7 @@ class Script:
     def models_for(self, entitlements: Any) -> list[ModelInfo]:
         return [MODEL]
 
-    async def count_tokens(self, model_id: str, prompt: Any, share: Share) -> list[int]:
+    async def count_tokens(self, request: Any, model_id: str, prompt: Any, share: Share) -> list[int]:
         self.counted += 1
         return [len(str(prompt)) // 4 + 1]
 
