@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from deployments.config import REPOSITORY
 from deployments.engines.generator import Generator
-from deployments.engines.text_stream import write
+from deployments.engines.segmenter import ImageSegmenter
+from deployments.engines.text_stream import Choose, Rows, write
 from deployments.engines.vision import VisionEngine
 from policies.calibration import Calibration
 from policies.closed_form import NODES, REACH, agreement
@@ -111,40 +112,19 @@ def classification(root: Path, out: Path) -> None:
     finish(figure, axes[0], out / "paper_classification.png", f"{engine.model_id}, {len(truth)} held-back images")
 
 
+class Pixels(NamedTuple):
+    """Labelled rows: clean logits [N, K], truth [N], and the ladder's noise [N] of the focused class, at a std of 1."""
+
+    logits: Tensor
+    truth: Tensor
+    xi: Tensor
+
+
 @torch.inference_mode()
 def segmentation(root: Path, out: Path) -> None:
     """The raw standard deviation of a class's focus against recall and IoU, at the logits' own resolution."""
     engine, files = load_segmenter(), camvid_validation(root)[1]
-    calibration, ladder, classes = field_of(engine)
-    target = engine.classes.index(FOCUSED)
-    xi_column = ladder.focus_matrix()[:, [target]]
-    parts = []
-    for file, (features, _) in zip(files, final_inputs(engine, files), strict=True):
-        height, width = features.shape[-2:]
-        labels = Image.open(file.parents[1] / "labels" / f"{file.stem}.png").resize(
-            (width, height), Image.Resampling.NEAREST
-        )
-        seen = as_rows(engine.final, block_means(features, calibration.block))
-        xi = (ladder.phi(seen) @ xi_column)[block_of(height, width, calibration.block, features.device)]
-        truth = torch.from_numpy(np.array(labels)).long().flatten()
-        known = truth < VOID
-        logits = as_rows(engine.final, engine.final(features)).float()
-        parts.append((logits[known], truth[known], xi[known]))
-    logits, truth, xi = (torch.cat(column) for column in zip(*parts, strict=True))
-    top, clean = logits.max(dim=1)
-    gap = (top - logits[:, target]).double()
-    generator = torch.Generator().manual_seed(0)
-    rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in ("closed form", "independent", "ladder")}
-    for std in FOCUS_STDS:
-        lifted = logits.clone()
-        lifted[:, target] += std * xi[:, 0].abs()
-        drawn = independent_focus(logits, torch.tensor([target]), std, generator)
-        for name, z in (("independent", drawn), ("ladder", lifted)):
-            chosen = z.argmax(dim=1)
-            rows[name].append(scores((chosen == target).double(), clean, truth, target, classes))
-        # The target's lead must exceed its gap: P(std |xi| > gap) = erfc(gap / (std sqrt 2)).
-        wins = torch.erfc(gap / (max(std, 1e-9) * math.sqrt(2.0)))
-        rows["closed form"].append(scores(torch.where(clean == target, 1.0, wins), clean, truth, target, classes))
+    rows = focus_sweep(pixels_of(engine, files), engine.classes.index(FOCUSED), len(engine.classes))
     names = (f"recall of {FOCUSED}", f"IoU of {FOCUSED}", "mean recall of the others", "mean IoU of the others")
     print(f"| focus std | {' | '.join(names)} |\n|---|---|---|---|---|")
     for i, std in enumerate(FOCUS_STDS):
@@ -156,14 +136,48 @@ def segmentation(root: Path, out: Path) -> None:
         axis.plot(FOCUS_STDS, [r[c] for r in rows["closed form"]], color=colour, label=f"{name}, closed form")
         for noise, mark in NOISES:
             axis.plot(FOCUS_STDS, [r[c] for r in rows[noise]], mark, color=colour, label=f"{noise} noise")
-        axis.set(
-            xscale="symlog",
-            xlabel="focus std (logit units), on every row",
-            ylim=(0.0, 1.0),
-            title=("the class in focus", "the others")[c // 2],
-        )
+        title = ("the class in focus", "the others")[c // 2]
+        axis.set(xscale="symlog", xlabel="focus std (logit units), on every row", ylim=(0.0, 1.0), title=title)
     axes[1].legend(fontsize=7)
     finish(figure, axes[0], out / "paper_focus.png", f"{engine.model_id}, focus on {FOCUSED}, {len(files)} pictures")
+
+
+def pixels_of(engine: ImageSegmenter, files: Sequence[Path]) -> Pixels:
+    """The labelled rows of some pictures, each picture's labels brought to the logits' resolution."""
+    calibration, ladder, _ = field_of(engine)
+    xi_column = ladder.focus_matrix()[:, [engine.classes.index(FOCUSED)]]
+    parts = []
+    for file, (features, _) in zip(files, final_inputs(engine, files), strict=True):
+        height, width = features.shape[-2:]
+        labelled = Image.open(file.parents[1] / "labels" / f"{file.stem}.png")
+        labels = labelled.resize((width, height), Image.Resampling.NEAREST)
+        seen = as_rows(engine.final, block_means(features, calibration.block))
+        xi = (ladder.phi(seen) @ xi_column)[block_of(height, width, calibration.block, features.device)]
+        truth = torch.from_numpy(np.array(labels)).long().flatten()
+        known = truth < VOID
+        logits = as_rows(engine.final, engine.final(features)).float()
+        parts.append((logits[known], truth[known], xi[known, 0]))
+    return Pixels(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def focus_sweep(pixels: Pixels, target: int, classes: int) -> dict[str, list[tuple[float, ...]]]:
+    """`scores` by noise, at each of `FOCUS_STDS`."""
+    logits, truth, xi = pixels
+    top, clean = logits.max(dim=1)
+    gap = (top - logits[:, target]).double()
+    generator = torch.Generator().manual_seed(0)
+    rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in ("closed form", "independent", "ladder")}
+    for std in FOCUS_STDS:
+        lifted = logits.clone()
+        lifted[:, target] += std * xi.abs()
+        drawn = independent_focus(logits, torch.tensor([target]), std, generator)
+        for name, z in (("independent", drawn), ("ladder", lifted)):
+            chosen = z.argmax(dim=1)
+            rows[name].append(scores((chosen == target).double(), clean, truth, target, classes))
+        # The target's lead must exceed its gap: P(std |xi| > gap) = erfc(gap / (std sqrt 2)).
+        wins = torch.erfc(gap / (max(std, 1e-9) * math.sqrt(2.0)))
+        rows["closed form"].append(scores(torch.where(clean == target, 1.0, wins), clean, truth, target, classes))
+    return rows
 
 
 def scores(taken: Tensor, clean: Tensor, truth: Tensor, target: int, classes: int) -> tuple[float, ...]:
@@ -180,10 +194,63 @@ def scores(taken: Tensor, clean: Tensor, truth: Tensor, target: int, classes: in
     return float(recall[target]), float(iou[target]), float(recall[others].mean()), float(iou[others].mean())
 
 
+class TextPoint(NamedTuple):
+    """What one noise at one sigma did to a text, and its agreement in closed form on the same steps."""
+
+    agreed: float
+    perplexity: float
+    line: float
+
+
 def text(out: Path) -> None:
     """Sigma against token agreement and the clean model's perplexity on what was generated."""
     engine = Generator.load(SMOLLM2, torch.device("cpu"))
-    pilot, model = engine.calibration_sample(), engine.language_model
+    prompts = text_prompts(engine)[:TEXT_PROMPTS]
+    points = text_sweep(engine, prompts)
+    clean = [write(engine.language_model, prompts[s : s + 8], TEXT_STEPS) for s in range(0, TEXT_PROMPTS, 8)]
+    base = math.exp(float(torch.cat([rows.surprise for rows in clean]).mean()))
+    print(
+        f"clean perplexity {base:.3f}\n| sigma | noise | agreement | closed form on the same steps | perplexity |\n"
+        "|---|---|---|---|---|"
+    )
+    for name, _ in NOISES:
+        for sigma, (agreed, perplexity, line) in zip(TEXT_SIGMAS, points[name], strict=True):
+            print(f"| {sigma} | {name} | {agreed:.3f} | {line:.3f} | {perplexity:.2f} |", flush=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6))
+    for (name, mark), style in zip(NOISES, ("-", "--"), strict=True):
+        axes[0].plot(
+            TEXT_SIGMAS, [p.line for p in points[name]], style, color="grey", label=f"closed form, {name}'s steps"
+        )
+        axes[0].plot(TEXT_SIGMAS, [p.agreed for p in points[name]], mark, label=f"{name} noise")
+        axes[1].plot(TEXT_SIGMAS, [p.perplexity for p in points[name]], mark, label=f"{name} noise")
+    axes[0].set(xscale="log", xlabel="sigma (logit units)", ylim=(0.0, 1.0), title="token agreement")
+    axes[1].axhline(base, color="grey", linewidth=0.8)
+    axes[1].set(xscale="log", yscale="log", xlabel="sigma (logit units)", title="perplexity to the clean model")
+    finish(figure, axes[0], out / "paper_text.png", f"{engine.model_id}, greedy, {TEXT_PROMPTS} prompts")
+
+
+def text_sweep(engine: Generator, prompts: Sequence[list[int]]) -> dict[str, list[TextPoint]]:
+    """By noise, a point at each of `TEXT_SIGMAS`: every prompt is answered under every noise at every sigma."""
+    choose, count = text_noises(engine), len(TEXT_SIGMAS)
+    found: list[Rows] = [
+        write(engine.language_model, prompts[s : s + 4], TEXT_STEPS, choose, 2 * count)
+        for s in range(0, len(prompts), 4)
+    ]
+    points: dict[str, list[TextPoint]] = {}
+    for first, (name, _) in zip((0, count), NOISES, strict=True):
+        points[name] = []
+        for i, sigma in enumerate(TEXT_SIGMAS):
+            mine = [(rows, rows.stream % (2 * count) == first + i) for rows in found]
+            agreed = float(torch.cat([rows.agreed[m] for rows, m in mine]).float().mean())
+            nats = float(torch.cat([rows.surprise[m] for rows, m in mine]).mean())
+            logits = torch.cat([rows.logits.logits[m] for rows, m in mine])
+            points[name].append(TextPoint(agreed, math.exp(nats), float(agreement(logits, sigma).mean())))
+    return points
+
+
+def text_noises(engine: Generator) -> Choose:
+    """Of a prompt's copies, one for each sigma under independent noise, then one for each under the ladder's."""
+    pilot = engine.calibration_sample()
     field = Calibration.fit(SECRET, engine.fingerprint, pilot.features, pilot.logits, depth=engine.depth, tolerance=0.3)
     ladder = field.ladder(SECRET, features=engine.features, classes=engine.vocabulary)
     matrices = [ladder.matrix(position_of(sigma)) for sigma in TEXT_SIGMAS]
@@ -197,39 +264,7 @@ def text(out: Path) -> None:
             noisy[fixed] += phi[fixed] @ matrix
         return noisy
 
-    prompts = text_prompts(engine)[:TEXT_PROMPTS]
-    found: list[Any] = [
-        write(model, prompts[s : s + 4], TEXT_STEPS, choose, 2 * count) for s in range(0, TEXT_PROMPTS, 4)
-    ]
-    clean = [write(model, prompts[s : s + 8], TEXT_STEPS) for s in range(0, TEXT_PROMPTS, 8)]
-    base = math.exp(float(torch.cat([rows.surprise for rows in clean]).mean()))
-    points: dict[str, list[tuple[float, float, float]]] = {}
-    for first, (name, _) in zip((0, count), NOISES, strict=True):
-        points[name] = []
-        for i, sigma in enumerate(TEXT_SIGMAS):
-            mine = [(rows, rows.stream % (2 * count) == first + i) for rows in found]
-            agreed = float(torch.cat([rows.agreed[m] for rows, m in mine]).float().mean())
-            nats = float(torch.cat([rows.surprise[m] for rows, m in mine]).mean())
-            logits = torch.cat([rows.logits.logits[m] for rows, m in mine])
-            points[name].append((agreed, math.exp(nats), float(agreement(logits[::4], sigma).mean())))
-    print(
-        f"clean perplexity {base:.3f}\n| sigma | noise | agreement | closed form on the same steps | perplexity |\n"
-        "|---|---|---|---|---|"
-    )
-    for name, _ in NOISES:
-        for sigma, (agreed, perplexity, line) in zip(TEXT_SIGMAS, points[name], strict=True):
-            print(f"| {sigma} | {name} | {agreed:.3f} | {line:.3f} | {perplexity:.2f} |", flush=True)
-    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.6))
-    for (name, mark), style in zip(NOISES, ("-", "--"), strict=True):
-        axes[0].plot(
-            TEXT_SIGMAS, [p[2] for p in points[name]], style, color="grey", label=f"closed form, {name}'s steps"
-        )
-        axes[0].plot(TEXT_SIGMAS, [p[0] for p in points[name]], mark, label=f"{name} noise")
-        axes[1].plot(TEXT_SIGMAS, [p[1] for p in points[name]], mark, label=f"{name} noise")
-    axes[0].set(xscale="log", xlabel="sigma (logit units)", ylim=(0.0, 1.0), title="token agreement")
-    axes[1].axhline(base, color="grey", linewidth=0.8)
-    axes[1].set(xscale="log", yscale="log", xlabel="sigma (logit units)", title="perplexity to the clean model")
-    finish(figure, axes[0], out / "paper_text.png", f"{engine.model_id}, greedy, {TEXT_PROMPTS} prompts")
+    return choose
 
 
 def finish(figure: Any, axis: Any, path: Path, title: str) -> None:

@@ -87,7 +87,7 @@ def set_focus(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model id.")],
     strengths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="CLASS=STRENGTH...", help="In (-1, 1); 0 removes it; none: show the focus."),
+        typer.Argument(metavar="CLASS=STRENGTH", help="In (-1, 1); 0 removes it; none: show the focus."),
     ] = None,
     as_json: Json = False,
 ) -> None:

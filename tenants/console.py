@@ -91,7 +91,7 @@ def complete_tier(incomplete: str) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Assignments = Annotated[list[str], typer.Argument(metavar="FIELD=VALUE...", help="An empty value removes the field.")]
+Assignments = Annotated[list[str], typer.Argument(metavar="FIELD=VALUE", help="An empty value removes the field.")]
 TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Tenant id.", autocompletion=complete_tenant)]
 TierName = Annotated[str, typer.Argument(metavar="TIER", help="Tier name.", autocompletion=complete_tier)]
 KeyReference = Annotated[str, typer.Argument(metavar="KEY", help="Its id, its prefix (sk-acme-...abcd) or itself.")]

@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deployments.config import ModelSpec, Task
+from deployments.config import ModelSpec, Task, resolve_path
 from deployments.engines.generator import Generator
 from deployments.engines.language_models import LanguageModel
 from deployments.engines.text_calibration import (
+    BUNDLED,
     LEVELS,
     MAX_PROMPTS,
     answered,
@@ -27,6 +28,7 @@ from policies.calibration import Calibration
 from policies.candidates import Candidates
 from policies.ladder import variance
 from policies.layer import ModulatedLayer, RowTerms
+from tests.deployments.text_support import SPEC as SERVED
 
 SECRET = b"a secret for the tests"
 VOCABULARY, END = 600, 7
@@ -80,6 +82,12 @@ def test_a_long_text_is_thinned_and_the_rest_left_for_judging(tmp_path: Path) ->
     chosen, others = split_paragraphs(text_file(tmp_path / "t.txt", MAX_PROMPTS + 30))
     assert (len(chosen), len(others)) == (MAX_PROMPTS, 30)
     assert len({*chosen, *others}) == MAX_PROMPTS + 30
+
+
+def test_the_text_that_is_shipped_and_served_with_calibrates_in_full_and_leaves_some_for_judging() -> None:
+    assert resolve_path(str(SERVED.calibration)) == BUNDLED
+    chosen, others = split_paragraphs(BUNDLED)
+    assert len(chosen) == MAX_PROMPTS and len(others) >= MAX_PROMPTS
 
 
 def test_answers_written_together_are_those_written_alone(model: LanguageModel, calibration: Calibration) -> None:

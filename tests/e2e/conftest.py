@@ -24,6 +24,7 @@ import yaml
 from PIL import Image
 
 from deployments.config import REPOSITORY
+from deployments.engines.text_calibration import BUNDLED, MIN_PARAGRAPHS
 from tenants.seed import read_env
 
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -123,13 +124,21 @@ class Application:
 
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
-    """The application of `serve_config.yaml`, on a port and a data folder of its own."""
+    """The application of `serve_config.yaml`, on a port and a data folder of its own.
+
+    Its text model is calibrated on as few paragraphs as one may be, which saves a minute and a half: how exactly a
+    text's levels are met is not measured here, and that the shipped text is taken is in test_text_calibration.py.
+    """
     folder = tmp_path_factory.mktemp("application")
     port = free_port()
     config: dict[str, Any] = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
     config["http_options"]["port"] = port
     base_url = f"http://127.0.0.1:{port}"
     config["applications"][0]["args"]["store"] |= {"data_dir": str(folder / "data"), "public_url": base_url}
+    paragraphs = BUNDLED.read_text().split("\n\n")
+    (folder / "few.txt").write_text("\n\n".join(paragraphs[:MIN_PARAGRAPHS]))
+    (text,) = [model for model in config["applications"][0]["args"]["models"] if model["id"] == TEXT]
+    text["calibration"] = str(folder / "few.txt")
     (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
     application = Application(folder / "serve_config.yaml", base_url, folder / "data")
     try:

@@ -1,4 +1,7 @@
-"""Real servers for the tests: Valkey as this project embeds it, and Debian's redis-server where it is installed."""
+"""Real servers for the tests: Valkey as this project embeds it, and Debian's redis-server where it is installed.
+
+Also the cache, the `tenants` command and what else several files of tests share.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,18 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from typer.testing import CliRunner, Result
 
+from policies.errors import NotEntitled, Unauthenticated
 from tenants.admin import TenantAdmin
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
+from tenants.cli import app
 from tenants.embedded import EmbeddedValkey
 from tenants.store import TenantStore
 
+REPOSITORY = str(Path(__file__).parents[2])
+Run = Callable[..., Any]
 BACKENDS = ["valkey", *(["redis"] if shutil.which("redis-server") else [])]
 
 
@@ -159,12 +167,49 @@ async def admission(store: TenantStore) -> AsyncIterator[Admission]:
     await opened.aclose()
 
 
+@pytest.fixture
+def invoke(store: TenantStore) -> Run:
+    """Run the command in a thread, since it has an event loop of its own."""
+
+    async def run(*words: str, url: str | None = None) -> Result:
+        environment = {"REDIS_URL": store.url if url is None else url, "COLUMNS": "200"}
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, list(words), env=environment))
+
+    return run
+
+
+@pytest.fixture
+def tenants(invoke: Run) -> Run:
+    """Run a command that must succeed; its output."""
+
+    async def run(*words: str) -> str:
+        result = await invoke(*words)
+        assert result.exit_code == 0, result.output
+        return str(result.stdout)
+
+    return run
+
+
+async def prepare(tenants: Run) -> None:
+    await tenants("tier", "create", "gold", "utility=1.0", "weight=4")
+    await tenants("tier", "create", "silver", "utility=0.9")
+    await tenants("create", "acme", "--tier", "silver", "--name", "Acme")
+
+
 async def populate(admin: TenantAdmin, tenant: str = "acme", **tenant_fields: str) -> str:
     """A tier `silver` and a tenant of it; the secret of a key of the tenant."""
     if "silver" not in await admin.tiers():
         await admin.create_tier("silver", {"utility": "0.9"})
     await admin.create_tenant(tenant, tier="silver", fields=tenant_fields)
     return (await admin.create_key(tenant))[0]
+
+
+async def refused(cache: EntitlementCache, key: str, code: str) -> bool:
+    try:
+        await cache.authenticate(key)
+    except (Unauthenticated, NotEntitled) as error:
+        return error.code == code
+    return False
 
 
 async def until(condition: Callable[[], Awaitable[Any] | Any], seconds: float = 20.0) -> Any:

@@ -19,9 +19,8 @@ from tenants.cache import EntitlementCache
 from tenants.connection import make_client
 from tenants.store import TenantStore
 from tests.tenants.clusters import running_cluster
-from tests.tenants.conftest import populate, until
+from tests.tenants.conftest import populate, refused, until
 from tests.tenants.requests import attempt, tenant, total
-from tests.tenants.test_cache import refused
 
 Nodes = tuple[str, list[subprocess.Popen[bytes]]]
 

@@ -8,9 +8,7 @@ from tenants import manifest
 from tenants.edits import AdminError
 from tenants.records import RecordError
 from tenants.store import TenantStore
-from tests.tenants.test_cli import Run, invoke, prepare, tenants
-
-__all__ = ["invoke", "tenants"]  # fixtures
+from tests.tenants.conftest import Run, prepare
 
 FILE = """\
 tiers:

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import pickle
 import traceback
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from typer.testing import CliRunner
@@ -32,24 +33,41 @@ async def everything(store: TenantStore) -> str:
     return "\n".join(texts)
 
 
-async def test_no_secret_leaves_the_place_where_it_is_shown_once(
-    backend: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    said: list[str] = []
+class Witness:
+    """Runs commands and requests, and keeps all that they print and raise."""
 
-    async def tenants(*words: str, once: bool = False) -> str:
+    def __init__(self, url: str) -> None:
+        self.said: list[str] = []
+        self._url = url
+
+    async def tenants(self, *words: str, once: bool = False) -> str:
+        """What a command prints; `once` where that is a secret, shown once."""
         run = CliRunner().invoke
-        result = await asyncio.to_thread(lambda: run(app, list(words), env={"REDIS_URL": backend.url}))
-        said.append(result.stderr + ("" if once else result.stdout))
+        result = await asyncio.to_thread(lambda: run(app, list(words), env={"REDIS_URL": self._url}))
+        self.said.append(result.stderr + ("" if once else result.stdout))
         return result.stdout.strip()
 
-    async def refused(attempt: Any) -> None:
+    async def refused(self, attempt: Awaitable[Any]) -> None:
+        """Something that may be refused."""
         try:
             await attempt
         except ServiceError as error:
-            said.append("".join(traceback.format_exception(error)) + repr(error) + str(pickle.dumps(error)))
+            self.said.append("".join(traceback.format_exception(error)) + repr(error) + str(pickle.dumps(error)))
 
+
+class Keys(NamedTuple):
+    """Secrets: of a key with a limit and its successor, of another tenant, of a revoked key, and one never issued."""
+
+    key: str
+    successor: str
+    other: str
+    revoked: str
+    unknown: str
+
+
+async def keys_made(witness: Witness) -> Keys:
+    """Two tenants and their keys, by the command; then every command that could show one."""
+    tenants = witness.tenants
     await tenants("tier", "create", "gold", "utility=1.0", "rpm=2")
     await tenants("create", "acme", "--tier", "gold")
     key = await tenants("key", "create", "acme", once=True)
@@ -68,41 +86,64 @@ async def test_no_secret_leaves_the_place_where_it_is_shown_once(
         ["audit", "--json"],
     ):
         await tenants(*words)
-    unknown = keyspace.new_secret("acme")
+    return Keys(key, successor, other, revoked, keyspace.new_secret("acme"))
+
+
+async def requests_made(
+    witness: Witness, keys: Keys, store: TenantStore, cache: EntitlementCache, admission: Admission
+) -> None:
+    """Requests that are admitted, refused and limited, and one of a key whose record is broken."""
+    own = await cache.authenticate(keys.key)
+    await cache.authenticate(keys.other)
+    witness.said += [repr(own), repr(store), repr(cache)]
+    for secret in (keys.revoked, keys.unknown, keys.successor + "x"):
+        await witness.refused(cache.authenticate(secret))
+    for _ in range(3):
+        await witness.refused(admission.admit(own, model="m", images=1).__aenter__())
+    await witness.tenants("usage", "acme", "--json")
+    await store.execute("HSET", keyspace.apikey(keyspace.key_digest(keys.successor)), "rpm", keys.successor)
+    await witness.refused(cache.authenticate(keys.successor))
+    await witness.tenants("check")
+
+
+async def outage(
+    witness: Witness, keys: Keys, backend: Backend, cache: EntitlementCache, admission: Admission, held: Path
+) -> None:
+    """The store dies: an unknown key, a request whose usage is held in a file, a command; and it comes back."""
+    backend.kill()
+    await witness.refused(cache.authenticate(keys.unknown))
+    await until(lambda: not cache.healthy[0])
+    witness.said.append(cache.healthy[1])
+    async with admission.admit(await cache.authenticate(keys.other), model="m", images=1):
+        pass
+    await witness.tenants("list")
+    witness.said += [path.read_text() for path in held.glob("*")]
+    assert "other" in witness.said[-1]
+    backend.start()
+    await until(lambda: cache.healthy[0])
+
+
+async def test_no_secret_leaves_the_place_where_it_is_shown_once(
+    backend: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    witness, held = Witness(backend.url), tmp_path / "held"
+    keys = await keys_made(witness)
     async with await TenantStore.connect(backend.url) as store:
         noise = await store.noise_secret()
-        cache, admission = EntitlementCache(store), Admission(store, held_dir=tmp_path / "held")
+        cache, admission = EntitlementCache(store), Admission(store, held_dir=held)
         await cache.start()
-        own = await cache.authenticate(key)
-        await cache.authenticate(other)
-        said += [repr(own), repr(store), repr(cache)]
-        for secret in (revoked, unknown, successor + "x"):
-            await refused(cache.authenticate(secret))
-        for _ in range(3):
-            await refused(admission.admit(own, model="m", images=1).__aenter__())
-        await tenants("usage", "acme", "--json")
-        await store.execute("HSET", keyspace.apikey(keyspace.key_digest(successor)), "rpm", successor)
-        await refused(cache.authenticate(successor))
-        await tenants("check")
-        backend.kill()
-        await refused(cache.authenticate(unknown))
-        await until(lambda: not cache.healthy[0])
-        said.append(cache.healthy[1])
-        async with admission.admit(await cache.authenticate(other), model="m", images=1):
-            pass
-        await tenants("list")
-        said += [path.read_text() for path in (tmp_path / "held").glob("*")]
-        assert "other" in said[-1]
-        backend.start()
-        await until(lambda: cache.healthy[0])
-        await store.execute("HDEL", keyspace.apikey(keyspace.key_digest(successor)), "rpm")
+        await requests_made(witness, keys, store, cache, admission)
+        await outage(witness, keys, backend, cache, admission, held)
+        await store.execute("HDEL", keyspace.apikey(keyspace.key_digest(keys.successor)), "rpm")
         stored = await everything(store)
         await admission.aclose()
         await cache.aclose()
     password = backend.url.split("@")[0].rpartition(":")[2]
     assert all(word in stored for word in ("usage:", "audit", "apikey:")) and len(caplog.records) > 3
-    for secret in (key, successor, other, revoked, unknown, password):
+    shown = [*witness.said, caplog.text]
+    for secret in (*keys, password):
         assert secret not in stored
-        assert not [text for text in (*said, caplog.text) if secret in text]
+        assert not [text for text in shown if secret in text]
     assert noise in stored  # its own record, and nowhere else
-    assert stored.count(noise) == 1 and not [text for text in (*said, caplog.text) if noise in text]
+    assert stored.count(noise) == 1 and not [text for text in shown if noise in text]

@@ -16,11 +16,11 @@ from tenants.admin import TenantAdmin
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.cli import app
+from tenants.entitlements import Entitlements
 from tenants.served import ReplicaReport, ServedModels
 from tenants.store import TenantStore
-from tests.tenants.conftest import populate, until
+from tests.tenants.conftest import REPOSITORY, populate, until
 from tests.tenants.requests import total
-from tests.tenants.test_cli import REPOSITORY
 from tests.tenants.tls import TlsServer, documented_users, running_tls
 
 
@@ -43,6 +43,31 @@ def denials(server: TlsServer) -> list[object]:
     return [(entry[b"username"].decode(), entry[b"reason"], entry[b"object"]) for entry in log]
 
 
+async def served_and_counted(store: TenantStore, admission: Admission, own: Entitlements) -> None:
+    """Requests within and beyond a tenant's limits, and what is booked of them."""
+    async with admission.admit(own, model="m", images=1, tokens=100) as lease:
+        lease.settle(tokens_in=10, tokens_out=20)
+    async with admission.admit(own, model="m", tokens=100):
+        pass
+    with pytest.raises(LimitExceeded):
+        async with admission.admit(own, model="m"):
+            pass
+    assert await admission.drain(20.0)
+    used = await total(store)
+    assert (used["requests"], used["images"], used["rejected"]) == (2, 1, 1)
+    assert (used["tokens_in"] + used["tokens_out"], used["tokens_reserved"]) == (130, 0)
+    assert (await admission.remaining(own))["tpm"] == 870
+
+
+async def models_calibrated(replica: ServedModels, operator: ServedModels) -> None:
+    """A replica reports, an operator asks for a refit, the replica takes it up, the operator calls it off."""
+    await replica.publish(ReplicaReport("m", "r1", "f", 0, 1, ()))
+    job = await operator.ask("m", "/data", who="tester")
+    assert await replica.look("m", "f") == (0, job) and await replica.tell(job)
+    assert await replica.replace_calibration("f", "{}") == 1
+    await operator.call_off(job)
+
+
 async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_rights(
     server: TlsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,19 +81,7 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
         await admin.set_key(secret, {"rpm": "2"})
         cache, admission = EntitlementCache(store, ttl_s=60.0), Admission(store)
         await cache.start()
-        own = await cache.authenticate(secret)
-        async with admission.admit(own, model="m", images=1, tokens=100) as lease:
-            lease.settle(tokens_in=10, tokens_out=20)
-        async with admission.admit(own, model="m", tokens=100):
-            pass
-        with pytest.raises(LimitExceeded):
-            async with admission.admit(own, model="m"):
-                pass
-        assert await admission.drain(20.0)
-        used = await total(store)
-        assert (used["requests"], used["images"], used["rejected"]) == (2, 1, 1)
-        assert (used["tokens_in"] + used["tokens_out"], used["tokens_reserved"]) == (130, 0)
-        assert (await admission.remaining(own))["tpm"] == 870
+        await served_and_counted(store, admission, await cache.authenticate(secret))
 
         await admin.set_tier("silver", {"utility": "0.5"})
 
@@ -85,13 +98,7 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
         assert await store.save_calibration("f", "{}") == "{}" and await store.load_calibration("f") == {}
         await admission.aclose()
         await cache.aclose()
-
-        replica, operator = ServedModels(store), ServedModels(admins)
-        await replica.publish(ReplicaReport("m", "r1", "f", 0, 1, ()))
-        job = await operator.ask("m", "/data", who="tester")
-        assert await replica.look("m", "f") == (0, job) and await replica.tell(job)
-        assert await replica.replace_calibration("f", "{}") == 1
-        await operator.call_off(job)
+        await models_calibrated(ServedModels(store), ServedModels(admins))
     assert denials(server) == []
 
 
