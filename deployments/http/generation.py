@@ -148,12 +148,16 @@ def _most_prompt_tokens(prompt: list[dict[str, str]] | list[str | list[int]]) ->
 async def _metered(
     ticket: Ticket, asked: Generation, params: dict[str, Any], tally: Tally
 ) -> AsyncGenerator[TextDelta]:
-    """The engine's deltas, booked on the lease as they come, so that a stream cut short is billed as far as it went."""
+    """The engine's deltas, booked on the lease as they come, so that a stream cut short is billed as far as it went.
+
+    Those that tell of a prompt being read are booked and kept back: an answer begins with its first token.
+    """
     async with aclosing(ticket.stream("generate", asked.prompt, params)) as deltas:
         async for delta in deltas:
             tally.add(delta)
             ticket.lease.settle(tokens_in=tally.prompt, tokens_out=tally.completion)
-            yield delta
+            if delta.tokens or delta.finish_reason:
+                yield delta
 
 
 class _LeasedStream(StreamingResponse):
