@@ -46,6 +46,8 @@ class Flood:
             params, last = SamplingParams(max_tokens=self._tokens, temperature=0.0), 0.0
             async with aclosing(self._engine.generate(prompt, params, Modulation(), self._share)) as deltas:
                 async for delta in deltas:
+                    if not delta.tokens:  # its prompt is being read
+                        continue
                     now = time.perf_counter()
                     self.written["prompt"] += delta.prompt_tokens if delta.completion_tokens == delta.tokens else 0
                     self.written["answer"] += delta.tokens

@@ -55,9 +55,9 @@ class TextDelta:
 
     Attributes:
         text: new text; may be empty where a character or a stop string is not complete yet.
-        tokens: tokens generated since the last piece of this answer.
+        tokens: tokens generated since the last piece of this answer; 0 while its prompt is being read.
         finish_reason: `stop`, `length`, or None while the answer goes on.
-        prompt_tokens: tokens of all prompts of the request.
+        prompt_tokens: tokens of all prompts of the request that have been read so far.
         completion_tokens: tokens of this answer generated so far.
         index: which of the request's answers this belongs to.
         logprobs: of the tokens that end in `text`, where they were asked for.

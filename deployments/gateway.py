@@ -129,10 +129,9 @@ class TenantGateway:
             utility=utility,
             focus=focus,
         )
-        deadline = self.args.gateway.deadline_s
-        until = asyncio.get_running_loop().time() + deadline
+        until, lease_s = self._until(request), self.args.gateway.deadline_s + 30.0
         lease = self.admission.admit(
-            entitlements, model=model.id, images=cost.images, tokens=cost.tokens, lease_s=deadline + 30.0
+            entitlements, model=model.id, images=cost.images, tokens=cost.tokens, lease_s=lease_s
         )
         try:
             async with lease:
@@ -142,11 +141,22 @@ class TenantGateway:
             receipt.headers.update(lease.headers())
             raise
 
-    async def count_tokens(self, model_id: str, prompt: Any, share: Share) -> list[int]:
-        """Tokens of a conversation, or of each of several texts, as the model's replica counts them for a tenant."""
-        until = asyncio.get_running_loop().time() + self.args.gateway.deadline_s
+    async def count_tokens(self, request: Request, model_id: str, prompt: Any, share: Share) -> list[int]:
+        """Tokens of a conversation, or of each of several texts, as the model's replica counts them for a tenant.
+
+        Raises:
+            DeadlineExceeded, Unavailable: as `call_replica`; what it takes is of the request's one deadline.
+        """
+        until = self._until(request)
         counted: list[int] = await call_replica(self._handles[model_id], "count", prompt, share, deadline=until)
         return counted
+
+    def _until(self, request: Request) -> float:
+        """Loop time at which a request's deadline ends. It begins once, when a model is first waited for."""
+        receipt: Receipt = request.state.receipt
+        if receipt.until is None:
+            receipt.until = asyncio.get_running_loop().time() + self.args.gateway.deadline_s
+        return receipt.until
 
     async def _limits(self, entitlements: Entitlements) -> dict[str, str]:
         """The `x-ratelimit-*` headers of an answer to which no admission gave them."""

@@ -38,9 +38,11 @@ async def answer(
     asked = [SamplingParams(**fields | {"max_tokens": _most(generator, ids, fields["max_tokens"])}) for ids in prompts]
     for ids, own in zip(prompts, asked, strict=True):
         generator.check(ids, own, modulation, param=field)
-    total = sum(map(len, prompts))
+    read = [0] * len(prompts)
     streams = [
-        _numbered(generator.generate(ids, own, modulation, share, param=field, choice=choice), at * n + choice, total)
+        _numbered(
+            generator.generate(ids, own, modulation, share, param=field, choice=choice), at, at * n + choice, read
+        )
         for at, (ids, own) in enumerate(zip(prompts, asked, strict=True))
         for choice in range(n)
     ]
@@ -78,10 +80,14 @@ def _most(generator: Generator, prompt: list[int], asked: int | None) -> int:
     return max(1, min(DEFAULT_MAX_TOKENS, room)) if asked is None else asked
 
 
-async def _numbered(deltas: AsyncGenerator[TextDelta], index: int, prompt_tokens: int) -> AsyncGenerator[TextDelta]:
+async def _numbered(
+    deltas: AsyncGenerator[TextDelta], at: int, index: int, read: list[int]
+) -> AsyncGenerator[TextDelta]:
+    """The pieces of answer `index`, to prompt `at`; `read` is how much of each prompt any answer to it has read."""
     async with aclosing(deltas):
         async for delta in deltas:
-            yield dataclasses.replace(delta, index=index, prompt_tokens=prompt_tokens)
+            read[at] = max(read[at], delta.prompt_tokens)
+            yield dataclasses.replace(delta, index=index, prompt_tokens=sum(read))
 
 
 async def _merged(streams: Sequence[AsyncGenerator[TextDelta]]) -> AsyncGenerator[TextDelta]:

@@ -208,6 +208,8 @@ class Generator(CalibratedEngine):
     ) -> AsyncGenerator[TextDelta]:
         """Answer one prompt, piece by piece; the last piece has the finish reason. Closing the generator cancels.
 
+        Before the first token come pieces without any: they tell how much of the prompt has been read.
+
         Args:
             prompt: token ids from `encode` or `encode_chat`.
             param: the field that a refusal of the prompt names.
@@ -236,7 +238,7 @@ class Generator(CalibratedEngine):
                 piece = text.push(new, records, most) + (text.flush() if step.last else "")
                 reason = self._finish_reason(step.tokens, step.last, text.stopped)
                 logprobs = text.logprobs(reason is not None)
-                yield TextDelta(piece, len(new), reason, len(prompt), seen, logprobs=logprobs)
+                yield TextDelta(piece, len(new), reason, step.read, seen, logprobs=logprobs)
                 if reason is not None:
                     return
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +27,13 @@ class Progress:
     """How far an answer is.
 
     Attributes:
-        tokens: all so far.
+        read: tokens of the prompt that have been read, or that the model had in its cache.
+        tokens: all so far; none while the prompt is being read.
         last: whether that is all.
         records: one for each token where log-probabilities were asked for, else none.
     """
 
+    read: int
     tokens: list[int]
     last: bool
     records: list[LogprobRecord]
@@ -82,6 +84,7 @@ class TextEngine:
             rows=rows,
             pages=pages,
             shares=shares,
+            on_read=self._read_in_engine,
             on_cancelled=self._cancelled_in_engine,
         )
 
@@ -98,7 +101,7 @@ class TextEngine:
     async def run(
         self, prompt: list[int], params: SamplingParams, terms: TextTerms, share: Share, choice: int = 0
     ) -> AsyncGenerator[Progress]:
-        """Answer one prompt, step by step. Closing it cancels.
+        """Answer one prompt, step by step, the steps that read it included. Closing it cancels.
 
         Args:
             choice: which of several answers of one seed this is.
@@ -179,7 +182,8 @@ class TextEngine:
         if output.error is not None:
             self._leave(request, _stopped())
             return
-        request.events.put_nowait(Progress(output.generated_tokens, output.is_finished(), request.seat.records))
+        tokens, last = output.generated_tokens, output.is_finished()
+        request.events.put_nowait(Progress(len(request.prompt), tokens, last, request.seat.records))
         if output.is_finished():
             self._leave(request)
 
@@ -192,6 +196,15 @@ class TextEngine:
         elif request.id in self._running:
             self._manager.cancel_request(request.id)
 
+    def _read_in_engine(self, request_id: str, left: int) -> None:
+        """In the engine's thread: all but so many tokens of a request's prompt are in a step, or read before it."""
+
+        def tell() -> None:
+            if request := self._running.get(request_id):
+                request.events.put_nowait(Progress(len(request.prompt) - left, [], False, []))
+
+        self._in_loop(tell)
+
     def _cancelled_in_engine(self, request_id: str) -> None:
         """In the engine's thread: a cancelled request is out of it, so its seat and memory are free."""
 
@@ -199,8 +212,11 @@ class TextEngine:
             if request := self._running.get(request_id):
                 self._leave(request)
 
+        self._in_loop(leave)
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(leave)
+            self._loop.call_soon_threadsafe(call)
 
     def _leave(self, request: _Request, error: Unavailable | None = None) -> None:
         """A request is done with the engine, in whatever way: free what it held, and let the next one in."""

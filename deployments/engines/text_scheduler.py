@@ -37,6 +37,7 @@ class FairScheduler(FIFOScheduler):
     More sequences may be resident than a step has rows: those left out keep their pages and come in a later step.
     """
 
+    on_read: Callable[[str, int], None] | None = None
     on_cancelled: Callable[[str], None] | None = None
     shares: TokenShares
 
@@ -54,12 +55,16 @@ class FairScheduler(FIFOScheduler):
         candidates = self._in_turn(token_budget)
         make_room(self.cache, sum(pages_of(_tokens(state)) + 1 for state in candidates))
         removed: set[str] = set()
+        reading = {state.request_id for state in candidates if state.status != RequestStatus.DECODING}
         scheduled, failed, fast, queries, read = self._process_candidates(
             candidates, token_budget, cache_budget, removed
         )
         self._cleanup_waiting_queue(removed)
         for future in scheduled:
-            self._last[future.state.request_id] = self._step
+            request_id = future.state.request_id
+            self._last[request_id] = self._step
+            if self.on_read and request_id in reading:
+                self.on_read(request_id, len(future.state.remaining_prefill_tokens))
             self.shares.charge(future.state.logit_processor_kwargs["flow"], future.query_length)
         if not scheduled and failed:
             return None, fast, 0, 0
@@ -123,6 +128,7 @@ def start_manager(
     rows: int,
     pages: int,
     shares: TokenShares,
+    on_read: Callable[[str, int], None],
     on_cancelled: Callable[[str], None],
 ) -> ContinuousBatchingManager:
     """Start the engine's loop in its own thread: synchronous batches, no graphs, greedy over the processor's scores.
@@ -131,6 +137,8 @@ def start_manager(
         rows: most sequences of a step.
         pages: of the key-value cache.
         shares: what each flow has been served; the loop charges it.
+        on_read: called in the loop's thread with the id of a request and how many tokens of its prompt are left, once a
+            part of it is in a step, which nothing takes back.
         on_cancelled: called in the loop's thread with the id of a cancelled request, once it is out of the engine.
     """
     device = model.model.device.type
@@ -151,7 +159,7 @@ def start_manager(
         manager.warmup()  # makes the batch processor, so that its scheduler can be reached before the thread runs
     salt_pages(manager.batch_processor.cache)
     scheduler = manager.batch_processor.scheduler
-    scheduler.on_cancelled, scheduler.shares = on_cancelled, shares
+    scheduler.on_read, scheduler.on_cancelled, scheduler.shares = on_read, on_cancelled, shares
     manager.start()
     return manager  # type: ignore[no-any-return]
 

@@ -55,7 +55,7 @@ async def generate(
     entitlements = await gateway.authenticate(request)
     info = gateway.entitle(entitlements, model_id)
     _check_terms(entitlements, info, body, asked)
-    await _check_length(gateway, info, asked, entitlements.share())
+    await _check_length(request, gateway, info, asked, entitlements.share())
     cost = Cost(tokens=_most_prompt_tokens(asked.prompt) + _answers(body, asked) * (asked.max_tokens or _default(info)))
     tally = Tally()
     async with AsyncExitStack() as stack:
@@ -97,7 +97,7 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
     )
 
 
-async def _check_length(gateway: Gateway, info: ModelInfo, asked: Generation, share: Share) -> None:
+async def _check_length(request: Request, gateway: Gateway, info: ModelInfo, asked: Generation, share: Share) -> None:
     """Refuse what does not fit the context, before it costs the tenant anything.
 
     Most prompts are so short that their bytes say so; only where they do not is the model's replica asked.
@@ -122,7 +122,7 @@ async def _check_length(gateway: Gateway, info: ModelInfo, asked: Generation, sh
     answer = asked.max_tokens or 1
     most = max(sum(_bytes(part) + _MESSAGE_TOKENS for part in prompt) + _MESSAGE_TOKENS for prompt in prompts)
     if most + answer > info.context:
-        for tokens in await gateway.count_tokens(info.id, asked.prompt, share):
+        for tokens in await gateway.count_tokens(request, info.id, asked.prompt, share):
             check_context(info.id, info.context, tokens, answer, param=asked.field)
 
 
@@ -148,12 +148,16 @@ def _most_prompt_tokens(prompt: list[dict[str, str]] | list[str | list[int]]) ->
 async def _metered(
     ticket: Ticket, asked: Generation, params: dict[str, Any], tally: Tally
 ) -> AsyncGenerator[TextDelta]:
-    """The engine's deltas, booked on the lease as they come, so that a stream cut short is billed as far as it went."""
+    """The engine's deltas, booked on the lease as they come, so that a stream cut short is billed as far as it went.
+
+    Those that tell of a prompt being read are booked and kept back: an answer begins with its first token.
+    """
     async with aclosing(ticket.stream("generate", asked.prompt, params)) as deltas:
         async for delta in deltas:
             tally.add(delta)
             ticket.lease.settle(tokens_in=tally.prompt, tokens_out=tally.completion)
-            yield delta
+            if delta.tokens or delta.finish_reason:
+                yield delta
 
 
 class _LeasedStream(StreamingResponse):

@@ -17,12 +17,14 @@ from policies.errors import PayloadTooLarge
 class Receipt:
     """What a request has learnt so far for its response headers; lives in `request.state.receipt`.
 
+    `until` is the loop time at which its deadline ends, once it has begun; the gateway sets it.
     `limits` is asked for `x-ratelimit-*` where no admission gave them: a refusal, or an answer without a model.
     """
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.model_seconds = 0.0
+        self.until: float | None = None
         self.headers: dict[str, str] = {}
         self.limits: Callable[[], Awaitable[dict[str, str]]] | None = None
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
 
-from deployments.config import AppArgs, StoreArgs
-from deployments.http.middleware import ClientHeaders
+from deployments.catalog import ModelInfo
+from deployments.config import AppArgs, StoreArgs, Task
+from deployments.http.middleware import ClientHeaders, Receipt
 from tenants.admin import TenantAdmin
 from tenants.embedded import EmbeddedValkey
 from tenants.store import TenantStore
@@ -22,6 +26,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
     from deployments.gateway import TenantGateway
     from deployments.store import StoreAccess
+    from deployments.ticket import Cost
 
 PUBLIC = {"/healthz", "/readyz"}
 CHAT = "/v1/chat/completions"
@@ -134,6 +139,30 @@ async def test_usage_of_an_outage_survives_the_gateways_end_and_the_next_gateway
         return (used["requests"], used["images"]) == (5, 10)
 
     await until(booked)
+
+
+async def test_counting_tokens_and_answering_share_one_deadline(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, deadlines = running.gateway, []
+    own = await gateway.cache.authenticate((await running.key())["authorization"].split()[1])
+    handle: Any = object()
+    monkeypatch.setitem(gateway._handles, "text", handle)
+    info = ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1)
+    monkeypatch.setitem(gateway.infos, "text", info)
+
+    async def slow(*_: Any, deadline: float) -> list[int]:
+        deadlines.append(deadline)
+        await asyncio.sleep(0.05)
+        return [1]
+
+    monkeypatch.setattr("deployments.gateway.call_replica", slow)
+    request: Any = SimpleNamespace(state=SimpleNamespace(receipt=Receipt()))
+    started = asyncio.get_running_loop().time()
+    await gateway.count_tokens(request, "text", ["a"], own.share())
+    async with gateway.admit(request, "text", Cost(tokens=1), entitlements=own) as ticket:
+        assert [ticket.deadline] == deadlines
+    assert ticket.deadline - started == pytest.approx(gateway.args.gateway.deadline_s, abs=0.04)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,12 @@ async def deltas(
 
 async def text(generator: Generator, prompt: str, params: SamplingParams = GREEDY, level: float = 1.0) -> str:
     return "".join(delta.text for delta in await deltas(generator, prompt, params, level))
+
+
+async def first_token(answer: AsyncIterator[TextDelta]) -> TextDelta:
+    while not (delta := await anext(answer)).tokens:
+        pass
+    return delta
 
 
 async def settled(generator: Generator) -> None:
@@ -148,7 +155,7 @@ async def test_cancelling_midway_frees_seat_and_memory_and_leaves_the_engine_ali
     pages = generator.engine.line.free_pages
     for _ in range(12):
         answer = generator.generate(prompt, SamplingParams(300, 0.0), Modulation(), Share(flow="leaver"))
-        assert (await anext(answer)).tokens >= 1
+        await first_token(answer)
         await answer.aclose()
     await settled(generator)
     assert generator.engine.line.free_pages == pages
@@ -157,10 +164,25 @@ async def test_cancelling_midway_frees_seat_and_memory_and_leaves_the_engine_ali
     assert await text(generator, QUESTIONS[0])
 
 
+async def test_who_leaves_before_the_first_token_has_been_told_what_was_read(generator: Generator) -> None:
+    """The engine of the tests reads 128 tokens of a prompt in a step."""
+    prompt = generator.encode("An account of rivers: " + " ".join(f"river {number}" for number in range(90)))
+    assert 300 < len(prompt) < 480
+    answer = generator.generate(prompt, SamplingParams(8, 0.0), Modulation(), Share(flow="leaver"))
+    first = await anext(answer)
+    assert (first.text, first.tokens, first.finish_reason, first.prompt_tokens) == ("", 0, None, 128)
+    await answer.aclose()
+    await settled(generator)
+    told = await deltas(generator, prompt, SamplingParams(8, 0.0), flow="reader")
+    reading = [delta.prompt_tokens for delta in told if not delta.tokens]
+    assert reading == [*range(128, len(prompt), 128), len(prompt)]
+    assert all(delta.prompt_tokens == len(prompt) for delta in told if delta.tokens)
+
+
 async def test_a_cancelled_answer_is_in_no_step_but_the_one_that_runs(generator: Generator) -> None:
     prompt = generator.encode_chat([{"role": "user", "content": "Write a very long story."}])
     answer = generator.generate(prompt, SamplingParams(300, 0.0), Modulation(), Share(flow="leaver"))
-    await anext(answer)
+    await first_token(answer)
     await answer.aclose()
     left_at = generator.engine.rows.steps
     await settled(generator)

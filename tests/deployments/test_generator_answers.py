@@ -47,7 +47,7 @@ async def test_n_answers_of_each_prompt_are_those_that_come_alone(generator: Gen
     alone = [deltas for prompt in prompts for deltas in await answers(generator, [prompt], **asked)]
     assert [written(deltas) for deltas in together] == [written(deltas) for deltas in alone]
     total = len(generator.encode(prompts[0])) + len(prompts[1])
-    assert {delta.prompt_tokens for deltas in together for delta in deltas} == {total}
+    assert max(delta.prompt_tokens for deltas in together for delta in deltas) == total
     assert all(sum(d.tokens for d in deltas) == deltas[-1].completion_tokens for deltas in together)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,6 +43,7 @@ class Script:
         self.counted = 0
         self.released = 0
         self.fails = False
+        self.reads: asyncio.Event | None = None
 
     async def authenticate(self, request: Any) -> Any:
         return SimpleNamespace(tier=self.tier, share=lambda: Share(flow="own"))
@@ -52,7 +54,7 @@ class Script:
     def models_for(self, entitlements: Any) -> list[ModelInfo]:
         return [MODEL]
 
-    async def count_tokens(self, model_id: str, prompt: Any, share: Share) -> list[int]:
+    async def count_tokens(self, request: Any, model_id: str, prompt: Any, share: Share) -> list[int]:
         self.counted += 1
         return [len(str(prompt)) // 4 + 1]
 
@@ -68,6 +70,12 @@ class Script:
         self.asked.append((prompt, params))
         count = params["n"] * (1 if isinstance(prompt[0], dict) else len(prompt))
         told = params["logprobs"] is not None
+        if self.reads is not None:
+            yield TextDelta("", 0, None, 5, 0)
+            self.reads.set()
+            if self.fails:
+                raise Unavailable("The text engine has stopped.", code="engine_stopped")
+            await asyncio.sleep(60)
         for index in range(count):
             yield TextDelta("Hello", 2, None, 7, 2, index, LOGPROBS if told else ())
             if self.fails:
@@ -133,6 +141,23 @@ async def test_an_error_in_a_stream_is_its_last_event_before_done(client: openai
     with pytest.raises(openai.InternalServerError):
         await client.chat.completions.create(model="text", messages=QUESTION)
     assert script.released == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prompt_is_booked_as_far_as_it_was_read_where_the_client_leaves_before_the_first_token(
+    client: openai.AsyncOpenAI, script: Script, stream: bool
+) -> None:
+    script.reads = asyncio.Event()
+    create: Any = client.chat.completions.create
+    asked = asyncio.create_task(create(model="text", messages=QUESTION, stream=stream))
+    await script.reads.wait()
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert script.settled == {"tokens_in": 5, "tokens_out": 0} and script.released == 1
+    # An answer begins with its first token: until then an error is a status, of a stream, too.
+    script.fails = True
+    with pytest.raises(openai.InternalServerError):
+        await create(model="text", messages=QUESTION, stream=stream)
 
 
 async def test_a_completion_takes_several_prompts_and_tokens(client: openai.AsyncOpenAI, script: Script) -> None:
