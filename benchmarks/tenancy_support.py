@@ -73,10 +73,10 @@ async def serving(
     valkey = await asyncio.to_thread(EmbeddedValkey, folder / "store")
     server = Server(folder, valkey, free_port(), model, {"threads": 1} | spec)
     server.counting = counting
-    await _forget(valkey.url)
     await asyncio.to_thread(server.start, gateways, grace_s)
     try:
         await server.until_ready()
+        await _forget(valkey.url)
         async with await TenantStore.connect(valkey.url, timeout_s=5.0) as store:
             server.admin = TenantAdmin(store, who="benchmark")
             await server.admin.create_tier("gold", {"utility": "1.0"})
@@ -89,8 +89,8 @@ async def serving(
 async def _forget(url: str) -> None:
     """Delete all of a store but its calibrations."""
     async with await TenantStore.connect(url, timeout_s=5.0) as store:
-        names = [str(key) for key in await store.execute("KEYS", "*")]
-        if gone := [name for name in names if not name.startswith("calibration")]:
+        names: list[bytes] = await store.execute("KEYS", "*")
+        if gone := [name for name in names if not name.startswith(b"calibration")]:
             await store.execute("DEL", *gone)
 
 

@@ -40,6 +40,11 @@ Seen = Callable[[Pixels], Tensor]
 """Pixels to what a corrector sees of each, [N, F]."""
 
 
+def own(pixels: Pixels) -> Tensor:
+    """A pixel's own answer alone: what an answer is worth without a smoother."""
+    return pixels.own
+
+
 def near(pixels: Pixels) -> Tensor:
     """The answers within 31 pixels alone."""
     return pixels.around[:, 1]
@@ -84,7 +89,7 @@ def corrected(sees: Seen, known: Pixels, judged: Pixels) -> float:
 
     It starts from a pixel's own answer where it sees that, else from nothing.
     """
-    believes = float(sees in (answers, everything))
+    believes = float(sees in (own, answers, everything))
     fitted = Corrector(sees(known), known.own * believes, known.truth)
     return float((fitted(sees(judged), judged.own * believes).argmax(dim=1) == judged.truth).float().mean())
 

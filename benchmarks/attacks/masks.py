@@ -24,6 +24,7 @@ LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
 ACCOUNTS, TEMPERATURE_DRAWS = 8, 20
 REPEATS = f"{TEMPERATURE_DRAWS} repeats, vote"
 CORRECTORS = {
+    "its own answer": mask_correctors.own,
     "answers within 31 pixels": mask_correctors.near,
     "answer and its neighbourhood": mask_correctors.answers,
     "the same, place and colour": mask_correctors.everything,
