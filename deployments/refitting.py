@@ -93,7 +93,7 @@ class Refit:
         return await asyncio.to_thread(solve)
 
     async def _delivered(self) -> dict[str, float]:
-        """By level in use, what the calibration in place delivers on the live rows of now."""
+        """By level in use, what the calibration in place delivers on live inputs that no refit is solved on."""
         await asyncio.to_thread(self._engine.judge_live)
         return {f"{r.level:g}": round(r.expected.level, 3) for r in self._engine.reports() if r.expected.groups}
 

@@ -83,8 +83,8 @@ class ModulatedLayer(nn.Module):
 
     def levels_kept(self, floor: float = 0.0) -> list[float]:
         """The levels, in hundredths, whose matrices are kept, the last used last; those below `floor` raised to it."""
-        at = {self.calibration.position(x / 100): x / 100 for x in range(round(self.floor * 100), 100)}
-        return [max(at[position], floor) for position in self._matrices.kept() if position in at]
+        at = {x / 100: self.calibration.position(x / 100) for x in range(round(self.floor * 100), 100)}
+        return [max(level, floor) for kept in self._matrices.kept() for level in at if at[level] == kept]
 
     def recalibrate(self, calibration: Calibration) -> Callable[[], None]:
         """Move the levels along the same path; the noise of a position stays what it is.

@@ -1,9 +1,12 @@
-"""One text engine for all tests of it: loading and calibrating take most of their time."""
+"""What many tests share: one text engine, which takes long to load and calibrate, and OpenAI's client on a script."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncIterator
 
+import httpx
+import openai
 import pytest
 import pytest_asyncio
 import torch
@@ -11,7 +14,12 @@ import torch
 from deployments.engines.generator import Generator
 from deployments.engines.text_calibration import BUNDLED
 from policies.calibration import Calibration
+from tests.deployments.openai_support import Script
 from tests.deployments.text_support import SECRET, SPEC
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, at import
+    from deployments.http.api import build_api
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +40,17 @@ async def generator(loaded: Generator, calibration: Calibration) -> AsyncIterato
     loaded.install(calibration, SECRET)
     yield loaded
     loaded.close()
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest_asyncio.fixture
+async def client(script: Script) -> AsyncIterator[openai.AsyncOpenAI]:
+    transport = httpx.ASGITransport(build_api(script))  # type: ignore[arg-type]
+    async with openai.AsyncOpenAI(
+        base_url="http://gateway/v1", api_key="k", max_retries=0, http_client=httpx.AsyncClient(transport=transport)
+    ) as made:
+        yield made

@@ -164,21 +164,6 @@ async def test_cancelling_midway_frees_seat_and_memory_and_leaves_the_engine_ali
     assert await text(generator, QUESTIONS[0])
 
 
-async def test_who_leaves_before_the_first_token_has_been_told_what_was_read(generator: Generator) -> None:
-    """The engine of the tests reads 128 tokens of a prompt in a step."""
-    prompt = generator.encode("An account of rivers: " + " ".join(f"river {number}" for number in range(90)))
-    assert 300 < len(prompt) < 480
-    answer = generator.generate(prompt, SamplingParams(8, 0.0), Modulation(), Share(flow="leaver"))
-    first = await anext(answer)
-    assert (first.text, first.tokens, first.finish_reason, first.prompt_tokens) == ("", 0, None, 128)
-    await answer.aclose()
-    await settled(generator)
-    told = await deltas(generator, prompt, SamplingParams(8, 0.0), flow="reader")
-    reading = [delta.prompt_tokens for delta in told if not delta.tokens]
-    assert reading == [*range(128, len(prompt), 128), len(prompt)]
-    assert all(delta.prompt_tokens == len(prompt) for delta in told if delta.tokens)
-
-
 async def test_a_cancelled_answer_is_in_no_step_but_the_one_that_runs(generator: Generator) -> None:
     prompt = generator.encode_chat([{"role": "user", "content": "Write a very long story."}])
     answer = generator.generate(prompt, SamplingParams(300, 0.0), Modulation(), Share(flow="leaver"))

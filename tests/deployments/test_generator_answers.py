@@ -11,10 +11,10 @@ import pytest
 
 from deployments.catalog import TextDelta
 from deployments.engines.choices import answer
-from deployments.engines.generator import Generator
+from deployments.engines.generator import Generator, SamplingParams
 from policies.errors import InvalidRequest, NotEntitled
 from policies.terms import Disclosure, Modulation, Share
-from tests.deployments.test_generator import QUESTIONS, settled
+from tests.deployments.test_generator import QUESTIONS, deltas, settled
 from tests.deployments.text_support import SPEC
 
 pytestmark = pytest.mark.skipif(
@@ -70,6 +70,21 @@ async def test_leaving_takes_every_answer_out_of_the_engine(generator: Generator
     await settled(generator)
     assert generator.engine.waiting == 0
     assert not generator.engine._manager.batch_processor.scheduler.active_requests
+
+
+async def test_who_leaves_before_the_first_token_has_been_told_what_was_read(generator: Generator) -> None:
+    """The engine of the tests reads 128 tokens of a prompt in a step."""
+    prompt = generator.encode("An account of rivers: " + " ".join(f"river {number}" for number in range(90)))
+    assert 300 < len(prompt) < 480
+    answer = generator.generate(prompt, SamplingParams(8, 0.0), Modulation(), Share(flow="leaver"))
+    first = await anext(answer)
+    assert (first.text, first.tokens, first.finish_reason, first.prompt_tokens) == ("", 0, None, 128)
+    await answer.aclose()
+    await settled(generator)
+    told = await deltas(generator, prompt, SamplingParams(8, 0.0), flow="reader")
+    reading = [delta.prompt_tokens for delta in told if not delta.tokens]
+    assert reading == [*range(128, len(prompt), 128), len(prompt)]
+    assert all(delta.prompt_tokens == len(prompt) for delta in told if delta.tokens)
 
 
 async def test_logprobs_are_of_the_modulated_logits_and_go_with_the_text(generator: Generator) -> None:

@@ -3,99 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import openai
 import pytest
-import pytest_asyncio
 
-from deployments.catalog import ModelInfo, TextDelta, TokenLogprob
-from deployments.config import Task
-from policies.errors import Unavailable
-from policies.terms import Share, Tier
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Ray's own, at import
-    from deployments.http.api import build_api
-
-MODEL = ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=1000, created=1)
-QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
-LOGPROBS = (
-    TokenLogprob("Hel", -0.5, (("Hel", -0.5), ("Hol", -1.5)), 0),
-    TokenLogprob("lo", -0.25, (("lo", -0.25),), 3),
-)
-
-
-class Script:
-    """A gateway and its engine in one: says `Hello <index>` to everything, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.args = SimpleNamespace(gateway=SimpleNamespace(max_body_bytes=2**20))
-        self.tier = Tier(name="gold", utility=1.0)
-        self.costs: list[int] = []
-        self.asked: list[tuple[Any, dict[str, Any]]] = []
-        self.settled: dict[str, int] = {}
-        self.counted = 0
-        self.released = 0
-        self.fails = False
-        self.reads: asyncio.Event | None = None
-
-    async def authenticate(self, request: Any) -> Any:
-        return SimpleNamespace(tier=self.tier, share=lambda: Share(flow="own"))
-
-    def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:
-        return MODEL
-
-    def models_for(self, entitlements: Any) -> list[ModelInfo]:
-        return [MODEL]
-
-    async def count_tokens(self, request: Any, model_id: str, prompt: Any, share: Share) -> list[int]:
-        self.counted += 1
-        return [len(str(prompt)) // 4 + 1]
-
-    @asynccontextmanager
-    async def admit(self, request: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
-        self.costs.append(cost.tokens)
-        try:
-            yield SimpleNamespace(stream=self.stream, lease=SimpleNamespace(settle=self.settled.update))
-        finally:
-            self.released += 1
-
-    async def stream(self, method: str, prompt: Any, params: dict[str, Any]) -> AsyncGenerator[TextDelta]:
-        self.asked.append((prompt, params))
-        count = params["n"] * (1 if isinstance(prompt[0], dict) else len(prompt))
-        told = params["logprobs"] is not None
-        if self.reads is not None:
-            yield TextDelta("", 0, None, 5, 0)
-            self.reads.set()
-            if self.fails:
-                raise Unavailable("The text engine has stopped.", code="engine_stopped")
-            await asyncio.sleep(60)
-        for index in range(count):
-            yield TextDelta("Hello", 2, None, 7, 2, index, LOGPROBS if told else ())
-            if self.fails:
-                raise Unavailable("The text engine has stopped.", code="engine_stopped")
-        for index in range(count):
-            yield TextDelta(f" {index}", 1, "length" if index else "stop", 7, 3, index)
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest_asyncio.fixture
-async def client(script: Script) -> AsyncIterator[openai.AsyncOpenAI]:
-    transport = httpx.ASGITransport(build_api(script))  # type: ignore[arg-type]
-    async with openai.AsyncOpenAI(
-        base_url="http://gateway/v1", api_key="k", max_retries=0, http_client=httpx.AsyncClient(transport=transport)
-    ) as made:
-        yield made
+from policies.terms import Tier
+from tests.deployments.openai_support import QUESTION, Script
 
 
 async def test_every_answer_of_a_chat_comes_whole(client: openai.AsyncOpenAI, script: Script) -> None:
@@ -269,52 +183,3 @@ async def test_the_context_is_checked_before_admission(client: openai.AsyncOpenA
             await client.completions.create(model="text", **fields)
         assert error.value.code == "context_length_exceeded" and "1000" in error.value.message
     assert len(script.costs) == 2
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"tools": []}, "tools"),
-        ({"functions": []}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type"),
-        ({"n": 0}, "n"),
-        ({"n": 129}, "n"),
-        ({"stop": ["a"] * 5}, "stop"),
-        ({"stop": 5}, "stop"),
-        ({"frequency_penalty": 2.5}, "frequency_penalty"),
-        ({"presence_penalty": "much"}, "presence_penalty"),
-        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
-        ({"top_logprobs": 3}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ],
-)
-async def test_what_is_not_supported_is_refused_by_name(
-    client: openai.AsyncOpenAI, fields: dict[str, Any], param: str
-) -> None:
-    with pytest.raises(openai.BadRequestError) as error:
-        await client.chat.completions.create(model="text", messages=QUESTION, extra_body=fields)
-    assert error.value.param == param
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": []}, "prompt"),
-        ({"prompt": [1, "a"]}, "prompt"),
-        ({"prompt": [-1]}, "prompt"),
-        ({"prompt": ["a"] * 65, "n": 2}, "n"),
-        ({"prompt": "a", "logprobs": 6}, "logprobs"),
-        ({"prompt": "a", "echo": True}, "echo"),
-        ({"prompt": "a", "best_of": 2}, "best_of"),
-        ({"prompt": "a", "suffix": "b"}, "suffix"),
-    ],
-)
-async def test_what_a_completion_cannot_take_is_refused_by_name(
-    client: openai.AsyncOpenAI, fields: dict[str, Any], param: str
-) -> None:
-    with pytest.raises(openai.BadRequestError) as error:
-        await client.completions.create(model="text", **{"prompt": "a"} | fields)
-    assert error.value.param == param

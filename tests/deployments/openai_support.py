@@ -1,0 +1,74 @@
+"""A gateway whose engine is a script, for the tests of OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from deployments.catalog import ModelInfo, TextDelta, TokenLogprob
+from deployments.config import Task
+from policies.errors import Unavailable
+from policies.terms import Share, Tier
+
+MODEL = ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=1000, created=1)
+QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
+LOGPROBS = (
+    TokenLogprob("Hel", -0.5, (("Hel", -0.5), ("Hol", -1.5)), 0),
+    TokenLogprob("lo", -0.25, (("lo", -0.25),), 3),
+)
+
+
+class Script:
+    """A gateway and its engine in one: says `Hello <index>` to everything, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.args = SimpleNamespace(gateway=SimpleNamespace(max_body_bytes=2**20))
+        self.tier = Tier(name="gold", utility=1.0)
+        self.costs: list[int] = []
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
+        self.settled: dict[str, int] = {}
+        self.counted = 0
+        self.released = 0
+        self.fails = False
+        self.reads: asyncio.Event | None = None
+
+    async def authenticate(self, request: Any) -> Any:
+        return SimpleNamespace(tier=self.tier, share=lambda: Share(flow="own"))
+
+    def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:
+        return MODEL
+
+    def models_for(self, entitlements: Any) -> list[ModelInfo]:
+        return [MODEL]
+
+    async def count_tokens(self, request: Any, model_id: str, prompt: Any, share: Share) -> list[int]:
+        self.counted += 1
+        return [len(str(prompt)) // 4 + 1]
+
+    @asynccontextmanager
+    async def admit(self, request: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
+        self.costs.append(cost.tokens)
+        try:
+            yield SimpleNamespace(stream=self.stream, lease=SimpleNamespace(settle=self.settled.update))
+        finally:
+            self.released += 1
+
+    async def stream(self, method: str, prompt: Any, params: dict[str, Any]) -> AsyncGenerator[TextDelta]:
+        self.asked.append((prompt, params))
+        count = params["n"] * (1 if isinstance(prompt[0], dict) else len(prompt))
+        told = params["logprobs"] is not None
+        if self.reads is not None:
+            yield TextDelta("", 0, None, 5, 0)
+            self.reads.set()
+            if self.fails:
+                raise Unavailable("The text engine has stopped.", code="engine_stopped")
+            await asyncio.sleep(60)
+        for index in range(count):
+            yield TextDelta("Hello", 2, None, 7, 2, index, LOGPROBS if told else ())
+            if self.fails:
+                raise Unavailable("The text engine has stopped.", code="engine_stopped")
+        for index in range(count):
+            yield TextDelta(f" {index}", 1, "length" if index else "stop", 7, 3, index)
