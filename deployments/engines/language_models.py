@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from deployments.config import ModelSpec, resolve_path
 from deployments.engines.loading import LoadError, first_line
+from deployments.engines.packed_linear import packed
 
 _PACKAGE = "package:"
 
@@ -23,7 +24,7 @@ class LanguageModel:
     """A causal language model with its tokenizer, in evaluation mode on its device.
 
     Attributes:
-        final: the module that makes the logits; its weight may be the embedding's.
+        final: the module that makes the logits; its weight may be the embedding's; packed on a CPU.
         context: tokens of prompt and answer together that the model was made for.
         end_tokens: ids that end an answer.
         fingerprint: 16 hex digits over shapes, dtype and weights; the same in every process.
@@ -62,6 +63,8 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
             " forward take logits_to_keep; name another model in source"
         )
     model = model.requires_grad_(False).eval().to(device)
+    final = packed(final)
+    model.set_output_embeddings(final)
     config = model.config.get_text_config()
     return LanguageModel(
         model=model,

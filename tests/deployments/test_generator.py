@@ -12,6 +12,7 @@ import torch
 
 from deployments.engines.generator import Generator, SamplingParams, TextDelta
 from deployments.engines.loading import LoadError
+from deployments.engines.packed_linear import PackedLinear
 from policies.calibration import Calibration
 from policies.errors import InvalidRequest, Unavailable
 from policies.terms import Modulation, Share
@@ -258,6 +259,11 @@ def test_the_model_keeps_its_tied_weights_and_its_fingerprint(loaded: Generator)
     assert loaded.final.weight is loaded.language_model.model.get_input_embeddings().weight
     assert (loaded.features, loaded.vocabulary, loaded.context) == (576, 49152, 512)
     assert loaded.fingerprint == "412e84963ca35e69"
+
+
+def test_a_cpu_model_multiplies_packed_weights_and_the_engine_sees_it(loaded: Generator) -> None:
+    model = loaded.language_model.model
+    assert model.get_output_embeddings() is loaded.final and isinstance(loaded.final, PackedLinear)
 
 
 @pytest.mark.parametrize(
