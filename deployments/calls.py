@@ -51,7 +51,9 @@ async def _until(deadline: float, answer: Awaitable[Any]) -> Any:
             return await answer
     except TimeoutError:
         raise DeadlineExceeded(
-            "The answer took longer than this deployment allows.", code="deadline_exceeded"
+            "The answer took longer than this deployment allows. Ask for less at a time (of text: a lower max_tokens,"
+            " or n), or try again when it is less busy.",
+            code="deadline_exceeded",
         ) from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
