@@ -31,12 +31,18 @@ class Disclosure(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labels: int | None = Field(default=None, ge=1, description="most labels in a classification answer; None: all")
-    digits: int | None = Field(default=None, ge=0, le=16, description="decimal digits of a score; None: all")
+    digits: int | None = Field(default=None, ge=0, le=16, description="decimals of a score; 0: no score; None: all")
     logprobs: bool = Field(default=True, description="whether log-probabilities of text may be asked for")
+
+    def score(self, value: float) -> float | None:
+        """As much of a score as may be seen, None for nothing: rounded to 0 digits it would still tell doubt."""
+        if self.digits is None:
+            return value
+        return round(value, self.digits) if self.digits else None
 
 
 FULL_DISCLOSURE = Disclosure()
-DEGRADED_DISCLOSURE = Disclosure(labels=1, digits=2, logprobs=False)
+DEGRADED_DISCLOSURE = Disclosure(labels=1, digits=0, logprobs=False)
 
 
 class Tier(BaseModel):

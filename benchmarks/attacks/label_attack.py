@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -127,20 +127,23 @@ class LabelAttack:
         one = self.judged[:, 0]
         return accuracy(fitted(sees(one), self.own(one)), self.data.truth)
 
-    def both(self, queries: int = BOTH_QUERIES) -> float:
+    def both(self, digits: int = 0, queries: int = BOTH_QUERIES) -> float:
         """20 usual queries each, on 600 labelled pictures and on the judged; a corrector of their votes and scores."""
         examples = self.ask(self.data.both[:, :queries])
         truth = self.data.both_truth
-        (seen, share), (judged, judged_share) = map(self._pooled, (examples, self.judged[:, :queries]))
+        (seen, share), (judged, judged_share) = (
+            self._pooled(answers, digits) for answers in (examples, self.judged[:, :queries])
+        )
         return accuracy(Corrector(seen, share, truth)(judged, judged_share), self.data.truth)
 
-    def both_by_query(self, queries: int = BOTH_QUERIES) -> float:
+    def both_by_query(self, digits: int = 0, queries: int = BOTH_QUERIES) -> float:
         """As `both`, but each answer is corrected by itself and the corrected scores are added."""
         examples = self.ask(self.data.both[:, :queries])
         truth = self.data.both_truth.repeat_interleave(queries)
         rows, judged = examples.flatten(0, 1), self.judged[:, :queries].flatten(0, 1)
-        fitted = Corrector(label_and_score(rows), self.own(rows), truth)
-        scores = fitted(label_and_score(judged), self.own(judged)).log_softmax(dim=1)
+        sees = partial(label_and_score, digits=digits) if digits else self.own
+        fitted = Corrector(sees(rows), self.own(rows), truth)
+        scores = fitted(sees(judged), self.own(judged)).log_softmax(dim=1)
         return accuracy(scores.reshape(len(self.judged), queries, -1).mean(dim=1), self.data.truth)
 
     def share(self, reached: float) -> float:
@@ -151,12 +154,11 @@ class LabelAttack:
         """Labels of logits [N, K], one-hot."""
         return F.one_hot(logits.argmax(dim=1), self.classes).float()
 
-    def _pooled(self, answers: Tensor) -> tuple[Tensor, Tensor]:
-        """What many answers [N, Q, K] show together: shares of votes and mean scores by label, [N, 3 K]; shares."""
+    def _pooled(self, answers: Tensor, digits: int) -> tuple[Tensor, Tensor]:
+        """What many answers [N, Q, K] show together: shares of votes, mean scores by label, own label; and shares."""
         share = votes(answers.argmax(dim=2), self.classes)
-        scores = disclosed(answers, 1, 2).mean(dim=1)
-        own = self.own(answers[:, 0])
-        return torch.cat([share, scores, own], dim=1), share
+        scores = [disclosed(answers, 1, digits).mean(dim=1)] if digits else []
+        return torch.cat([share, *scores, self.own(answers[:, 0])], dim=1), share
 
 
 def top_two(logits: Tensor) -> Tensor:

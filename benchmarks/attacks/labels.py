@@ -80,7 +80,7 @@ def _attacks(attack: LabelAttack, name: str) -> Attacks:
     rows: Attacks = {
         "100 repeats, vote": attack.repeats,
         "100 usual near-duplicates, vote": lambda: attack.vote(attack.judged),
-        "100 usual near-duplicates, mean of scores": lambda: attack.mean_score(attack.judged),
+        "100 usual near-duplicates, mean of scores of 2 digits": lambda: attack.mean_score(attack.judged),
         "20 turned, cropped, recoloured, vote": lambda: attack.vote(attack.ask(attack.data.wide)),
         **accounts,
         **levels,
@@ -91,8 +91,10 @@ def _attacks(attack: LabelAttack, name: str) -> Attacks:
         "corrector, 6,000 labelled: sweeps of focus (two highest logits)": lambda: attack.corrector(top_two),
         "corrector, 6,000 labelled: 5 labels + 1 digit": lambda: attack.corrector(lambda z: disclosed(z, 5, 1)),
         "corrector, 6,000 labelled: raw logits": lambda: attack.corrector(lambda z: z),
-        "both: 20 queries, 600 labelled, pooled": attack.both,
-        "both: 20 queries, 600 labelled, each corrected": attack.both_by_query,
+        "both: 20 queries, 600 labelled, pooled: label": attack.both,
+        "both: 20 queries, 600 labelled, each corrected: label": attack.both_by_query,
+        "both: 20 queries, 600 labelled, pooled: label + 2 digits": lambda: attack.both(2),
+        "both: 20 queries, 600 labelled, each corrected: label + 2 digits": lambda: attack.both_by_query(2),
     }
     if isinstance(attack.source, Ladder) and name == "ladder":
         rows["5 refits, vote"] = attack.refits

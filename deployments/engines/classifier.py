@@ -19,12 +19,12 @@ from policies.terms import Modulation
 
 
 class Label(NamedTuple):
-    """One class of an answer and its probability, in the digits that the terms disclose."""
+    """One class of an answer and its probability, in the digits that the terms disclose; None: in none."""
 
     label: str
-    score: float
+    score: float | None
 
-    def to_json(self) -> dict[str, str | float]:
+    def to_json(self) -> dict[str, str | float | None]:
         """As Hugging Face's Inference API answers it."""
         return {"label": self.label, "score": self.score}
 
@@ -40,7 +40,7 @@ class ImageClassifier(VisionEngine):
     live_judged = 4096
     least_live = 500
     tolerance = 0.004
-    length_scale = 0.6
+    length_scale = 0.7
     default_depth = 512
 
     @classmethod
@@ -74,9 +74,8 @@ class ImageClassifier(VisionEngine):
         shown = modulation.disclosure
         count = min(len(self.classes), shown.labels or len(self.classes), top_k or len(self.classes))
         scores, indices = item.logits.softmax(dim=0).topk(count)
-        digits = shown.digits
         return [
-            Label(self.classes[index], score if digits is None else round(score, digits))
+            Label(self.classes[index], shown.score(score))
             for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
 

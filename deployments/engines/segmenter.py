@@ -36,15 +36,15 @@ class Segment(NamedTuple):
     """One class that a picture shows.
 
     Attributes:
-        score: mean probability of the class over its pixels, in the digits that the terms disclose.
+        score: mean probability of the class over its pixels, in the digits that the terms disclose; None: in none.
         mask: PNG of mode L at the picture's size, 255 where the class is.
     """
 
     label: str
-    score: float
+    score: float | None
     mask: bytes
 
-    def to_json(self) -> dict[str, str | float]:
+    def to_json(self) -> dict[str, str | float | None]:
         """As Hugging Face's Inference API answers it, the mask in base64."""
         return {"label": self.label, "score": self.score, "mask": base64.b64encode(self.mask).decode()}
 
@@ -87,10 +87,10 @@ class ImageSegmenter(VisionEngine):
         labels, scores = self.read(item.logits, size)
         self._scales.append(max(1, round(size[0] / item.logits.shape[1])))
         self._count_pixels(item, modulation.utility, size)
-        digits = modulation.disclosure.digits
+        shown = modulation.disclosure
         pixels = labels.cpu().numpy()
         return [
-            Segment(self.classes[k], score if digits is None else round(score, digits), encode_mask(pixels == k))
+            Segment(self.classes[k], shown.score(score), encode_mask(pixels == k))
             for k, score in enumerate(scores)
             if score > 0.0
         ]

@@ -179,7 +179,7 @@ class VisionEngine(CalibratedEngine):
 
     def _count(self, item: ItemLogits, level: float, rows: int, agreed: int) -> None:
         self.counts.count(level, rows, agreed)
-        self.counts.finish(level, rows, agreed, source=hash(item.clean.half().cpu().numpy().tobytes()))
+        self.counts.finish(level, rows, agreed, source=_hashed(item.clean.half()))
 
     def calibration_sample(self, path: Path, progress: Callable[[str], None] = lambda _: None) -> CalibrationSample:
         """Features to calibrate on, from a bundled .safetensors or from a folder of at least 100 images.
@@ -277,7 +277,13 @@ class VisionEngine(CalibratedEngine):
 
 def _source(pixels: Tensor) -> int:
     """A hash of a picture as the model sees it, [3, h, w] float32 on the CPU."""
-    return hash(pixels.flatten()[:: max(1, pixels.numel() // _HASHED)].numpy().tobytes())
+    return _hashed(pixels.flatten()[:: max(1, pixels.numel() // _HASHED)])
+
+
+def _hashed(values: Tensor) -> int:
+    """The same 64 bits in every process: all replicas of a model must hold the same inputs out from refits."""
+    digest = hashlib.blake2b(values.cpu().contiguous().numpy().tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _scale(height: int, features: Tensor) -> int:

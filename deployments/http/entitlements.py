@@ -17,7 +17,7 @@ class ModelTerms(BaseModel):
     id: str = Field(description="Model id.")
     utility: float = Field(description="This key's level of the model.")
     labels: int | None = Field(description="Most labels in an answer; null: all.")
-    digits: int | None = Field(description="Decimal digits of a score; null: all.")
+    digits: int | None = Field(description="Decimal digits of a score; 0: no score; null: all.")
     logprobs: bool = Field(description="Whether text's log-probabilities and logit_bias may be asked for.")
     standing_focus: dict[str, float] = Field(description="Focus that applies to every call.")
 

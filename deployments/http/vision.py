@@ -45,7 +45,7 @@ class Label(BaseModel):
     """One class of an answer."""
 
     label: str = Field(description="Class name.")
-    score: float = Field(description="Probability, in as many digits as the tier discloses.")
+    score: float | None = Field(description="Probability, in as many digits as the tier discloses; null: in none.")
     mask: str | None = Field(
         default=None, description="Segmentation: base64 PNG at the picture's size, 255 where the class is."
     )

@@ -100,8 +100,10 @@ def test_fingerprint_is_the_same_in_another_process(engine: ImageClassifier) -> 
 
 def test_scores_show_no_more_than_the_terms_disclose(engine: ImageClassifier, images: list[Image.Image]) -> None:
     for answer in engine.predict(images, [at(0.8)] * len(images)):
-        assert len(answer) == 1
-        assert answer[0].score == round(answer[0].score, 2)
+        assert len(answer) == 1 and answer[0].score is None
+        assert answer[0].to_json() == {"label": answer[0].label, "score": None}
+    for (one,) in engine.predict(images, [at(0.8, Disclosure(labels=1, digits=2))] * len(images)):
+        assert one.score is not None and one.score == round(one.score, 2) > 0.0
     (five,) = engine.predict(images[:1], [at(0.8, Disclosure(labels=5, digits=1))])
     assert len(five) == 5
     assert all(score == round(score, 1) for _, score in five)

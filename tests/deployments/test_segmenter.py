@@ -26,7 +26,7 @@ from deployments.engines.loading import LoadError
 from deployments.engines.sample import UpsamplingReadout
 from deployments.engines.segmenter import ImageSegmenter, Segment
 from policies.calibration import Calibration
-from policies.terms import Modulation
+from policies.terms import Disclosure, Modulation
 from tests.deployments.vision_support import GOLD, SECRET, at, calibrated, needs_shared, scenes, shipped
 
 CLASSES = "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()
@@ -95,9 +95,11 @@ def test_masks_are_png_and_json_carries_them_as_base64(engine: ImageSegmenter, i
     assert segment.to_json().keys() == {"label", "score", "mask"}
 
 
-def test_scores_are_rounded_below_level_1(engine: ImageSegmenter, images: list[Image.Image]) -> None:
+def test_scores_show_no_more_than_the_terms_disclose(engine: ImageSegmenter, images: list[Image.Image]) -> None:
     answers = engine.predict(images, [at(0.8)] * len(images))
-    assert all(s.score == round(s.score, 2) for answer in answers for s in answer)
+    assert all(s.score is None for answer in answers for s in answer)
+    granted = engine.predict(images, [at(0.8, Disclosure(digits=2))] * len(images))
+    assert all(s.score and s.score == round(s.score, 2) for answer in granted for s in answer)
 
 
 def test_the_audit_counts_some_pixels_of_the_answer(engine: ImageSegmenter, images: list[Image.Image]) -> None:

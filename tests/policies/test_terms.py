@@ -50,7 +50,7 @@ def test_a_level_out_of_range_is_named(utility: float) -> None:
 def test_disclosure_is_part_of_the_level() -> None:
     gold, low = resolved(tier(utility=1.0)).disclosure, resolved(tier(utility=1.0), utility=0.8).disclosure
     assert (gold.labels, gold.digits, gold.logprobs) == (None, None, True)
-    assert (low.labels, low.digits, low.logprobs) == (1, 2, False)
+    assert (low.labels, low.digits, low.logprobs) == (1, 0, False)
 
 
 def test_a_tier_can_grant_more_disclosure() -> None:

@@ -59,7 +59,7 @@ def test_a_tenant_overrides_any_field_of_its_tier() -> None:
 
 def test_disclosure_follows_the_level_unless_a_record_grants_more() -> None:
     default = merged({}, {}).tier.disclosure(0.9)
-    assert (default.labels, default.digits, default.logprobs) == (1, 2, False)
+    assert (default.labels, default.digits, default.logprobs) == (1, 0, False)
     granted = merged({"labels": "all", "digits": "all", "logprobs": "yes"}, {}).tier.disclosure(0.9)
     assert granted.labels is not None and granted.labels > 10**6
     assert (granted.digits, granted.logprobs) == (16, True)
