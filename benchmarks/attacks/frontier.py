@@ -44,13 +44,13 @@ class Anchored(Source):
 
 def fields(metric: Tensor) -> dict[str, Field]:
     """Fields by name; the metric's columns rise in importance."""
-    installed = Field(0.7, 512, metric)
+    base = Field(0.7, 512, metric)
     width = metric.shape[1]
     return {
         **{f"plain, ell {ell}": Field(ell, 128) for ell in (0.4, 0.8, 1.6)},
-        **{f"metric of {width}, ell {ell}": replace(installed, length_scale=ell) for ell in (0.4, 0.6, 0.7, 0.8)},
-        f"metric of {width}, ell 0.7, D 128": replace(installed, depth=128),
-        f"metric of {width // 2}, ell 0.7": replace(installed, metric=metric[:, -(width // 2) :]),
+        **{f"metric of {width}, ell {ell}": replace(base, length_scale=ell) for ell in (0.4, 0.6, 0.7, 0.8)},
+        f"metric of {width}, ell 0.7, D 128": replace(base, depth=128),
+        f"metric of {width // 2}, ell 0.7": replace(base, metric=metric[:, -(width // 2) :]),
     }
 
 
