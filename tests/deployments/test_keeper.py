@@ -74,8 +74,10 @@ async def replicas(
         await asyncio.sleep(0.05)
     yield engines
     for keeper in keepers:
-        keeper._task.cancel()
-        await asyncio.wait([keeper._task])
+        # Again until it has: a library below that turns the cancellation into an error of its own would let it go on.
+        while not keeper._task.done():
+            keeper._task.cancel()
+            await asyncio.wait([keeper._task], timeout=1.0)
 
 
 @pytest.fixture
