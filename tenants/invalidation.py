@@ -134,7 +134,8 @@ class InvalidationFeed:
                 raise TimeoutError("the server is silent")
             if pinged_at is None and now - alive_at[number] >= HEARTBEAT_S:
                 pinged_at = now
-                await connection.send_command("PING")
+                async with Patience(SILENCE_S):
+                    await connection.send_command("PING")
                 if self._store.moved(connections):
                     raise TimeoutError("the cluster has other primaries")
 

@@ -15,6 +15,9 @@ class Patience:
 
     A busy loop comes round late: once by much, or each time by a little over the many steps of one answer. Its clock
     would then say that the store is away, whose answer lies in the socket, and the gateway would count by itself.
+
+    A cancellation that the block swallows is raised at its end: redis-py waits with `asyncio.wait_for`, which before
+    Python 3.12 loses one that comes just as it is done, and whoever ends a task would wait for it for ever.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -24,6 +27,8 @@ class Patience:
 
     async def __aenter__(self) -> None:
         await self._limit.__aenter__()
+        self._task = asyncio.current_task()
+        self._asked = self._task.cancelling() if self._task else 0
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(self._pause, self._look)
 
@@ -32,6 +37,8 @@ class Patience:
     ) -> None:
         self._timer.cancel()
         await self._limit.__aexit__(kind, error, trace)
+        if self._task and self._task.cancelling() > self._asked and kind is not asyncio.CancelledError:
+            raise asyncio.CancelledError from error
 
     def _look(self) -> None:
         self._looks += 1

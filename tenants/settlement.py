@@ -129,7 +129,8 @@ class Settler:
     async def drain(self, timeout_s: float) -> bool:
         """Wait until all is settled; False if that takes longer than `timeout_s`."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
         return self._idle.is_set()
 
     async def aclose(self, timeout_s: float) -> None:

@@ -21,6 +21,7 @@ from deployments.config import REPOSITORY, Task
 from deployments.engines.classifier import ImageClassifier
 from deployments.keeper import Keeper
 from policies.calibration import Calibration
+from tenants import tasks
 from tenants.cli import app
 from tenants.embedded import EmbeddedValkey
 from tenants.served import Job, ServedModels
@@ -74,10 +75,7 @@ async def replicas(
         await asyncio.sleep(0.05)
     yield engines
     for keeper in keepers:
-        # Again until it has: a library below that turns the cancellation into an error of its own would let it go on.
-        while not keeper._task.done():
-            keeper._task.cancel()
-            await asyncio.wait([keeper._task], timeout=1.0)
+        await tasks.end(keeper._task)
 
 
 @pytest.fixture

@@ -37,6 +37,41 @@ async def test_a_callers_own_cancellation_is_not_taken_for_the_limit() -> None:
         await task
 
 
+async def test_a_cancellation_that_the_block_swallows_is_raised_at_its_end() -> None:
+    async def swallow(error: Exception | None) -> None:
+        async with Patience(60.0):
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                if error:
+                    raise error from None
+
+    for error in (None, ConnectionError("as if the store were away")):
+        task = asyncio.create_task(swallow(error))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_who_cleans_up_after_a_cancellation_is_not_cancelled_again() -> None:
+    done = []
+
+    async def clean_up() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            async with Patience(60.0):
+                await asyncio.sleep(0)
+            done.append(True)
+
+    task = asyncio.create_task(clean_up())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert done and task.cancelled()
+
+
 async def test_a_loop_that_never_keeps_up_does_not_wait_for_ever() -> None:
     async def stall() -> None:
         while True:

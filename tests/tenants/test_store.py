@@ -19,6 +19,22 @@ async def test_the_noise_secret_is_made_once_for_all(store: TenantStore, shared_
     assert len(bytes.fromhex(secrets[0])) == 32
 
 
+async def test_a_cancelled_command_ends_cancelled_wherever_it_is(store: TenantStore) -> None:
+    """Not answered after all, which loses the cancellation, and no reason to take the store for away."""
+    answered = 0
+    for turns in range(400):
+        task = asyncio.create_task(store.pipeline([("GET", "a"), ("GET", "b")]))
+        for _ in range(turns % 14):
+            await asyncio.sleep(0)
+        if task.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            answered += 1
+            assert await task == [None, None]
+    assert answered < 400 and store.breaker.closed
+
+
 async def test_a_damaged_noise_secret_is_refused_not_replaced(store: TenantStore) -> None:
     await store.execute("SET", "secret:noise", "short")
     with pytest.raises(RecordError):
