@@ -45,8 +45,13 @@ def disclosed(logits: Tensor, labels: int, digits: int | None) -> Tensor:
 
 
 def label_and_score(logits: Tensor, digits: int = 2) -> Tensor:
-    """What a corrector sees of one label and its score: [N, K] to [N, 4 K], a curve in the score for each label."""
+    """What a corrector sees of one label and its score: [N, K] to [N, 4 K], a curve in the score for each label.
+
+    With 0 digits there is no score: to [N, K], the label.
+    """
     score, label = logits.softmax(dim=1).max(dim=1)
+    if not digits:
+        return F.one_hot(label, logits.shape[1]).float()
     score = (score * 10**digits).round() / 10**digits
     odds = torch.logit(score.clamp(0.5 * 10**-digits, 1 - 0.5 * 10**-digits)) / 4
     curve = torch.stack([torch.ones_like(score), score, score**2, odds], dim=1)

@@ -70,10 +70,9 @@ def measure(root: Path, folder: Path, secrets: int) -> Records:
             attack = LabelAttack(source, LEVEL, data, head, len(engine.classes))
             records.add(name, VOTE, attack.share(attack.vote(attack.judged)))
             records.add(name, CORRECTOR, attack.share(attack.corrector(label_and_score)))
-            for way, run in zip(BOTH, (attack.both, attack.both_by_query), strict=True):
-                records.add(name, way, attack.share(run()))
-            for way, run in zip(GRANTED, (attack.both, attack.both_by_query), strict=True):
-                records.add(name, way, attack.share(run(2)))
+            for ways, digits in ((BOTH, 0), (GRANTED, 2)):
+                for way, run in zip(ways, (attack.both, attack.both_by_query), strict=True):
+                    records.add(name, way, attack.share(run(digits)))
         records.save(folder / "frontier.json")
     return records
 

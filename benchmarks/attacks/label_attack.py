@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +128,7 @@ class LabelAttack:
         return accuracy(fitted(sees(one), self.own(one)), self.data.truth)
 
     def both(self, digits: int = 0, queries: int = BOTH_QUERIES) -> float:
-        """20 usual queries each, on 600 labelled pictures and on the judged; a corrector of their votes and scores."""
+        """20 usual queries each, on 600 labelled pictures and on the judged; a corrector of what they show."""
         examples = self.ask(self.data.both[:, :queries])
         truth = self.data.both_truth
         (seen, share), (judged, judged_share) = (
@@ -141,9 +141,8 @@ class LabelAttack:
         examples = self.ask(self.data.both[:, :queries])
         truth = self.data.both_truth.repeat_interleave(queries)
         rows, judged = examples.flatten(0, 1), self.judged[:, :queries].flatten(0, 1)
-        sees = partial(label_and_score, digits=digits) if digits else self.own
-        fitted = Corrector(sees(rows), self.own(rows), truth)
-        scores = fitted(sees(judged), self.own(judged)).log_softmax(dim=1)
+        fitted = Corrector(label_and_score(rows, digits), self.own(rows), truth)
+        scores = fitted(label_and_score(judged, digits), self.own(judged)).log_softmax(dim=1)
         return accuracy(scores.reshape(len(self.judged), queries, -1).mean(dim=1), self.data.truth)
 
     def share(self, reached: float) -> float:
