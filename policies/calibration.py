@@ -21,6 +21,8 @@ from policies.ladder import NoiseLadder
 __all__ = ["Calibration", "Readout"]
 
 MIN_ROWS_PER_CLASS = 20
+KNOWN = 0.005
+"""Agreement by which two measured points may differ for a level between them to be given at the nearer one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Calibration:
         depth: D of the noise field. Pinned likewise.
         metric: [H, m] float32 projection in whose space distances count, or None. Pinned likewise.
         block: side of the squares of a map that share their noise, in logits; 1 without a map. Pinned likewise.
-        curve: (ladder position, measured agreement), by rising position from (0, 1.0).
+        curve: (ladder position, lowest measured agreement up to there), by rising position from (0, 1.0): where it
+            first fell to a value and, if it rose again, the last place before it fell further.
         favour_gap: per class, median margin of the rows where it is the runner-up, in logit units.
         avoid_gap: per class, median margin of the rows where it is first. One value stands for all classes of a model
             whose vocabulary is too large to be seen class by class.
@@ -59,8 +62,10 @@ class Calibration:
     def position(self, level: float) -> int:
         """The first position at which agreement falls to `level`. Falls as the level rises.
 
-        Within a cell the logarithm of 1 - agreement is taken as linear: few answers change where noise is small, in
-        proportion to its scale, and positions are the scale's logarithm.
+        Between two measured points that both lie near the level, the nearer: a rough path rises again between them, by
+        0.03 among ten classes, and only where it was measured is it known. Elsewhere the logarithm of 1 - agreement is
+        taken as linear within a cell: few answers change where noise is small, in proportion to its scale, and
+        positions are the scale's logarithm.
 
         Raises:
             ValueError: a level out of (0, 1] or below the floor.
@@ -69,10 +74,12 @@ class Calibration:
             raise ValueError(f"level must lie in [{self.floor}, 1], not {level}")
         if level == 1.0:
             return 0
-        for (low, value_low), (high, value_high) in zip(self.curve, self.curve[1:], strict=False):
-            if value_high <= level:
-                return max(1, low + round(_share_of_cell(level, value_low, value_high) * (high - low)))
-        return self.curve[-1][0]
+        crossed = next((i for i, (_, value) in enumerate(self.curve) if value <= level), len(self.curve) - 1)
+        (low, value_low), (high, value_high) = self.curve[crossed - 1], self.curve[crossed]
+        if value_low < 1.0 and value_low - value_high <= KNOWN:
+            first = next(position for position, value in self.curve if value == value_low)
+            return first if value_low - level < level - value_high else high
+        return min(high, max(1, low + round(_share_of_cell(level, value_low, value_high) * (high - low))))
 
     def same_field(self, other: Calibration) -> bool:
         """Whether another calibration is of this one's noise field: a refit of it."""
@@ -221,8 +228,11 @@ def _round(value: float) -> float:
 def _falling(curve: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     """The running minimum: a level is delivered where it is first crossed, so levels stay monotone."""
     kept = [curve[0]]
-    for position, value in curve[1:]:
-        if value < kept[-1][1]:
+    for (before, _), (position, value) in zip(curve, curve[1:], strict=False):
+        lowest = kept[-1][1]
+        if value < lowest:
+            if before > kept[-1][0]:
+                kept.append((before, lowest))
             kept.append((position, value))
     return tuple(kept)
 

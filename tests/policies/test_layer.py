@@ -119,6 +119,35 @@ def test_levels_are_ordered_along_the_path(calibration: Calibration) -> None:
     assert all(a < b for a, b in zip(positions, positions[1:], strict=False))
 
 
+def test_every_level_is_met_on_the_sample_that_solved_it_however_rough_the_path() -> None:
+    """A smooth field among few classes: the path falls and rises again, so levels are met where it was measured."""
+    x = inputs(2000)
+    logits = linear()(x).detach()
+    for secret in (SECRET, b"another secret of an installation"):
+        solved = Calibration.fit(secret, "model", x, logits, depth=16, relative_length_scale=2.0)
+        ladder = solved.ladder(secret, features=FEATURES, classes=CLASSES)
+        for level in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3):
+            noisy = logits + ladder.phi(x) @ ladder.matrix(solved.position(level))
+            agreed = float((noisy.argmax(dim=1) == logits.argmax(dim=1)).float().mean())
+            # One position of so rough a field is up to 0.012 away from the next.
+            assert agreed == pytest.approx(level, abs=0.015)
+
+
+def test_where_the_path_rose_again_a_level_is_where_it_first_falls() -> None:
+    curve = ((0, 1.0), (10_000, 0.71), (12_000, 0.71), (12_100, 0.68), (14_000, 0.68), (15_000, 0.677), (16_000, 0.6))
+    calibration = Calibration("m", 1.0, 64, curve, (1.0,), (1.0,), 300)
+    assert calibration.position(0.71) == 10_000
+    assert 12_000 < calibration.position(0.7) < 12_100
+    assert calibration.position(0.68) == 12_100 and calibration.position(0.679) == 12_100
+    assert calibration.position(0.678) == 15_000
+
+
+def test_a_level_that_no_small_noise_delivers_is_not_clean() -> None:
+    curve = ((0, 1.0), (5_000, 1.0), (6_000, 0.998), (10_000, 0.9))
+    calibration = Calibration("m", 1.0, 64, curve, (1.0,), (1.0,), 300)
+    assert 5_000 < calibration.position(0.999) < 6_000
+
+
 def test_within_a_cell_answers_lost_grow_with_the_scale_of_the_noise() -> None:
     """Positions are the logarithm of the scale: lost answers that follow it exactly are met exactly."""
     curve = ((0, 1.0), (10_000, 0.998), (14_000, 0.968), (20_000, 0.4))
