@@ -4,8 +4,9 @@ A level holds where the agreement with the clean answer is within 0.01 plus two 
 judged sample and of the one that calibrated, which both sample the same traffic, clustered by image or by answer.
 
 Every input is one that neither training nor calibration saw: for images the held-back ones that are not in the shipped
-calibration sample; for text half new prompts and half paragraphs of the calibration text that calibration leaves out. A
-text's step is judged against the clean token of the same step of the modulated answer.
+calibration sample; for text paragraphs of the calibration text that calibration leaves out. A text's step is judged
+against the clean token of the same step of the modulated answer. What prompts of other wordings get is printed beside
+it: other traffic, which no level was solved on.
 
 Usage: python benchmarks/levels.py [--cifar DIR] [--camvid DIR] [--text] [--secrets N] [--first N]
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -142,33 +144,35 @@ def judge_pictures(
     return {level: Share(float(hits[:, i].mean()), float(errors[i])) for i, level in enumerate(LEVELS)}
 
 
-def judge_text(engine: Generator, layer: ModulatedLayer, prompts: Sequence[list[int]]) -> dict[float, Share]:
-    """Greedy answers, each step's token against the clean one of the same step."""
+def judge_text(
+    engine: Generator, layer: ModulatedLayer, prompts: Sequence[list[int]], others: Sequence[list[int]]
+) -> dict[float, Share]:
+    """Greedy answers, each step's token against the clean one of the same step; those to other traffic are printed."""
 
     def choose(features: Tensor, logits: Tensor, numbers: Tensor) -> Tensor:
         terms = layer.compile([RowTerms(LEVELS[number % len(LEVELS)]) for number in numbers.tolist()])
         return layer.modulate(features, logits, terms).logits
 
-    same, level, answer = [], [], []
-    for start in range(0, len(prompts), _BATCH):
-        rows = write(engine.language_model, prompts[start : start + _BATCH], TEXT_STEPS, choose, copies=len(LEVELS))
-        same.append(rows.agreed)
-        level.append(rows.stream % len(LEVELS))
-        answer.append(rows.stream // len(LEVELS) + start)
-    agreed, of, stream = torch.cat(same), torch.cat(level), torch.cat(answer)
-    for kind, name in enumerate(("new prompts", "left-out paragraphs")):
-        shares = [float(agreed[(of == i) & (stream % 2 == kind)].float().mean()) for i in range(len(LEVELS))]
-        print(f"  {name}: " + " ".join(f"{share:.4f}" for share in shares), flush=True)
-    return {level: clustered(agreed[of == i], stream[of == i]) for i, level in enumerate(LEVELS)}
+    def judged(prompts: Sequence[list[int]]) -> dict[float, Share]:
+        same, level, answer = [], [], []
+        for start in range(0, len(prompts), _BATCH):
+            rows = write(engine.language_model, prompts[start : start + _BATCH], TEXT_STEPS, choose, copies=len(LEVELS))
+            same.append(rows.agreed)
+            level.append(rows.stream % len(LEVELS))
+            answer.append(rows.stream // len(LEVELS) + start)
+        agreed, of, stream = torch.cat(same), torch.cat(level), torch.cat(answer)
+        return {level: clustered(agreed[of == i], stream[of == i]) for i, level in enumerate(LEVELS)}
+
+    print("  other wordings: " + " ".join(f"{share.value:.4f}" for share in judged(others).values()), flush=True)
+    return judged(prompts)
 
 
-def text_prompts(engine: Generator) -> list[list[int]]:
-    """New prompts and left-out paragraphs, in turn."""
-    new = [form.format(topic) for topic in TOPICS for form in FORMS]
-    left_out = split_paragraphs(BUNDLED)[1]
-    pairs = TEXT_PROMPTS // 2
-    chosen = zip(new[:: len(new) // pairs], left_out[:: len(left_out) // pairs], strict=False)
-    return [prompt_of(engine.language_model, text) for pair in list(chosen)[:pairs] for text in pair]
+def text_prompts(engine: Generator) -> tuple[list[list[int]], list[list[int]]]:
+    """Left-out paragraphs, drawn at random, and prompts of a few wordings on other subjects, as many of each."""
+    drawn = random.Random(0).sample(split_paragraphs(BUNDLED)[1], TEXT_PROMPTS)
+    others = [form.format(topic) for topic in TOPICS for form in FORMS]
+    mine, theirs = ([prompt_of(engine.language_model, text) for text in texts] for texts in (drawn, others))
+    return mine, theirs
 
 
 def under_secrets(
@@ -243,9 +247,9 @@ def main() -> None:
         table(f"{engine.model_id}, {len(files)} pictures", points)
     if arguments.text:
         generator = Generator.load(SMOLLM2, torch.device("cpu"))
-        prompts = text_prompts(generator)
+        prompts, others = text_prompts(generator)
         sample = generator.calibration_sample()
-        points = under_secrets(generator, sample, secrets, lambda layer: judge_text(generator, layer, prompts))
+        points = under_secrets(generator, sample, secrets, lambda layer: judge_text(generator, layer, prompts, others))
         table(f"{generator.model_id}, {len(prompts)} prompts", points)
 
 

@@ -205,7 +205,7 @@ class TextPoint(NamedTuple):
 def text(out: Path) -> None:
     """Sigma against token agreement and the clean model's perplexity on what was generated."""
     engine = Generator.load(SMOLLM2, torch.device("cpu"))
-    prompts = text_prompts(engine)[:TEXT_PROMPTS]
+    prompts = text_prompts(engine)[0][:TEXT_PROMPTS]
     points = text_sweep(engine, prompts)
     clean = [write(engine.language_model, prompts[s : s + 8], TEXT_STEPS) for s in range(0, TEXT_PROMPTS, 8)]
     base = math.exp(float(torch.cat([rows.surprise for rows in clean]).mean()))

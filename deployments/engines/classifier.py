@@ -40,7 +40,7 @@ class ImageClassifier(VisionEngine):
     live_judged = 4096
     least_live = 500
     tolerance = 0.004
-    length_scale = 0.6
+    length_scale = 0.7
     default_depth = 512
 
     @classmethod

@@ -34,7 +34,7 @@ from policies.terms import Modulation, Share
 
 __all__ = ["Generator", "SamplingParams", "TextDelta"]
 
-DEFAULT_DEPTH = 64
+DEFAULT_DEPTH = 32
 _ROLES = ("system", "user", "assistant")
 
 
