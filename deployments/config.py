@@ -64,7 +64,7 @@ class ModelSpec(BaseModel):
     )
     depth: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         default=None,
-        description="D of the noise field; None: 64 for text, 128 for masks, 512 for labels",
+        description="D of the noise field; None: 32 for text, 128 for masks, 512 for labels",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="CPU threads of a forward; None: the cores divided by the models, at least 1"

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from torch import Tensor
 
 LIMIT_BYTES = 2**28
-"""21 levels of a vocabulary of 49,152 at D = 64, and every level of an image model."""
+"""42 levels of a vocabulary of 49,152 at D = 32, and every level of an image model."""
 
 
 class Matrices:

@@ -21,7 +21,7 @@ from policies.metric import duplicate_metric
 
 LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
 VOCABULARY = 49152
-LENGTH_SCALE, DEPTH = 0.8, 64
+LENGTH_SCALE, DEPTH = 0.8, 32
 ACCOUNTS, REPEATS = 8, 100
 METRIC_PROMPTS = 8
 Noise = Callable[[Tensor, Tensor], Tensor]
