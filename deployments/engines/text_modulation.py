@@ -108,8 +108,8 @@ class TextModulation:
 def _add_noise(logits: Tensor, phi: Tensor, own: Tensor, matrix: Tensor) -> None:
     """Add phi [N, D] times a level's matrix [D, V] to the rows of logits [N, V] that are at the level, 1 in own [N, 1].
 
-    A CPU's product takes as long as it has rows, so it gets these only; four take MKL as long as eight, two and two a third
-    less. Elsewhere the matrix is read once whatever the rows, and to know them would be to wait for the device.
+    A CPU's product takes as long as it has rows, so it gets these only; four take MKL as long as eight, two and two a
+    third less. Elsewhere the matrix is read once whatever the rows, and to know them would be to wait for the device.
     """
     if logits.device.type == "cpu":
         rows = own[:, 0].nonzero()[:, 0]
