@@ -60,7 +60,7 @@ class ImageSegmenter(VisionEngine):
     live_capacity = 256 * TILES_PER_IMAGE
     live_judged = 64 * TILES_PER_IMAGE
     least_live = 50
-    tolerance = 0.01
+    tolerance = 0.005
     length_scale = 0.9
     block = 4
     default_depth = 128
