@@ -113,7 +113,9 @@ def _add_noise(logits: Tensor, phi: Tensor, own: Tensor, matrix: Tensor) -> None
     """
     if logits.device.type == "cpu":
         rows = own[:, 0].nonzero()[:, 0]
-        for part in rows.tensor_split(2) if len(rows) in (4, 5) else [rows]:
+        # A compiled graph can't depend on how many there are.
+        halves = not torch.compiler.is_compiling() and len(rows) in (4, 5)
+        for part in rows.tensor_split(2) if halves else [rows]:
             logits.index_add_(0, part, phi[part] @ matrix)
     else:
         logits.addmm_(phi * own, matrix)
