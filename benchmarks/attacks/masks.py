@@ -89,6 +89,7 @@ class MaskAttack:
             "mean-shift segments, majority": lambda: self.judge(map(by_segment, self.one, self.segments)),
             "CRF-like smoother": lambda: self.judge(crf(m, s.picture) for m, s in self._judged(self.one)),
             "levels 0.7, 0.6 and 0.5, raw logits, best combination": self.combined_levels,
+            "levels 0.7, 0.6 and 0.5, a mask each, vote": self.levels_vote,
             **self.correctors(),
             "both: 20 queries, vote, then majority 15 x 15": lambda: self.judge(majority(m, 15) for m in self.few),
             "both: 20 queries, vote, then CRF-like": lambda: self.judge(
@@ -151,6 +152,15 @@ class MaskAttack:
         for scene in self.data.judged:
             mixed = sum(w * self.noises[0](scene, slice(1), v) for w, v in zip(weights, levels, strict=True))
             out.append(one_hot(labels_of(torch.as_tensor(mixed), scene)[0], scene.logits.shape[1]))
+        return self.judge(out)
+
+    def levels_vote(self) -> float:
+        """One mask of each of three levels; that of the highest decides where all differ."""
+        out = []
+        for scene in self.data.judged:
+            logits = torch.cat([self.noises[0](scene, slice(1), level) for level in (LEVEL, *LOWER_LEVELS)])
+            highest, *lower = (one_hot(labels, logits.shape[1]) for labels in labels_of(logits, scene))
+            out.append(1.5 * highest + sum(lower))
         return self.judge(out)
 
     def correctors(self) -> dict[str, Callable[[], float]]:
