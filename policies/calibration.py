@@ -77,8 +77,7 @@ class Calibration:
         crossed = next((i for i, (_, value) in enumerate(self.curve) if value <= level), len(self.curve) - 1)
         (low, value_low), (high, value_high) = self.curve[crossed - 1], self.curve[crossed]
         if value_low < 1.0 and value_low - value_high <= KNOWN:
-            first = next(position for position, value in self.curve if value == value_low)
-            return first if value_low - level < level - value_high else high
+            return min(self.curve, key=lambda point: (abs(point[1] - level), point[1]))[0]
         return min(high, max(1, low + round(_share_of_cell(level, value_low, value_high) * (high - low))))
 
     def same_field(self, other: Calibration) -> bool:

@@ -44,14 +44,19 @@ def disclosed(logits: Tensor, labels: int, digits: int | None) -> Tensor:
     return torch.zeros_like(shown).scatter_(-1, index, top)
 
 
+def own_label(logits: Tensor) -> Tensor:
+    """What a label alone shows: [N, K], one-hot."""
+    return F.one_hot(logits.argmax(dim=1), logits.shape[1]).float()
+
+
 def label_and_score(logits: Tensor, digits: int = 2) -> Tensor:
     """What a corrector sees of one label and its score: [N, K] to [N, 4 K], a curve in the score for each label.
 
-    With 0 digits there is no score: to [N, K], the label.
+    With 0 digits there is no score: `own_label`.
     """
-    score, label = logits.softmax(dim=1).max(dim=1)
     if not digits:
-        return F.one_hot(label, logits.shape[1]).float()
+        return own_label(logits)
+    score, label = logits.softmax(dim=1).max(dim=1)
     score = (score * 10**digits).round() / 10**digits
     odds = torch.logit(score.clamp(0.5 * 10**-digits, 1 - 0.5 * 10**-digits)) / 4
     curve = torch.stack([torch.ones_like(score), score, score**2, odds], dim=1)

@@ -16,6 +16,7 @@ from benchmarks.attacks.arithmetic import (
     best_combination,
     disclosed,
     label_and_score,
+    own_label,
     tie_broken,
     votes,
     won_back,
@@ -100,7 +101,7 @@ class LabelAttack:
         """A corrector fitted on 6,000 labelled pictures, on label and two digits of each of three levels."""
         known, judged = self.at_levels(self.data.examples), self.at_levels(self.data.judged[:, 0])
         (seen, own), (sees, believes) = (
-            (torch.cat([label_and_score(logits) for logits in levels], dim=1), self.own(levels[0]))
+            (torch.cat([label_and_score(logits) for logits in levels], dim=1), own_label(levels[0]))
             for levels in (known, judged)
         )
         return accuracy(Corrector(seen, own, self.data.example_truth)(sees, believes), self.data.truth)
@@ -123,9 +124,9 @@ class LabelAttack:
 
     def corrector(self, sees: Callable[[Tensor], Tensor]) -> float:
         """A corrector fitted on 6,000 labelled pictures, on what `sees` makes of modulated logits [N, K]."""
-        fitted = Corrector(sees(self.examples), self.own(self.examples), self.data.example_truth)
+        fitted = Corrector(sees(self.examples), own_label(self.examples), self.data.example_truth)
         one = self.judged[:, 0]
-        return accuracy(fitted(sees(one), self.own(one)), self.data.truth)
+        return accuracy(fitted(sees(one), own_label(one)), self.data.truth)
 
     def both(self, digits: int = 0, queries: int = BOTH_QUERIES) -> float:
         """20 usual queries each, on 600 labelled pictures and on the judged; a corrector of what they show."""
@@ -141,23 +142,19 @@ class LabelAttack:
         examples = self.ask(self.data.both[:, :queries])
         truth = self.data.both_truth.repeat_interleave(queries)
         rows, judged = examples.flatten(0, 1), self.judged[:, :queries].flatten(0, 1)
-        fitted = Corrector(label_and_score(rows, digits), self.own(rows), truth)
-        scores = fitted(label_and_score(judged, digits), self.own(judged)).log_softmax(dim=1)
+        fitted = Corrector(label_and_score(rows, digits), own_label(rows), truth)
+        scores = fitted(label_and_score(judged, digits), own_label(judged)).log_softmax(dim=1)
         return accuracy(scores.reshape(len(self.judged), queries, -1).mean(dim=1), self.data.truth)
 
     def share(self, reached: float) -> float:
         """Accuracy as a share of the level's gap."""
         return won_back(reached, self.single(), self.clean())
 
-    def own(self, logits: Tensor) -> Tensor:
-        """Labels of logits [N, K], one-hot."""
-        return F.one_hot(logits.argmax(dim=1), self.classes).float()
-
     def _pooled(self, answers: Tensor, digits: int) -> tuple[Tensor, Tensor]:
         """What many answers [N, Q, K] show together: shares of votes, mean scores by label, own label; and shares."""
         share = votes(answers.argmax(dim=2), self.classes)
         scores = [disclosed(answers, 1, digits).mean(dim=1)] if digits else []
-        return torch.cat([share, *scores, self.own(answers[:, 0])], dim=1), share
+        return torch.cat([share, *scores, own_label(answers[:, 0])], dim=1), share
 
 
 def top_two(logits: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from benchmarks.attacks.records import Records
 from benchmarks.attacks.smoothing import by_segment, crf, majority, mean_shift_segments, one_hot
 from models.make_calibration_sample import load_segmenter
 
-LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
+LEVEL = 0.7
+LEVELS = (LEVEL, 0.6, 0.5)
+"""Those of a coalition, the attacked one first."""
 ACCOUNTS, TEMPERATURE_DRAWS = 8, 20
 REPEATS = f"{TEMPERATURE_DRAWS} repeats, vote"
 CORRECTORS = {
@@ -145,12 +147,11 @@ class MaskAttack:
 
     def combined_levels(self) -> float:
         """Raw logits at three levels, in the linear combination that is nearest to the clean ones."""
-        levels = (LEVEL, *LOWER_LEVELS)
-        rows = [torch.cat([rows_of(self.noises[0](s, slice(1), v)) for s in self.data.examples]) for v in levels]
+        rows = [torch.cat([rows_of(self.noises[0](s, slice(1), v)) for s in self.data.examples]) for v in LEVELS]
         weights = best_combination(rows, torch.cat([rows_of(s.logits[:1].float()) for s in self.data.examples]))
         out = []
         for scene in self.data.judged:
-            mixed = sum(w * self.noises[0](scene, slice(1), v) for w, v in zip(weights, levels, strict=True))
+            mixed = sum(w * self.noises[0](scene, slice(1), v) for w, v in zip(weights, LEVELS, strict=True))
             out.append(one_hot(labels_of(torch.as_tensor(mixed), scene)[0], scene.logits.shape[1]))
         return self.judge(out)
 
@@ -158,7 +159,7 @@ class MaskAttack:
         """One mask of each of three levels; that of the highest decides where all differ."""
         out = []
         for scene in self.data.judged:
-            logits = torch.cat([self.noises[0](scene, slice(1), level) for level in (LEVEL, *LOWER_LEVELS)])
+            logits = torch.cat([self.noises[0](scene, slice(1), level) for level in LEVELS])
             highest, *lower = (one_hot(labels, logits.shape[1]) for labels in labels_of(logits, scene))
             out.append(1.5 * highest + sum(lower))
         return self.judge(out)

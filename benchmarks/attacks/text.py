@@ -15,13 +15,14 @@ from benchmarks.attacks.arithmetic import sampled, temperature_for, won_back
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.sources import secret
 from benchmarks.attacks.text_features import CUTS, REWORDINGS, WITH_PREFIX, Steps, text_steps
+from deployments.engines.generator import DEFAULT_DEPTH, Generator
 from policies.calibration import _median_distance
 from policies.ladder import POSITIONS, NoiseLadder, variance
 from policies.metric import duplicate_metric
 
 LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
 VOCABULARY = 49152
-LENGTH_SCALE, DEPTH = 0.8, 32
+LENGTH_SCALE, DEPTH = Generator.length_scale, DEFAULT_DEPTH
 ACCOUNTS, REPEATS = 8, 100
 METRIC_PROMPTS = 8
 Noise = Callable[[Tensor, Tensor], Tensor]

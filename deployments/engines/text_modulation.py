@@ -26,7 +26,7 @@ class TermsPlan:
     """The terms of all running sequences.
 
     Attributes:
-        levels: for each level below 1.0 in use, its matrix [D, V] and the seats at it, [S + 1, 1] float32 of 0 and 1.
+        levels: for each product, a level's matrix [D, V] and seats at that level, [S + 1, 1] float32 of 0 and 1.
         focus: None where nobody has one.
     """
 
@@ -76,11 +76,20 @@ class TextModulation:
                 seated.setdefault(position, []).append(seat)
         levels = []
         for position, seats in sorted(seated.items()):
-            at = torch.zeros(self._seats + 1, 1)
-            at[seats] = 1.0
-            levels.append((self._layer.matrix_at(position), at.to(self._device)))
+            matrix = self._layer.matrix_at(position)
+            for together in self._products(seats):
+                at = torch.zeros(self._seats + 1, 1)
+                at[together] = 1.0
+                levels.append((matrix, at.to(self._device)))
         focus = {seat: own.focus for seat, own in terms.items() if own.focus}
         return TermsPlan(tuple(levels), plan_focus(focus, self._seats, self._layer) if focus else None)
+
+    def _products(self, seats: list[int]) -> list[list[int]]:
+        """A level's seats, by the product that makes their noise."""
+        # Four or five rows take MKL as long as eight, in two products a third less.
+        if self._device.type == "cpu" and len(seats) in (4, 5):
+            return [seats[::2], seats[1::2]]
+        return [seats]
 
     def modulate(self, features: Tensor, logits: Tensor, slots: Tensor, plan: TermsPlan) -> Modulated:
         """Redistribute a step's clean logits.
@@ -108,14 +117,11 @@ class TextModulation:
 def _add_noise(logits: Tensor, phi: Tensor, own: Tensor, matrix: Tensor) -> None:
     """Add phi [N, D] times a level's matrix [D, V] to the rows of logits [N, V] that are at the level, 1 in own [N, 1].
 
-    A CPU's product takes as long as it has rows, so it gets these only; four take MKL as long as eight, two and two a
-    third less. Elsewhere the matrix is read once whatever the rows, and to know them would be to wait for the device.
+    A CPU's product takes as long as it has rows, so it gets these only. Elsewhere the matrix is read once whatever the
+    rows, and to know them would be to wait for the device.
     """
     if logits.device.type == "cpu":
         rows = own[:, 0].nonzero()[:, 0]
-        # A compiled graph can't depend on how many there are.
-        halves = not torch.compiler.is_compiling() and len(rows) in (4, 5)
-        for part in rows.tensor_split(2) if halves else [rows]:
-            logits.index_add_(0, part, phi[part] @ matrix)
+        logits.index_add_(0, rows, phi[rows] @ matrix)
     else:
         logits.addmm_(phi * own, matrix)
