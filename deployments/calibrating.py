@@ -71,7 +71,7 @@ async def install_calibration(engine: CalibratedEngine, spec: ModelSpec, access:
     """
     async with await access.connect() as store:
         secret = await access.noise_secret(store)
-        key = _calibration_key(engine.fingerprint, spec, secret)
+        key = _calibration_key(engine, spec, secret)
         # Before the calibration: one that is replaced in between is then taken again, not missed.
         version = await ServedModels(store).version(key)
         stored = await store.load_calibration(key)
@@ -101,7 +101,8 @@ def _calibrate(engine: CalibratedEngine, spec: ModelSpec, secret: bytes) -> Cali
     return engine.fit(sample, secret, progress=quarters)
 
 
-def _calibration_key(fingerprint: str, spec: ModelSpec, secret: bytes) -> str:
-    """The model's fingerprint and a digest of all else that decides its noise field; 2 is the kind of field."""
-    field = hmac.new(secret, f"2:{fingerprint}:{spec.length_scale}:{spec.depth}".encode(), hashlib.sha256)
-    return f"{fingerprint}-{field.hexdigest()[:8]}"
+def _calibration_key(engine: CalibratedEngine, spec: ModelSpec, secret: bytes) -> str:
+    """The model's fingerprint and a digest of all else that decides its noise field; 2 and 3 are kinds of field."""
+    kind = 3 if engine.balanced else 2
+    field = hmac.new(secret, f"{kind}:{engine.fingerprint}:{spec.length_scale}:{spec.depth}".encode(), hashlib.sha256)
+    return f"{engine.fingerprint}-{field.hexdigest()[:8]}"

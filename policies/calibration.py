@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policies.balance import Balance, Balancer
 from policies.candidates import Candidates
 from policies.delivered import Delivered, Readout
 from policies.ladder import NoiseLadder
@@ -41,6 +42,7 @@ class Calibration:
         avoid_gap: per class, median margin of the rows where it is first. One value stands for all classes of a model
             whose vocabulary is too large to be seen class by class.
         rows: how many rows were judged.
+        balance: class offsets that belong to the field, or None. Pinned likewise.
     """
 
     fingerprint: str
@@ -52,6 +54,7 @@ class Calibration:
     rows: int
     metric: Tensor | None = field(default=None, compare=False)
     block: int = 1
+    balance: Balance | None = field(default=None, compare=False)
 
     @property
     def floor(self) -> float:
@@ -85,6 +88,8 @@ class Calibration:
         pinned = [(c.fingerprint, c.length_scale, c.depth, c.block, c.metric is None) for c in (self, other)]
         if pinned[0] != pinned[1]:
             return False
+        if not (self.balance.same(other.balance) if self.balance else other.balance is None):
+            return False
         return self.metric is None or other.metric is None or torch.equal(self.metric.cpu(), other.metric.cpu())
 
     @classmethod
@@ -103,6 +108,7 @@ class Calibration:
         block: int = 1,
         field_features: Tensor | None = None,
         readout: Readout | None = None,
+        balance: Balance | bool = False,
         contention: int = 2,
         tolerance: float = 0.004,
         progress: Callable[[float], None] | None = None,
@@ -120,12 +126,14 @@ class Calibration:
             block: for masks, side of the squares that share their noise, in logits.
             field_features: [N, H] what the field sees of each row where that is not its features: a block's mean.
             readout: for masks, interpolation to the client's resolution.
+            balance: whether to solve class offsets with which a level answers each class as often as the clean model
+                does, on all K logits; those of an existing field, for a refit of it.
             contention: how many of the highest logits contend for focus.
             tolerance: agreement between neighbouring points of the curve, below which it is taken as linear.
             progress: called with the share done, 0 to 1.
 
         Raises:
-            ValueError: too few rows, or shapes that do not match.
+            ValueError: too few rows, shapes that do not match, or offsets to solve on less than all logits.
         """
         if features.shape[0] != len(logits) or features.shape[0] < 100:
             raise ValueError(f"calibration needs at least 100 rows of features and logits, not {features.shape[0]}")
@@ -134,10 +142,15 @@ class Calibration:
         highest = logits if isinstance(logits, Candidates) else Candidates.of(logits, max(contention, 2))
         ell = length_scale or _round(relative_length_scale * _median_distance(space, highest.index[:, 0]))
         favour, avoid = _focus_gaps(highest if at is None else highest[at == at.min()], contention)
-        unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block)
+        kept = balance if isinstance(balance, Balance) else None
+        unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block, kept)
         ladder = unsolved.ladder(secret, features=features.shape[1], classes=highest.classes)
-        measure = Delivered(ladder.phi(seen), logits, readout, at)
-        return replace(unsolved, curve=_falling(ladder.explore(measure, tolerance, progress)), rows=measure.rows)
+        phi = ladder.phi(seen)
+        measure = _balancer(phi, logits, readout) if balance is True else Delivered(phi, logits, readout, at)
+        curve = _falling(ladder.explore(measure, tolerance, progress))
+        if isinstance(measure, Balancer):
+            kept = measure.balance()
+        return replace(unsolved, curve=curve, rows=measure.rows, balance=kept)
 
     def ladder(self, secret: bytes, *, features: int, classes: int) -> NoiseLadder:
         """The field that this calibration was solved on."""
@@ -149,12 +162,14 @@ class Calibration:
             length_scale=self.length_scale,
             depth=self.depth,
             metric=self.metric,
+            balance=self.balance,
         )
 
     def to_json(self) -> str:
         """One line of JSON."""
         metric = None if self.metric is None else _encoded(self.metric)
-        return json.dumps(asdict(replace(self, metric=None)) | {"metric": metric})
+        balance = self.balance and {"positions": self.balance.positions, "offsets": _encoded(self.balance.offsets)}
+        return json.dumps(asdict(replace(self, metric=None, balance=None)) | {"metric": metric, "balance": balance})
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
@@ -175,6 +190,7 @@ class Calibration:
                 rows=int(fields["rows"]),
                 metric=None if fields["metric"] is None else _decoded(fields["metric"]),
                 block=int(fields["block"]),
+                balance=_balance(fields.get("balance")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a stored calibration: {error!r}") from None
@@ -189,9 +205,19 @@ class Calibration:
         return cls.from_json(path.read_text())
 
 
-def _encoded(metric: Tensor) -> dict[str, object]:
-    data = metric.cpu().float().contiguous().numpy().astype("<f4").tobytes()
-    return {"shape": list(metric.shape), "float32": base64.b64encode(data).decode()}
+def _balancer(phi: Tensor, logits: Tensor | Candidates, readout: Readout | None) -> Balancer:
+    if isinstance(logits, Candidates):
+        raise ValueError("class offsets are solved on all logits of a row, not on the highest")
+    return Balancer(phi, logits, readout)
+
+
+def _balance(stored: dict[str, Any] | None) -> Balance | None:
+    return None if stored is None else Balance(tuple(map(int, stored["positions"])), _decoded(stored["offsets"]))
+
+
+def _encoded(values: Tensor) -> dict[str, object]:
+    data = values.cpu().float().contiguous().numpy().astype("<f4").tobytes()
+    return {"shape": list(values.shape), "float32": base64.b64encode(data).decode()}
 
 
 def _decoded(stored: dict[str, Any]) -> Tensor:

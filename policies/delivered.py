@@ -57,15 +57,22 @@ class Delivered:
 
 
 class JudgedRows:
-    """Rows that are judged alike."""
+    """Rows that are judged alike.
+
+    Attributes:
+        rows: how many answers.
+        clean: [rows] int64, the clean answers; not of `Candidates`.
+    """
+
+    clean: Tensor
 
     def __init__(self, phi: Tensor, logits: Tensor | Candidates, readout: Readout | None) -> None:
         self._phi, self._logits, self._readout = phi, logits, readout
         if isinstance(logits, Candidates):
             self.rows = len(logits)
         else:
-            self._clean = (readout(logits.float()) if readout else logits).argmax(dim=1)
-            self.rows = len(self._clean)
+            self.clean = (readout(logits.float()) if readout else logits).argmax(dim=1)
+            self.rows = len(self.clean)
 
     def __call__(self, matrix: Tensor, scale: float) -> float:
         return float(self.same(matrix.to(self._phi.device), scale).float().mean())
@@ -75,11 +82,17 @@ class JudgedRows:
         if isinstance(self._logits, Candidates):
             return self._logits.survives(self._phi, matrix, scale)
         if self._readout:
-            return self._readout(self._logits.float() + self._phi @ matrix).argmax(dim=1) == self._clean
+            return self.noisy(matrix).argmax(dim=1) == self.clean
         step = max(1, _CHUNK_ELEMENTS // matrix.shape[1])
         chunks = zip(torch.split(self._logits, step), torch.split(self._phi, step), strict=True)
         noisy = torch.cat([torch.addmm(z.float(), phi, matrix).argmax(dim=1) for z, phi in chunks])
-        return noisy == self._clean
+        return noisy == self.clean
+
+    def noisy(self, matrix: Tensor) -> Tensor:
+        """Logits [rows, K] float32 under C [D, K], from which answers are read."""
+        assert isinstance(self._logits, Tensor)
+        noisy = torch.addmm(self._logits.float(), self._phi, matrix.to(self._phi.device))
+        return self._readout(noisy) if self._readout else noisy
 
 
 def scale_of(position: int) -> float:

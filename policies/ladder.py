@@ -12,11 +12,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from policies.balance import Balance
 
 Array = npt.NDArray[np.float32]
 
@@ -51,6 +56,8 @@ class NoiseLadder:
         length_scale: ell, in the units of the features; inputs nearer than this get nearly the same noise.
         depth: D, number of random features.
         metric: [H, m] float32 projection of the features in whose space distances count; None: the features' own.
+        balance: class offsets that are part of the noise, as its mean: phi then has one more column, of ones, and C
+            one more row, so D + 1 where D is written below. None: the noise has none.
 
     Raises:
         ValueError: a secret too short or a size out of range; the message names it.
@@ -66,6 +73,7 @@ class NoiseLadder:
         length_scale: float,
         depth: int,
         metric: Tensor | None = None,
+        balance: Balance | None = None,
     ) -> None:
         if len(secret) < 16:
             raise ValueError("the noise secret must hold at least 16 bytes")
@@ -73,6 +81,9 @@ class NoiseLadder:
             raise ValueError("features, classes, depth and length_scale must be positive")
         if metric is not None and (metric.ndim != 2 or metric.shape[0] != features):
             raise ValueError(f"metric must be [{features}, m], not {list(metric.shape)}")
+        if balance is not None and balance.offsets.shape[1] != classes:
+            raise ValueError(f"balance must have offsets of {classes} classes, not {balance.offsets.shape[1]}")
+        self._balance = balance
         self.features, self.classes, self.depth, self.length_scale = features, classes, depth, length_scale
         self._key = hashlib.sha256(
             b"\0".join([secret, fingerprint.encode(), f"{length_scale!r}".encode(), str(depth).encode()])
@@ -82,28 +93,35 @@ class NoiseLadder:
         self.b = torch.from_numpy(self._uniform("b", depth) * np.float32(2.0 * math.pi))
 
     def phi(self, features: Tensor) -> Tensor:
-        """Features [N, H] of any float dtype to unit vectors [N, D] float32, on the features' device."""
+        """Features [N, H] of any float dtype to unit vectors [N, D] float32, on the features' device.
+
+        With a balance a column of ones stands behind them.
+        """
         if self.w.device != features.device:
             self.w, self.b = self.w.to(features.device), self.b.to(features.device)
         waves = torch.addmm(self.b, features.float(), self.w).cos()
-        return torch.nn.functional.normalize(waves, dim=1)
+        phi = F.normalize(waves, dim=1)
+        return phi if self._balance is None else F.pad(phi, (0, 1), value=1.0)
 
     def secret_for(self, purpose: str) -> bytes:
         """32 bytes that only this installation and model have, for a purpose of one's own."""
         return hashlib.sha256(self._key + b"\0for\0" + purpose.encode()).digest()
 
     def matrix(self, position: int) -> Tensor:
-        """C at a grid position: [D, K] float32 on the CPU, each entry N(0, variance(position)) over the keys."""
+        """C at a grid position: [D, K] float32 on the CPU, each entry N(0, variance(position)) over the keys.
+
+        With a balance the position's offsets stand below them.
+        """
         low, high = 0, POSITIONS
         at_low, at_high = self._start(), self._end()
         if position in (low, high):
-            return torch.from_numpy(at_low if position == low else at_high)
+            return self._whole(at_low if position == low else at_high, position)
         variance(position)  # refuses a position off the grid
         while True:
             middle = (low + high) // 2
             at_middle = self._bridge(low, at_low, high, at_high, middle)
             if middle == position:
-                return torch.from_numpy(at_middle)
+                return self._whole(at_middle, position)
             if position < middle:
                 high, at_high = middle, at_middle
             else:
@@ -111,7 +129,8 @@ class NoiseLadder:
 
     def focus_matrix(self) -> Tensor:
         """The focus field's own [D, K] standard normal matrix, float32 on the CPU."""
-        return torch.from_numpy(self._normal("focus", (self.depth, self.classes)))
+        columns = torch.from_numpy(self._normal("focus", (self.depth, self.classes)))
+        return columns if self._balance is None else F.pad(columns, (0, 0, 0, 1))
 
     def noise(self, features: Tensor, positions: Tensor) -> Tensor:
         """Utility noise of rows: features [N, H] and grid positions [N] int64 to [N, K] float32."""
@@ -136,7 +155,7 @@ class NoiseLadder:
             progress: called with the share of the way from 1 down to the last value that is done.
         """
         start, end = self._start(), self._end()
-        found = [(0, measure(torch.from_numpy(start), 0)), (POSITIONS, measure(torch.from_numpy(end), POSITIONS))]
+        found = [(at, measure(self._whole(array, at), at)) for at, array in ((0, start), (POSITIONS, end))]
         cells = [(0, start, found[0][1], POSITIONS, end, found[1][1])]
         lowest = found[0][1]
         while cells:
@@ -148,11 +167,15 @@ class NoiseLadder:
             if middle == low or value_high >= lowest - tolerance:
                 continue
             at_middle = self._bridge(low, at_low, high, at_high, middle)
-            value = measure(torch.from_numpy(at_middle), middle)
+            value = measure(self._whole(at_middle, middle), middle)
             found.append((middle, value))
             cells.append((middle, at_middle, value, high, at_high, value_high))
             cells.append((low, at_low, value_low, middle, at_middle, value))
         return sorted(found)
+
+    def _whole(self, array: Array, position: int) -> Tensor:
+        matrix = torch.from_numpy(array)
+        return matrix if self._balance is None else torch.cat([matrix, self._balance.at(position)[None]])
 
     def _start(self) -> Array:
         return np.zeros((self.depth, self.classes), dtype=np.float32)

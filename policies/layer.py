@@ -101,7 +101,9 @@ class ModulatedLayer(nn.Module):
             ValueError: a calibration of another field, which would draw new noise.
         """
         if not self.calibration.same_field(calibration):
-            raise ValueError("a refit must keep fingerprint, length scale, depth, metric and block of the noise field")
+            raise ValueError(
+                "a refit must keep fingerprint, length scale, depth, metric, block and balance of the noise field"
+            )
         matrices = Matrices(self._build)
         for level in self.levels_kept(calibration.floor):
             if position := calibration.position(level):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.attacks.mask_features import Scene, Scenes
+from benchmarks.attacks.mask_features import Scene
 from benchmarks.attacks.sources import secret
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.segmenter import ImageSegmenter
@@ -34,30 +33,16 @@ def fresh_noise(number: int, examples: list[Scene]) -> Noise:
     return noise
 
 
-def ladders(engine: ImageSegmenter, sample: CalibrationSample, data: Scenes, number: int, accounts: int) -> list[Noise]:
-    """The field as installed, with a key for each account; levels of the first as its calibration solves them."""
-    calibration = engine.fit(sample, secret(number))
-    made = [_ladder(engine, calibration, number, calibration.position)]
-    for account in range(1, accounts):
-        key = 1000 * (number + 1) + account
-        made.append(_ladder(engine, calibration, key, _solver(engine, calibration, key, data.examples)))
-    return made
+def ladders(engine: ImageSegmenter, sample: CalibrationSample, number: int, accounts: int) -> list[Noise]:
+    """The field as installed, with a key for each account; the levels of each as a calibration solves them."""
+    keys = [number, *(1000 * (number + 1) + account for account in range(1, accounts))]
+    return [field_noise(engine, engine.fit(sample, secret(key)), key) for key in keys]
 
 
-def _own(engine: ImageSegmenter, calibration: Calibration, number: int) -> NoiseLadder:
-    return calibration.ladder(secret(number), features=engine.features, classes=len(engine.classes))
-
-
-def _ladder(engine: ImageSegmenter, calibration: Calibration, number: int, position: Callable[[float], int]) -> Noise:
-    own = _own(engine, calibration, number)
-    return lambda scene, queries, level: add_field(own, scene, queries, position(level))
-
-
-def _solver(
-    engine: ImageSegmenter, calibration: Calibration, number: int, examples: list[Scene]
-) -> Callable[[float], int]:
-    own = _own(engine, calibration, number)
-    return cache(lambda level: solved_position(level, examples, lambda one, at: add_field(own, one, slice(1), at)))
+def field_noise(engine: ImageSegmenter, calibration: Calibration, number: int) -> Noise:
+    """The noise of a field under a secret, its levels as the calibration says."""
+    own = calibration.ladder(secret(number), features=engine.features, classes=len(engine.classes))
+    return lambda scene, queries, level: add_field(own, scene, queries, calibration.position(level))
 
 
 def _noisy(scene: Scene, queries: slice, scale: float, generator: torch.Generator) -> Tensor:

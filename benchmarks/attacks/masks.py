@@ -47,10 +47,10 @@ def measure(root: Path, folder: Path, secrets: int) -> Records:
         if number == 0:
             fresh = MaskAttack([fresh_noise(number, data.examples)], data, segments)
             records.run("fresh", {name: _shared(fresh, run) for name, run in fresh.one_account().items()})
-            keys = MaskAttack(ladders(engine, sample, data, number, ACCOUNTS), data, segments)
+            keys = MaskAttack(ladders(engine, sample, number, ACCOUNTS), data, segments)
             records.run("temperature", {REPEATS: partial(temperature, fresh, number)})
             records.run("key per tenant", {f"{ACCOUNTS} accounts, vote": _shared(keys, keys.accounts)})
-        ladder = MaskAttack(ladders(engine, sample, data, number, 1), data, segments)
+        ladder = MaskAttack(ladders(engine, sample, number, 1), data, segments)
         records.run("ladder", {name: _shared(ladder, run) for name, run in ladder.one_account().items()})
         records.run("clean answers", {name: partial(ladder.share, reached) for name, reached in best.items()})
         records.save(folder / "masks.json")

@@ -44,6 +44,8 @@ class CalibratedEngine(ABC):
     """Default ell, in median distances between inputs of one class (docs/decisions/0004)."""
     block: ClassVar[int] = 1
     """Side of the squares of a map that share their noise, in logits."""
+    balanced: ClassVar[bool] = False
+    """Whether a level answers each class as often as the clean model does."""
     live_capacity: ClassVar[int] = 8192
     """Most live rows kept: half of the inputs for refits, half to judge by."""
     live_judged: ClassVar[int]
@@ -128,6 +130,7 @@ class CalibratedEngine(ABC):
             block=stored.block if stored else self.block,
             field_features=sample.field_features,
             readout=sample.readout,
+            balance=(stored.balance or False) if stored else self.balanced,
             contention=self.contention,
             tolerance=tolerance,
             progress=progress,

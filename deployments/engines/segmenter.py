@@ -63,6 +63,7 @@ class ImageSegmenter(VisionEngine):
     tolerance = 0.005
     length_scale = 0.9
     block = 4
+    balanced = True
     default_depth = 128
 
     @classmethod
