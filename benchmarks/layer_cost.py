@@ -35,8 +35,10 @@ from deployments.engines.classifier import ImageClassifier
 from deployments.engines.generator import Generator, SamplingParams
 from deployments.engines.segmenter import ImageSegmenter
 from deployments.engines.text_rows import ModulatedRows
+from policies.balance import Balance
 from policies.calibration import Calibration
 from policies.ladder import POSITIONS
+from policies.layer import layer_shape
 from policies.terms import Modulation, Share
 
 SECRET = b"benchmarks/layer_cost.py"
@@ -78,8 +80,11 @@ def mixes(focus: str) -> dict[str, list[Modulation]]:
 def install(engine: CalibratedEngine) -> None:
     """Put the modulated layer in, with a straight line for a curve."""
     curve = ((0, 1.0), (POSITIONS, 0.1))
+    _, classes = layer_shape(engine.final)
+    balance = Balance((POSITIONS,), torch.zeros(1, classes)) if engine.balanced else None
     engine.install(
-        Calibration(engine.fingerprint, 10.0, engine.depth, curve, (1.0,), (1.0,), 1000, None, engine.block), SECRET
+        Calibration(engine.fingerprint, 10.0, engine.depth, curve, (1.0,), (1.0,), 1000, None, engine.block, balance),
+        SECRET,
     )
 
 
