@@ -143,10 +143,11 @@ class TextAttack:
 
     @cached_property
     def answers(self) -> Tensor:
-        """Tokens [N, Q] answered to the queries of each judged step."""
+        """Tokens [N, Q] answered to the queries of each judged step; -1 where the prompt shows the token itself."""
         features, index, logits = self.judged()
         noise = self.accounts[0](features.flatten(0, 1), index.flatten(0, 1), LEVEL).reshape(logits.shape)
-        return index.gather(2, (logits + noise).argmax(dim=2, keepdim=True))[..., 0]
+        given = index.gather(2, (logits + noise).argmax(dim=2, keepdim=True))[..., 0]
+        return given.masked_fill(~self.steps.untold[self.first :].transpose(1, 2).flatten(0, 1), -1)
 
     @property
     def clean(self) -> Tensor:
@@ -195,7 +196,7 @@ class TextAttack:
             (best, count), *_ = truths.most_common(1)
             if count > truths[answer]:
                 table[answer] = best
-        return self.agreement(table[answers])
+        return self.agreement(torch.where(answers < 0, answers, table[answers.clamp(min=0)]))
 
     def judged(self) -> tuple[Tensor, Tensor, Tensor]:
         """Features [N, Q, H], contenders and clean logits [N, Q, 256] of the judged steps."""
@@ -204,8 +205,8 @@ class TextAttack:
         return one, two, three
 
     def agreement(self, answers: Tensor) -> float:
-        """Of the most frequent token of answers [N, Q] with the clean one; among equals the first asked."""
-        chosen = [Counter(row).most_common(1)[0][0] for row in answers.tolist()]
+        """Of the most frequent token of answers [N, Q] with the clean one; among equals the first asked, -1 aside."""
+        chosen = [Counter(token for token in row if token >= 0).most_common(1)[0][0] for row in answers.tolist()]
         return float((torch.tensor(chosen) == self.clean).float().mean())
 
     def _share(self, reached: float) -> float:

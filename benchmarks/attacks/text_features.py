@@ -87,6 +87,7 @@ class Steps:
     Attributes:
         features: [P, Q, T, H] float32; query 0 is the prompt as it is, then `REWORDINGS`, `CUTS` and prompts with a
             prefix of the answer.
+        untold: [P, Q, T] bool, False where a prompt's prefix shows the very token that the step is to give.
         index: [P, Q, T, 256] int64 tokens of the highest clean logits, falling.
         logits: [P, Q, T, 256] float32.
         sample_features, sample_index, sample_logits: [N, H], [N, 256], [N, 256] of clean answers to other
@@ -96,6 +97,7 @@ class Steps:
     """
 
     features: Tensor
+    untold: Tensor
     index: Tensor
     logits: Tensor
     sample_features: Tensor
@@ -110,7 +112,7 @@ def text_steps(cache: Path) -> Steps:
     """Compute what the cache does not hold yet."""
     cache.mkdir(parents=True, exist_ok=True)
     model: LanguageModel | None = None
-    paths = [cache / f"prompt-{number}.pt" for number in range(len(ATTACKED))]
+    paths = [cache / f"prompt-{number}-untold.pt" for number in range(len(ATTACKED))]
     sample, labelled = cache / "sample.pt", cache / "labelled.pt"
     if not all(path.exists() for path in [*paths, sample, labelled]):
         model = load_language_model(SMOLLM2, torch.device("cpu"))
@@ -122,9 +124,10 @@ def text_steps(cache: Path) -> Steps:
     for path, prompts in ((sample, SAMPLED), (labelled, LABELLED)):
         if model and not path.exists():
             torch.save(_answered(model, prompts), path)
-    features, index, logits = zip(*(torch.load(path) for path in paths), strict=True)
+    features, untold, index, logits = zip(*(torch.load(path) for path in paths), strict=True)
     return Steps(
         torch.stack(features).float(),
+        torch.stack(untold),
         torch.stack(index).long(),
         torch.stack(logits).float(),
         *_wide(torch.load(sample)),
@@ -148,15 +151,17 @@ def _answered(model: LanguageModel, prompts: Sequence[str]) -> tuple[Tensor, Ten
     return features, index, logits
 
 
-def _one_prompt(model: LanguageModel, prompt: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Features [Q, T, H], contenders and their logits [Q, T, 256] of one prompt's queries."""
+def _one_prompt(model: LanguageModel, prompt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features [Q, T, H], `untold` [Q, T], contenders and their logits [Q, T, 256] of one prompt's queries."""
     answer = write(model, [_chat(model, prompt)], STEPS).logits.index[:, 0].long()
-    words = str(model.tokenizer.decode(answer.tolist(), skip_special_tokens=True)).split(" ")
+    said = [str(model.tokenizer.decode(answer[:t].tolist(), skip_special_tokens=True)) for t in range(STEPS + 1)]
+    starts = [" ".join(said[-1].split(" ")[: 2 * n]) for n in range(1, WITH_PREFIX + 1)]
     texts = [way(prompt) for way in (*REWORDINGS, *CUTS)]
-    texts += [f"{prompt} Start like this: {' '.join(words[: 2 * n])}" for n in range(1, WITH_PREFIX + 1)]
+    untold = [[True] * STEPS for _ in texts] + [[said[t].startswith(start) for t in range(STEPS)] for start in starts]
+    texts += [f"{prompt} Start like this: {start}" for start in starts]
     found = [_steps(model, _chat(model, text), answer) for text in texts]
     features, index, logits = zip(*found, strict=True)
-    return torch.stack(features).half(), torch.stack(index), torch.stack(logits).half()
+    return torch.stack(features).half(), torch.tensor(untold), torch.stack(index), torch.stack(logits).half()
 
 
 @torch.inference_mode()
