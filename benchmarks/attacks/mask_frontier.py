@@ -24,7 +24,7 @@ SMOOTHER = "CRF-like smoother"
 VOTE, CORRECTOR = "20 usual near-duplicates, vote", "corrector, other drives: answers within 31 pixels"
 OWN = "corrector, other drives: its own answer"
 
-MASKS = View(SMOOTHER, CORRECTOR, (VOTE,), (0.15, 0.05), VOTE)
+MASKS = View(SMOOTHER, OWN, (VOTE,), (0.15, 0.05), VOTE)
 
 
 @dataclass(frozen=True)
