@@ -217,7 +217,7 @@ def _take_decode(times: Times, calls: Sequence[tuple[float, float, int]]) -> Non
 def memory(engine: CalibratedEngine) -> None:
     """Print what a level, the focus field and the field itself hold."""
     ladder = engine.layer.ladder
-    level, field_ = ladder.depth * ladder.classes * 4, (ladder.w.numel() + ladder.b.numel()) * 4
+    level, field_ = ladder.focus_matrix().numel() * 4, (ladder.w.numel() + ladder.b.numel()) * 4
     print(
         f"\n{engine.model_id}: D = {ladder.depth}, K = {ladder.classes}; {level:,} bytes a level, as many for focus,",
         end=" ",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from policies.candidates import Candidates
 from policies.delivered import JudgedRows, Readout, scale_of
 
 NEAR = 0.002
@@ -28,7 +29,7 @@ SEEN = 1e-4
 """A class is counted this much more often than it was answered, so that one never answered has a logarithm."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Balance:
     """Offsets of K classes at some positions of a ladder.
 
@@ -49,9 +50,10 @@ class Balance:
         between = torch.lerp(self.offsets[above - 1], self.offsets[above], (position - low) / (high - low))
         return between * scale_of(position)
 
-    def same(self, other: Balance | None) -> bool:
-        """Whether another one holds the same offsets."""
-        return other is not None and self.positions == other.positions and torch.equal(self.offsets, other.offsets)
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Balance):
+            return NotImplemented
+        return self.positions == other.positions and torch.equal(self.offsets, other.offsets)
 
 
 class Balancer:
@@ -64,9 +66,14 @@ class Balancer:
 
     Attributes:
         rows: how many answers are judged.
+
+    Raises:
+        ValueError: candidates, of which not every class has a logit.
     """
 
-    def __init__(self, phi: Tensor, logits: Tensor, readout: Readout | None = None) -> None:
+    def __init__(self, phi: Tensor, logits: Tensor | Candidates, readout: Readout | None = None) -> None:
+        if isinstance(logits, Candidates):
+            raise ValueError("class offsets are solved on all logits of a row, not on the highest")
         self._judged = JudgedRows(phi, logits, readout)
         self.rows = self._judged.rows
         self._some = slice(None, None, max(1, self.rows // SOLVED_ON))

@@ -85,10 +85,10 @@ class Calibration:
 
     def same_field(self, other: Calibration) -> bool:
         """Whether another calibration is of this one's noise field: a refit of it."""
-        pinned = [(c.fingerprint, c.length_scale, c.depth, c.block, c.metric is None) for c in (self, other)]
-        if pinned[0] != pinned[1]:
-            return False
-        if not (self.balance.same(other.balance) if self.balance else other.balance is None):
+        one, two = (
+            (c.fingerprint, c.length_scale, c.depth, c.block, c.metric is None, c.balance) for c in (self, other)
+        )
+        if one != two:
             return False
         return self.metric is None or other.metric is None or torch.equal(self.metric.cpu(), other.metric.cpu())
 
@@ -146,11 +146,10 @@ class Calibration:
         unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block, kept)
         ladder = unsolved.ladder(secret, features=features.shape[1], classes=highest.classes)
         phi = ladder.phi(seen)
-        measure = _balancer(phi, logits, readout) if balance is True else Delivered(phi, logits, readout, at)
+        measure = Balancer(phi, logits, readout) if balance is True else Delivered(phi, logits, readout, at)
         curve = _falling(ladder.explore(measure, tolerance, progress))
-        if isinstance(measure, Balancer):
-            kept = measure.balance()
-        return replace(unsolved, curve=curve, rows=measure.rows, balance=kept)
+        found = measure.balance() if isinstance(measure, Balancer) else kept
+        return replace(unsolved, curve=curve, rows=measure.rows, balance=found)
 
     def ladder(self, secret: bytes, *, features: int, classes: int) -> NoiseLadder:
         """The field that this calibration was solved on."""
@@ -203,12 +202,6 @@ class Calibration:
     def load(cls, path: Path) -> Calibration:
         """Read what `save` wrote."""
         return cls.from_json(path.read_text())
-
-
-def _balancer(phi: Tensor, logits: Tensor | Candidates, readout: Readout | None) -> Balancer:
-    if isinstance(logits, Candidates):
-        raise ValueError("class offsets are solved on all logits of a row, not on the highest")
-    return Balancer(phi, logits, readout)
 
 
 def _balance(stored: dict[str, Any] | None) -> Balance | None:
