@@ -99,8 +99,8 @@ class NoiseLadder:
         """
         if self.w.device != features.device:
             self.w, self.b = self.w.to(features.device), self.b.to(features.device)
-        waves = torch.addmm(self.b, features.float(), self.w).cos()
-        phi = F.normalize(waves, dim=1)
+        waves = torch.addmm(self.b, features.float(), self.w).cos_()
+        phi = waves / torch.linalg.vector_norm(waves, dim=1, keepdim=True)
         return phi if self._balance is None else F.pad(phi, (0, 1), value=1.0)
 
     def secret_for(self, purpose: str) -> bytes:

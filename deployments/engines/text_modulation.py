@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from deployments.engines.level_matrices import LevelMatrices, LevelMatrix
 from deployments.engines.text_focus import FocusPlan, TextFocus, plan_focus
 from deployments.engines.words import FocusEntry
 from policies.layer import Modulated, ModulatedLayer, RowTerms
@@ -22,15 +23,24 @@ class TextTerms:
 
 
 @dataclass(frozen=True)
+class LevelSeats:
+    """The seats at a level: its matrix, how many they are, and which, [S + 1, 1] float32 of 0 and 1."""
+
+    matrix: LevelMatrix
+    number: int
+    which: Tensor
+
+
+@dataclass(frozen=True)
 class TermsPlan:
     """The terms of all running sequences.
 
     Attributes:
-        levels: for each product, a level's matrix [D, V] and seats at that level, [S + 1, 1] float32 of 0 and 1.
+        levels: those below 1.0 that somebody has.
         focus: None where nobody has one.
     """
 
-    levels: tuple[tuple[Tensor, Tensor], ...] = ()
+    levels: tuple[LevelSeats, ...] = ()
     focus: FocusPlan | None = None
 
 
@@ -47,13 +57,18 @@ class TextModulation:
     def __init__(self, layer: ModulatedLayer, seats: int) -> None:
         self._layer, self._seats = layer, seats
         self._device = next(layer.final.parameters()).device
+        self._matrices = LevelMatrices(layer)
         self._focus = TextFocus(seats, layer.contention, self._device)
 
-    def prepare(self, terms: TextTerms) -> Tensor | None:
-        """As `ModulatedLayer.prepare`: build what these terms need, so that no step waits for it. From any thread."""
-        return self._layer.prepare(
-            RowTerms(self._delivered(terms), {entry.token: f for entry, f in terms.focus.items()})
-        )
+    def prepare(self, terms: TextTerms) -> LevelMatrix | None:
+        """Build what these terms need, so that no step waits for it. From any thread.
+
+        Returns:
+            The level's own matrix, None at 1.0. Whoever holds it keeps it at hand, as `ModulatedLayer.prepare`.
+        """
+        self._layer.prepare(RowTerms(self._delivered(terms), {entry.token: f for entry, f in terms.focus.items()}))
+        position = self.position(terms)
+        return self._matrices.at(position) if position else None
 
     def position(self, terms: TextTerms) -> int:
         """Where on the ladder a level is delivered now."""
@@ -76,20 +91,11 @@ class TextModulation:
                 seated.setdefault(position, []).append(seat)
         levels = []
         for position, seats in sorted(seated.items()):
-            matrix = self._layer.matrix_at(position)
-            for together in self._products(seats):
-                at = torch.zeros(self._seats + 1, 1)
-                at[together] = 1.0
-                levels.append((matrix, at.to(self._device)))
+            which = torch.zeros(self._seats + 1, 1)
+            which[seats] = 1.0
+            levels.append(LevelSeats(self._matrices.at(position), len(seats), which.to(self._device)))
         focus = {seat: own.focus for seat, own in terms.items() if own.focus}
         return TermsPlan(tuple(levels), plan_focus(focus, self._seats, self._layer) if focus else None)
-
-    def _products(self, seats: list[int]) -> list[list[int]]:
-        """A level's seats, by the product that makes their noise."""
-        # Four or five rows take MKL as long as eight, in two products a third less.
-        if self._device.type == "cpu" and len(seats) in (4, 5):
-            return [seats[::2], seats[1::2]]
-        return [seats]
 
     def modulate(self, features: Tensor, logits: Tensor, slots: Tensor, plan: TermsPlan) -> Modulated:
         """Redistribute a step's clean logits.
@@ -103,8 +109,8 @@ class TextModulation:
             return Modulated(logits, logits, logits)
         phi = self._layer.ladder.phi(features)
         utility = logits.clone() if plan.levels else logits
-        for matrix, seats in plan.levels:
-            _add_noise(utility, phi, seats[slots], matrix)
+        for level in plan.levels:
+            _add_noise(utility, phi, slots, level)
         out = utility if plan.focus is None else self._focus.apply(utility, phi, slots, plan.focus)
         return Modulated(out, logits, utility)
 
@@ -114,14 +120,15 @@ class TextModulation:
             self._focus.chosen(tokens, slots, plan.focus)
 
 
-def _add_noise(logits: Tensor, phi: Tensor, own: Tensor, matrix: Tensor) -> None:
-    """Add phi [N, D] times a level's matrix [D, V] to the rows of logits [N, V] that are at the level, 1 in own [N, 1].
+def _add_noise(logits: Tensor, phi: Tensor, slots: Tensor, level: LevelSeats) -> None:
+    """Add a level's noise at phi [N, D] to the rows of logits [N, V] whose seats, slots [N], are at the level.
 
-    A CPU's product takes as long as it has rows, so it gets these only. Elsewhere the matrix is read once whatever the
+    A CPU's product takes longer for more rows, so it gets these only. Elsewhere the matrix is read once whatever the
     rows, and to know them would be to wait for the device.
     """
+    own = level.which[slots]
     if logits.device.type == "cpu":
         rows = own[:, 0].nonzero()[:, 0]
-        logits.index_add_(0, rows, phi[rows] @ matrix)
+        logits.index_add_(0, rows, level.matrix.noise(phi[rows], level.number))
     else:
-        logits.addmm_(phi * own, matrix)
+        logits.addmm_(phi * own, level.matrix.plain)

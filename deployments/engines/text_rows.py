@@ -14,6 +14,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
 from deployments.engines.draws import DrawPlan, DrawTables
+from deployments.engines.level_matrices import LevelMatrix
 from deployments.engines.live import LiveRows
 from deployments.engines.sampling import SamplingParams
 from deployments.engines.text_modulation import TermsPlan, TextModulation, TextTerms
@@ -59,7 +60,7 @@ class Seat:
     params: SamplingParams
     key: int
     prompt: list[int]
-    matrix: Tensor | None = None
+    matrix: LevelMatrix | None = None
     records: list[LogprobRecord] = field(default_factory=list)
 
     @cached_property
@@ -109,7 +110,7 @@ class ModulatedRows(ContinuousBatchingLogitsProcessor):
         self.steps = 0
         self._hook = layer.final.register_forward_pre_hook(self._remember)
 
-    def prepare(self, terms: TextTerms) -> Tensor | None:
+    def prepare(self, terms: TextTerms) -> LevelMatrix | None:
         """Build what these terms need, for their `Seat` to hold; safe from any thread, and may take a second."""
         return self._modulation.prepare(terms)
 

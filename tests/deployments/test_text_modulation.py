@@ -75,7 +75,8 @@ def test_nothing_is_touched_where_nobody_is_modulated(layer: ModulatedLayer) -> 
 
 
 def test_a_step_compiles_as_one_graph(layer: ModulatedLayer) -> None:
-    terms = {0: TextTerms(), 1: TextTerms(0.9, {FocusEntry(4): 0.9, FocusEntry(YORK, (NEW,)): 0.5}), 2: TextTerms(0.5)}
+    focus = {FocusEntry(4): 0.9, FocusEntry(YORK, (NEW,)): 0.5}
+    terms = {0: TextTerms(), 1: TextTerms(0.9, focus), 2: TextTerms(0.5), 3: TextTerms(0.5)}
     made = modulation(layer, terms)
     features, slots, plan = torch.randn(8, H), torch.tensor([0, 1, 2, 1, 2, 0, SEATS, 1]), made.plan(terms)
     logits = layer.final(features)
