@@ -150,9 +150,10 @@ class NoiseLadder:
         A cell that goes no lower than the path has been before holds no first crossing, and is left alone.
 
         Args:
-            measure: called with C [D, K] and its position, one of the dyadic grid; 1 at position 0 and falling.
+            measure: called with C [D, K] and its position, one of the dyadic grid; 1 at position 0, and falling by and
+                large: it may be lower on the way than at the end.
             tolerance: a cell that ends no further below the lowest value before it is not divided.
-            progress: called with the share of the way from 1 down to the last value that is done.
+            progress: called with the share of the way from 1 down to the last value that is done, 0 to 1.
         """
         start, end = self._start(), self._end()
         found = [(at, measure(self._whole(array, at), at)) for at, array in ((0, start), (POSITIONS, end))]
@@ -162,7 +163,7 @@ class NoiseLadder:
             low, at_low, value_low, high, at_high, value_high = cells.pop()
             lowest = min(lowest, value_low)
             if progress:
-                progress((1.0 - lowest) / max(1e-9, 1.0 - found[1][1]))
+                progress(min(1.0, (1.0 - lowest) / max(1e-9, 1.0 - found[1][1])))
             middle = (low + high) // 2
             if middle == low or value_high >= lowest - tolerance:
                 continue

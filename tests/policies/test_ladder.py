@@ -99,6 +99,13 @@ def test_exploring_the_path_meets_the_matrices_of_its_positions() -> None:
         assert torch.equal(by_value[round(value, 9)], rungs.matrix(position))
 
 
+def test_exploring_tells_how_far_it_is_though_the_path_be_lower_on_the_way_than_at_its_end() -> None:
+    told: list[float] = []
+    found = ladder().explore(lambda _c, at: abs(1.0 - 1.6 * at / POSITIONS), 0.05, told.append)
+    assert min(value for _, value in found) < found[-1][1]
+    assert told == sorted(told) and told[0] == 0.0 and told[-1] == 1.0
+
+
 def test_near_inputs_get_near_noise_and_far_ones_do_not() -> None:
     base = torch.randn(200, FEATURES, generator=torch.Generator().manual_seed(1))
     rungs, sigma = ladder(length_scale=2.0), math.sqrt(variance(MIDDLE))
