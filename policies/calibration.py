@@ -103,12 +103,12 @@ class Calibration:
         depth: int,
         at: Tensor | None = None,
         relative_length_scale: float = 0.8,
-        length_scale: float | None = None,
         metric: Tensor | None = None,
         block: int = 1,
+        balance: bool = False,
+        field: Calibration | None = None,
         field_features: Tensor | None = None,
         readout: Readout | None = None,
-        balance: Balance | bool = False,
         contention: int = 2,
         tolerance: float = 0.004,
         progress: Callable[[float], None] | None = None,
@@ -121,13 +121,14 @@ class Calibration:
             at: [N] int64, for answers that lead to the next input, as a text's tokens do: the ladder position at which
                 each row's answer was being given. A level is solved on the rows given nearest to it.
             relative_length_scale: ell in median distances between features of one predicted class.
-            length_scale: ell itself, for a refit of an existing field.
             metric: [H, m] from `duplicate_metric`, or None.
             block: for masks, side of the squares that share their noise, in logits.
+            balance: whether to solve class offsets with which a level answers each class as often as the clean model
+                does, on all K logits.
+            field: for a refit, the calibration whose noise field is kept: depth, length scale, metric, block and
+                balance are then its own.
             field_features: [N, H] what the field sees of each row where that is not its features: a block's mean.
             readout: for masks, interpolation to the client's resolution.
-            balance: whether to solve class offsets with which a level answers each class as often as the clean model
-                does, on all K logits; those of an existing field, for a refit of it.
             contention: how many of the highest logits contend for focus.
             tolerance: agreement between neighbouring points of the curve, below which it is taken as linear.
             progress: called with the share done, 0 to 1.
@@ -138,17 +139,19 @@ class Calibration:
         if features.shape[0] != len(logits) or features.shape[0] < 100:
             raise ValueError(f"calibration needs at least 100 rows of features and logits, not {features.shape[0]}")
         seen = features if field_features is None else field_features
-        space = seen if metric is None else seen.float() @ metric.to(seen.device)
         highest = logits if isinstance(logits, Candidates) else Candidates.of(logits, max(contention, 2))
-        ell = length_scale or _round(relative_length_scale * _median_distance(space, highest.index[:, 0]))
         favour, avoid = _focus_gaps(highest if at is None else highest[at == at.min()], contention)
-        kept = balance if isinstance(balance, Balance) else None
-        unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block, kept)
+        if field is None:
+            space = seen if metric is None else seen.float() @ metric.to(seen.device)
+            ell = _round(relative_length_scale * _median_distance(space, highest.index[:, 0]))
+            unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block)
+        else:
+            balance, unsolved = False, replace(field, fingerprint=fingerprint, favour_gap=favour, avoid_gap=avoid)
         ladder = unsolved.ladder(secret, features=features.shape[1], classes=highest.classes)
         phi = ladder.phi(seen)
-        measure = Balancer(phi, logits, readout) if balance is True else Delivered(phi, logits, readout, at)
+        measure = Balancer(phi, logits, readout) if balance else Delivered(phi, logits, readout, at)
         curve = _falling(ladder.explore(measure, tolerance, progress))
-        found = measure.balance() if isinstance(measure, Balancer) else kept
+        found = measure.balance() if isinstance(measure, Balancer) else unsolved.balance
         return replace(unsolved, curve=curve, rows=measure.rows, balance=found)
 
     def ladder(self, secret: bytes, *, features: int, classes: int) -> NoiseLadder:

@@ -118,7 +118,7 @@ class LabelAttack:
         for turn in range(number):
             half = torch.randperm(len(source.sample.logits), generator=torch.Generator().manual_seed(turn))
             part = source.sample.part(half[: len(half) // 2])
-            refit = source.field.fit(source.number, part, source.calibration.length_scale, tolerance=0.01)
+            refit = source.field.fit(source.number, part, source.calibration, tolerance=0.01)
             answers.append(source.at(phi, logits, refit.position(self.level)))
         return self.vote(torch.stack(answers, dim=1))
 

@@ -41,9 +41,9 @@ class Field:
     metric: Tensor | None = None
 
     def fit(
-        self, number: int, sample: Sample, length_scale: float | None = None, tolerance: float = 0.004
+        self, number: int, sample: Sample, stored: Calibration | None = None, tolerance: float = 0.004
     ) -> Calibration:
-        """Solve the levels under a secret; with a length scale of its own, as a refit does."""
+        """Solve the levels under a secret, or refit those that are stored."""
         return Calibration.fit(
             secret(number),
             FINGERPRINT,
@@ -51,8 +51,8 @@ class Field:
             sample.logits,
             depth=self.depth,
             relative_length_scale=self.length_scale,
-            length_scale=length_scale,
             metric=self.metric,
+            field=stored,
             tolerance=tolerance,
         )
 

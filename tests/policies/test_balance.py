@@ -1,5 +1,7 @@
 """Class offsets of a noise field: every level answers each class as often as the clean model does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,9 +28,11 @@ def inputs(count: int, seed: int = 1) -> Tensor:
     return 4.0 * torch.randn(count, FEATURES, generator=torch.Generator().manual_seed(seed))
 
 
-def fitted(secret: bytes = SECRET, *, balance: Balance | bool = True, seed: int = 1, **field: float) -> Calibration:
+def fitted(
+    secret: bytes = SECRET, *, balance: bool = True, seed: int = 1, field: Calibration | None = None
+) -> Calibration:
     x = inputs(6000, seed)
-    return Calibration.fit(secret, "model", x, skewed()(x), depth=64, balance=balance, **field)  # type: ignore[arg-type]
+    return Calibration.fit(secret, "model", x, skewed()(x), depth=64, balance=balance, field=field)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +117,8 @@ def test_a_field_without_balance_or_with_another_is_another_field(calibration: C
     assert calibration.balance is not None
     moved = Balance(calibration.balance.positions, calibration.balance.offsets + 0.1)
     layer = ModulatedLayer(skewed(), calibration, SECRET)
-    for balance in (False, moved):
-        other = fitted(balance=balance, length_scale=calibration.length_scale)
+    for other in (fitted(balance=False), replace(calibration, balance=moved)):
+        assert other.length_scale == calibration.length_scale
         assert not calibration.same_field(other) and not other.same_field(calibration)
         with pytest.raises(ValueError, match="balance"):
             layer.recalibrate(other)
@@ -127,7 +131,7 @@ def test_a_calibration_stored_before_there_was_balance_keeps_its_field() -> None
 
 
 def test_a_refit_on_other_inputs_keeps_the_offsets(calibration: Calibration) -> None:
-    refit = fitted(balance=calibration.balance or False, seed=5, length_scale=calibration.length_scale)
+    refit = fitted(seed=5, field=calibration)
     assert refit.same_field(calibration) and refit.curve != calibration.curve
     one, other = (c.ladder(SECRET, features=FEATURES, classes=CLASSES) for c in (calibration, refit))
     assert torch.equal(one.matrix(17_001), other.matrix(17_001))
@@ -135,7 +139,7 @@ def test_a_refit_on_other_inputs_keeps_the_offsets(calibration: Calibration) -> 
 
 
 def test_balance_is_added_to_the_ladders_own_noise(calibration: Calibration) -> None:
-    plain = fitted(balance=False, length_scale=calibration.length_scale)
+    plain = fitted(balance=False)
     own, bare = (c.ladder(SECRET, features=FEATURES, classes=CLASSES) for c in (calibration, plain))
     x, positions = inputs(20), torch.tensor([0, 16_000] * 10)
     assert calibration.balance is not None
@@ -147,10 +151,7 @@ def test_balance_is_added_to_the_ladders_own_noise(calibration: Calibration) -> 
 
 def test_rows_at_full_utility_and_focus_are_as_without_balance(calibration: Calibration) -> None:
     x = inputs(6)
-    layers = [
-        ModulatedLayer(skewed(), c, SECRET).requires_grad_(False)
-        for c in (calibration, fitted(balance=False, length_scale=calibration.length_scale))
-    ]
+    layers = [ModulatedLayer(skewed(), c, SECRET).requires_grad_(False) for c in (calibration, fitted(balance=False))]
     rows = [RowTerms(1.0), RowTerms(0.7), RowTerms(1.0, {3: 0.9}), RowTerms(0.7, {2: -0.5}), RowTerms(), RowTerms(0.9)]
     outs = []
     for layer in layers:

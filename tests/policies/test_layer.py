@@ -80,9 +80,7 @@ def test_a_restart_changes_nothing(layer: ModulatedLayer, calibration: Calibrati
 
 def test_a_refit_moves_levels_along_the_same_noise(calibration: Calibration) -> None:
     x = inputs(3000, seed=5)
-    refit = Calibration.fit(
-        SECRET, "model", x, linear()(x).detach(), depth=calibration.depth, length_scale=calibration.length_scale
-    )
+    refit = Calibration.fit(SECRET, "model", x, linear()(x).detach(), depth=128, field=calibration)
     one = calibration.ladder(SECRET, features=FEATURES, classes=CLASSES)
     other = refit.ladder(SECRET, features=FEATURES, classes=CLASSES)
     assert torch.equal(one.matrix(12_345), other.matrix(12_345))
@@ -91,9 +89,7 @@ def test_a_refit_moves_levels_along_the_same_noise(calibration: Calibration) -> 
 def test_a_layer_takes_a_refit_in_place_and_keeps_a_positions_noise(layer: ModulatedLayer) -> None:
     blurred = 0.6 * inputs(3000, seed=5)
     old = layer.calibration
-    refit = Calibration.fit(
-        SECRET, "model", blurred, linear()(blurred).detach(), depth=128, length_scale=old.length_scale
-    )
+    refit = Calibration.fit(SECRET, "model", blurred, linear()(blurred).detach(), depth=128, field=old)
 
     def delivered() -> float:
         clean = layer.final(blurred).argmax(dim=1)

@@ -129,9 +129,7 @@ def test_other_levels_and_a_refit_leave_the_noise_of_a_position_alone() -> None:
     for level in LEVELS:
         layer.prepare(RowTerms(level))
     first = layer.calibration
-    refit = Calibration.fit(
-        SECRET, "model", x, 3.0 * layer.final(x), depth=first.depth, length_scale=first.length_scale
-    )
+    refit = Calibration.fit(SECRET, "model", x, 3.0 * layer.final(x), depth=first.depth, field=first)
     assert refit.position(0.7) != first.position(0.7)
     again = refit.ladder(SECRET, features=FEATURES, classes=CLASSES)
     assert torch.equal(again.noise(x, torch.full((500,), LOW)), before)
