@@ -55,19 +55,14 @@ class ModulatedLayer(nn.Module):
         """The lowest level this layer delivers."""
         return self.calibration.floor
 
-    def prepare(self, terms: RowTerms) -> Tensor | None:
-        """Build the matrices that these terms need, so that no batch waits for them. Safe from any thread.
-
-        Returns:
-            The level's own, None at 1.0. Whoever holds it keeps it at hand, whatever levels others ask for meanwhile.
-        """
-        position = self._position(terms.level)
-        matrix = self.matrix_at(position) if position else None
+    def prepare(self, terms: RowTerms) -> None:
+        """Build the matrices that these terms need, so that no batch waits for them. Safe from any thread."""
+        if position := self._position(terms.level):
+            self.matrix_at(position)
         if terms.focus and self._focus_columns is None:
             with self._building:
                 if self._focus_columns is None:
                     self._focus_columns = self.ladder.focus_matrix().T.contiguous().to(self._device)
-        return matrix
 
     def matrix(self, level: float) -> Tensor:
         """C [D, K] float32 at which a level below 1.0 is delivered, on the layer's device. Safe from any thread."""

@@ -5,16 +5,25 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
-
-from torch import Tensor
 
 LIMIT_BYTES = 2**28
 """42 levels of a vocabulary of 49,152 at D = 32, and every level of an image model."""
 
 
-class Matrices:
-    """Matrices [D, K] float32 by ladder position. Safe from any thread.
+class Sized(Protocol):
+    """What tells its size in bytes, as a tensor does."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+M = TypeVar("M", bound=Sized)
+
+
+class Matrices(Generic[M]):
+    """Matrices [D, K] float32, as tensors or laid out otherwise, by ladder position. Safe from any thread.
 
     Those used last are kept as far as `limit` goes, and at least one. Who still holds another one, as a batch or a
     sequence under way does, shares it with all that ask for it: so memory is `limit` and one matrix for each further
@@ -25,13 +34,13 @@ class Matrices:
         limit: in bytes.
     """
 
-    def __init__(self, build: Callable[[int], Tensor], limit: int = LIMIT_BYTES) -> None:
+    def __init__(self, build: Callable[[int], M], limit: int = LIMIT_BYTES) -> None:
         self._build, self._limit = build, limit
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
-        self._alive: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        self._kept: OrderedDict[int, M] = OrderedDict()
+        self._alive: WeakValueDictionary[int, M] = WeakValueDictionary()
         self._building, self._lock = threading.Lock(), threading.Lock()
 
-    def at(self, position: int, *, keep: bool = True) -> Tensor:
+    def at(self, position: int, *, keep: bool = True) -> M:
         """The matrix of a position.
 
         Args:
@@ -55,13 +64,12 @@ class Matrices:
         with self._lock:
             return list(self._kept)
 
-    def _found(self, position: int) -> Tensor | None:
+    def _found(self, position: int) -> M | None:
         with self._lock:
             return self._alive.get(position)
 
-    def _use(self, position: int, matrix: Tensor) -> None:
+    def _use(self, position: int, matrix: M) -> None:
         self._kept[position] = matrix
         self._kept.move_to_end(position)
-        size = matrix.numel() * matrix.element_size()  # all are of one shape
-        while len(self._kept) > max(1, self._limit // size):
+        while len(self._kept) > max(1, self._limit // matrix.nbytes):  # all are of one size
             self._kept.popitem(last=False)

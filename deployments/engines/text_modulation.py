@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deployments.engines.level_matrices import LevelMatrices, LevelMatrix
+from deployments.engines.level_matrix import LevelMatrix
 from deployments.engines.text_focus import FocusPlan, TextFocus, plan_focus
 from deployments.engines.words import FocusEntry
 from policies.layer import Modulated, ModulatedLayer, RowTerms
+from policies.matrices import Matrices
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,27 @@ class TextModulation:
     def __init__(self, layer: ModulatedLayer, seats: int) -> None:
         self._layer, self._seats = layer, seats
         self._device = next(layer.final.parameters()).device
-        self._matrices = LevelMatrices(layer)
+        self._matrices = Matrices(lambda position: LevelMatrix(layer.matrix_at(position)))
         self._focus = TextFocus(seats, layer.contention, self._device)
 
     def prepare(self, terms: TextTerms) -> LevelMatrix | None:
         """Build what these terms need, so that no step waits for it. From any thread.
 
         Returns:
-            The level's own matrix, None at 1.0. Whoever holds it keeps it at hand, as `ModulatedLayer.prepare`.
+            The level's own matrix, None at 1.0. Whoever holds it keeps it at hand, whatever levels others ask for
+            meanwhile.
         """
         self._layer.prepare(RowTerms(self._delivered(terms), {entry.token: f for entry, f in terms.focus.items()}))
         position = self.position(terms)
-        return self._matrices.at(position) if position else None
+        return self._matrix_at(position) if position else None
 
     def position(self, terms: TextTerms) -> int:
         """Where on the ladder a level is delivered now."""
         return self._layer.calibration.position(self._delivered(terms))
+
+    def _matrix_at(self, position: int) -> LevelMatrix:
+        # Held by the sequences under way alone: the layer keeps levels that have none, in half the memory.
+        return self._matrices.at(position, keep=False)
 
     def _delivered(self, terms: TextTerms) -> float:
         # A refit may have raised the floor above the level of a sequence under way.
@@ -93,7 +99,7 @@ class TextModulation:
         for position, seats in sorted(seated.items()):
             which = torch.zeros(self._seats + 1, 1)
             which[seats] = 1.0
-            levels.append(LevelSeats(self._matrices.at(position), len(seats), which.to(self._device)))
+            levels.append(LevelSeats(self._matrix_at(position), len(seats), which.to(self._device)))
         focus = {seat: own.focus for seat, own in terms.items() if own.focus}
         return TermsPlan(tuple(levels), plan_focus(focus, self._seats, self._layer) if focus else None)
 

@@ -14,7 +14,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 from transformers.generation.continuous_batching.requests import FutureRequestState
 
 from deployments.engines.draws import DrawPlan, DrawTables
-from deployments.engines.level_matrices import LevelMatrix
+from deployments.engines.level_matrix import LevelMatrix
 from deployments.engines.live import LiveRows
 from deployments.engines.sampling import SamplingParams
 from deployments.engines.text_modulation import TermsPlan, TextModulation, TextTerms

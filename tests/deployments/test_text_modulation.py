@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,6 +86,22 @@ def test_a_step_compiles_as_one_graph(layer: ModulatedLayer) -> None:
     logits = layer.final(features)
     compiled = torch.compile(lambda x, z: made.modulate(x, z, slots, plan).logits, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(features, logits), made.modulate(features, logits, slots, plan).logits)
+
+
+def test_a_level_is_laid_out_once_for_its_sequences_and_given_up_by_the_last(layer: ModulatedLayer) -> None:
+    made = TextModulation(layer, SEATS)
+    with ThreadPoolExecutor(8) as pool:
+        held = list(pool.map(made.prepare, [TextTerms(0.5)] * 16 + [TextTerms(0.9)]))
+    assert held[0] is not None and all(one is held[0] for one in held[:-1]) and held[-1] is not held[0]
+    plan = made.plan({0: TextTerms(0.5), 1: TextTerms(0.9)})
+    assert {id(level.matrix) for level in plan.levels} == {id(held[0]), id(held[-1])}
+    left = weakref.ref(held[0])
+    held.clear()
+    gc.collect()
+    assert left() is not None
+    del plan
+    gc.collect()
+    assert left() is None
 
 
 def test_rows_of_no_seat_keep_their_logits(layer: ModulatedLayer) -> None:

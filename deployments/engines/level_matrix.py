@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from weakref import WeakValueDictionary
-
 from torch import Tensor
 
 from deployments.engines.packed_linear import pack, packable, packed_product
-from policies.layer import ModulatedLayer
 
 
 class LevelMatrix:
@@ -25,6 +21,11 @@ class LevelMatrix:
         self.plain = matrix
         self._packed = pack(matrix.T) if packable(matrix) else None
 
+    @property
+    def nbytes(self) -> int:
+        """Of all layouts, in bytes."""
+        return self.plain.nbytes * (1 if self._packed is None else 2)
+
     def noise(self, phi: Tensor, most: int) -> Tensor:
         """The level's noise at phi [N, D]: [N, V] float32.
 
@@ -32,21 +33,3 @@ class LevelMatrix:
             most: how many rows there can be, by which the layout is chosen: N itself may not be known to a compiler.
         """
         return phi @ self.plain if self._packed is None or most == 1 else packed_product(phi, self._packed)
-
-
-class LevelMatrices:
-    """Level matrices by ladder position, each for as long as somebody holds it. Safe from any thread."""
-
-    def __init__(self, layer: ModulatedLayer) -> None:
-        self._layer = layer
-        self._held: WeakValueDictionary[int, LevelMatrix] = WeakValueDictionary()
-        self._lock = threading.Lock()
-
-    def at(self, position: int) -> LevelMatrix:
-        """That of a position above 0; may take a second where the layer has not kept its matrix."""
-        matrix = self._layer.matrix_at(position)
-        with self._lock:
-            found = self._held.get(position)
-            if found is None:
-                found = self._held[position] = LevelMatrix(matrix)
-        return found
