@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from deployments.config import REPOSITORY
-from deployments.engines.classifier import ImageClassifier
-from deployments.engines.generator import Generator, SamplingParams
-from deployments.engines.images import decode_image
-from deployments.engines.segmenter import ImageSegmenter
+from deployments.engines.images.classifier import ImageClassifier
+from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.segmenter import ImageSegmenter
+from deployments.engines.text.generator import Generator, SamplingParams
 from policies.terms import Modulation, Share
 
 sys.path.insert(0, str(REPOSITORY / "models"))

@@ -1,12 +1,12 @@
-"""What the modulated layer costs, as a share of the forward pass, measured in the engines that serve.
+"""What the head costs, as a share of the forward pass, measured in the engines that serve.
 
 Eight items a batch: at one, two, three and eight levels below 1.0, at 1.0, 0.9 and 0.7 together, and with focus,
 against the same batch at level 1.0, interleaved, medians. Time is processor time of the thread that computes, which
 other work on the machine disturbs least. Random inputs and a made-up calibration: neither changes what is computed.
 
-"layer" is what the modulated layer takes beyond the plain one, "answer" what reading and auditing the modulated logits
-takes beyond reading the clean ones; for text both are in the engine's one logits processor. Both as shares of the clean
-forward pass.
+"head" is what the final layer with its head, and writing the slots, take beyond level 1.0; "answer" what reading and
+auditing the modulated logits takes beyond reading the clean ones, which for text is in the engine's one logits
+processor and counted to the head. Both as shares of the clean forward pass.
 
 Usage: OMP_NUM_THREADS=1 python -m benchmarks.layer_cost [--models NAME ...] [--rounds N]; where there is a CUDA device,
 benchmarks/layer_cost_cuda.py is run after it.
@@ -31,14 +31,16 @@ from PIL import Image
 from benchmarks.layer_cost_cuda import measure_cuda
 from deployments.config import REPOSITORY, ModelSpec, Task
 from deployments.engines.calibrated import CalibratedEngine
-from deployments.engines.classifier import ImageClassifier
-from deployments.engines.generator import Generator, SamplingParams
-from deployments.engines.segmenter import ImageSegmenter
-from deployments.engines.text_rows import ModulatedRows
-from policies.balance import Balance
-from policies.calibration import Calibration
-from policies.ladder import POSITIONS
-from policies.layer import layer_shape
+from deployments.engines.images.classifier import ImageClassifier
+from deployments.engines.images.segmenter import ImageSegmenter
+from deployments.engines.text.generator import Generator, SamplingParams
+from deployments.engines.text.seats import Seats
+from policies.calibration.calibration import Calibration
+from policies.field.balance import Balance
+from policies.field.variance import POSITIONS
+from policies.head.attachment import layer_shape
+from policies.head.head import Head
+from policies.head.slots import Setting
 from policies.terms import Modulation, Share
 
 SECRET = b"benchmarks/layer_cost.py"
@@ -101,7 +103,7 @@ def report(model: str, found: dict[str, Times]) -> None:
     """Print a row a mix, as a Markdown table."""
     clean = {name: statistics.median(getattr(found[CLEAN], name)) for name in ("forward", "layer", "answer")}
     print(f"\n{model}: forward {clean['forward'] * 1e3:.1f} ms, {torch.get_num_threads()} thread(s)\n")
-    print("| batch | layer, ms | layer | answer | together, end to end |\n|---|---|---|---|---|")
+    print("| batch | head, ms | head | answer | together, end to end |\n|---|---|---|---|---|")
     for name, times in found.items():
         layer = statistics.median(times.layer) - clean["layer"]
         answer = statistics.median(times.answer) - clean["answer"]
@@ -119,8 +121,16 @@ def measure_vision(name: str, rounds: int) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (BATCH, height, width, 3), dtype=np.uint8)
     pixels = [engine.preprocess(Image.fromarray(picture)) for picture in noise]
     seconds: list[float] = []
-    engine.layer.register_forward_pre_hook(lambda *_: seconds.append(-clock()))
-    engine.layer.register_forward_hook(lambda *_: seconds.append(clock() + seconds.pop()))
+    engine.final.register_forward_pre_hook(lambda *_: seconds.append(seconds.pop() - clock()), prepend=True)
+    engine.final.register_forward_hook(lambda *_: seconds.append(clock() + seconds.pop()))
+    write_all = engine.head.write_all
+
+    def timed(settings: Sequence[Setting]) -> None:
+        started = clock()
+        write_all(settings)
+        seconds.append(clock() - started)
+
+    engine.head.write_all = timed  # type: ignore[method-assign]
     batches = mixes(focus)
     found = {mix: Times() for mix in batches}
     for turn in range(rounds + 1):
@@ -140,22 +150,35 @@ def measure_vision(name: str, rounds: int) -> None:
 
 
 @contextmanager
-def processor_times() -> Iterator[list[tuple[float, float, int]]]:
-    """Start, end and rows of every call of the text engine's logits processor, by its own thread's processor time."""
-    calls: list[tuple[float, float, int]] = []
-    plain = ModulatedRows.__call__
+def step_times() -> Iterator[list[tuple[float, float, int]]]:
+    """Of every step of the text engine: its end, what its slots, head and draws took of it, and its rows.
 
-    def timed(self: ModulatedRows, scores: torch.Tensor, tensor_arg: torch.Tensor) -> torch.Tensor:
-        started = clock()
-        answer = plain(self, scores, tensor_arg)
-        calls.append((started, clock(), len(scores)))
-        return answer
+    By processor time of the engine's own thread.
+    """
+    steps: list[tuple[float, float, int]] = []
+    spent = 0.0
+    plain = {(Seats, "_begin"): Seats._begin, (Head, "forward"): Head.forward, (Seats, "__call__"): Seats.__call__}
 
-    ModulatedRows.__call__ = timed  # type: ignore[method-assign]
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
+            nonlocal spent
+            started = clock()
+            answer = call(*args)
+            spent += clock() - started
+            if call is plain[Seats, "__call__"]:
+                steps.append((clock(), spent, len(args[1])))
+                spent = 0.0
+            return answer
+
+        return wrapper
+
+    for (owner, name), call in plain.items():
+        setattr(owner, name, timed(call))
     try:
-        yield calls
+        yield steps
     finally:
-        ModulatedRows.__call__ = plain  # type: ignore[method-assign]
+        for (owner, name), call in plain.items():
+            setattr(owner, name, call)
 
 
 async def generate(engine: Generator, modulations: Sequence[Modulation], prompt_tokens: int, tokens: int) -> None:
@@ -177,7 +200,7 @@ async def measure_text(rounds: int) -> None:
     batches = mixes("ocean")
     decode, prefill = {mix: Times() for mix in batches}, {mix: Times() for mix in batches}
     try:
-        with processor_times() as calls:
+        with step_times() as calls:
             for modulations in batches.values():
                 await generate(engine, modulations, 4, 2)  # builds matrices
             for _ in range(rounds):
@@ -188,12 +211,11 @@ async def measure_text(rounds: int) -> None:
                 for mix, modulations in batches.items():
                     calls.clear()
                     await generate(engine, modulations, 4, 1)
-                    begun = calls[-1][1]
+                    begun = calls[-1][0]
                     await generate(engine, modulations, PREFILL_TOKENS, 1)
                     long = [call for call in calls if call[0] > begun]
-                    spent = sum(end - start for start, end, _ in long)
-                    prefill[mix].layer.append(spent)
-                    prefill[mix].forward.append(long[-1][1] - begun)
+                    prefill[mix].layer.append(sum(spent for _, spent, _ in long))
+                    prefill[mix].forward.append(long[-1][0] - begun)
                     prefill[mix].answer.append(0.0)
         memory(engine)
     finally:
@@ -205,18 +227,18 @@ async def measure_text(rounds: int) -> None:
 def _take_decode(times: Times, calls: Sequence[tuple[float, float, int]]) -> None:
     """Medians over a round's steps in which every sequence had a token drawn, and the step before likewise."""
     steps = [
-        (end - before_end, end - start)
-        for (_, before_end, before_rows), (start, end, rows) in zip(calls, calls[1:], strict=False)
+        (end - before_end, spent)
+        for (before_end, _, before_rows), (end, spent, rows) in zip(calls, calls[1:], strict=False)
         if rows == before_rows == BATCH
     ]
     times.forward.append(statistics.median(step for step, _ in steps))
-    times.layer.append(statistics.median(call for _, call in steps))
+    times.layer.append(statistics.median(spent for _, spent in steps))
     times.answer.append(0.0)
 
 
 def memory(engine: CalibratedEngine) -> None:
     """Print what a level, the focus field and the field itself hold."""
-    ladder = engine.layer.ladder
+    ladder = engine.head.ladder
     level, field_ = ladder.focus_matrix().numel() * 4, (ladder.w.numel() + ladder.b.numel()) * 4
     print(
         f"\n{engine.model_id}: D = {ladder.depth}, K = {ladder.classes}; {level:,} bytes a level, as many for focus,",

@@ -1,7 +1,7 @@
-"""What the modulated layer costs on a GPU, for models of ResNet's, SegFormer's and Llama's shapes with random weights.
+"""What the modulation head costs on a GPU, for models of ResNet's, SegFormer's and Llama's shapes with random weights.
 
-The share of the forward pass with every row below 1.0, against what moving its bytes takes at the memory bandwidth
-that a large copy shows; rows by one static product as well, captured in a CUDA graph.
+The share of the forward pass with every item below 1.0, against what moving its bytes takes at the memory bandwidth
+that a large copy shows; and the same captured in a CUDA graph.
 
 Usage: python -m benchmarks.layer_cost_cuda
 """
@@ -19,11 +19,9 @@ import torchvision
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, SegformerConfig, SegformerForSemanticSegmentation
 
-from deployments.engines.text_modulation import TextModulation, TextTerms
-from policies.calibration import Calibration
-from policies.ladder import POSITIONS
-from policies.layer import ModulatedLayer, layer_shape
-from policies.rows import RowTerms
+from policies import Calibration, Head, Setting
+from policies.field.variance import POSITIONS
+from policies.head.attachment import layer_shape
 
 SECRET = b"benchmarks/layer_cost_cuda.py"
 LEVELS = (0.9, 0.7, 0.8, 0.6, 0.95, 0.85, 0.75, 0.65)
@@ -148,36 +146,31 @@ def measure(case: Case, per_second: float, repeats: int = 30) -> Iterator[str]:
     device, batch = case.inputs.device, len(case.inputs)
     curve = ((0, 1.0), (POSITIONS, 0.1))
     calibration = Calibration("cost", 10.0, case.depth, curve, (1.0,), (1.0,), 1000, None, case.block)
-    layer = ModulatedLayer(case.final, calibration, SECRET)
+    width, classes = layer_shape(case.final)
     features = case.run(case.inputs)
     logits: Tensor = case.final(features)
     whole = seconds(lambda: case.final(case.run(case.inputs)), device, repeats)
-    level = 4 * case.depth * layer.ladder.classes
     for levels in (1, 2, 3, 8):
-        terms = layer.compile([RowTerms(LEVELS[i % levels]) for i in range(batch)])
-        modulate = layer.modulate_map if isinstance(case.final, nn.Conv2d) else layer.modulate
-        took = seconds(partial(modulate, features, logits, terms), device, repeats)
+        # A head of its own for each: cells are laid out once for the most levels that were in use.
+        head = Head(calibration, SECRET, features=width, classes=classes, slots=batch, device=device)
+        head.write_all([Setting(LEVELS[i % levels]) for i in range(batch)])
+        step = partial(head, features, logits, head.slots_of(batch))
+        took = seconds(step, device, repeats)
         limit = bytes_moved(case, features, logits, levels) / per_second
         line = f"| {case.name} | {levels} | {took * 1e3:.3f} | {limit * 1e3:.3f} | {took / whole:.2%} |"
-        yield f"{line} {graph_ms(layer, features, logits, levels)} | {whole * 1e3:.2f} | {level:,} |"
+        yield f"{line} {graph_ms(step, device)} | {whole * 1e3:.2f} | {4 * case.depth * classes:,} |"
 
 
-def graph_ms(layer: ModulatedLayer, features: Tensor, logits: Tensor, levels: int) -> str:
-    """A text step, of rows alone, replayed from a CUDA graph; without a GPU as it is."""
-    if logits.ndim != 2:
-        return "-"
-    terms = {seat: TextTerms(LEVELS[seat % levels]) for seat in range(len(logits))}
-    modulation = TextModulation(layer, len(logits))
-    plan, seats, clean = modulation.plan(terms), torch.arange(len(logits), device=logits.device), logits.float()
-    step = partial(modulation.modulate, features, clean, seats, plan)
-    if logits.device.type != "cuda":
-        return f"{seconds(step, logits.device) * 1e3:.3f}"
+def graph_ms(step: Callable[[], object], device: torch.device) -> str:
+    """The same, replayed from a CUDA graph; without a GPU as it is."""
+    if device.type != "cuda":
+        return f"{seconds(step, device) * 1e3:.3f}"
     step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return f"{seconds(graph.replay, logits.device) * 1e3:.3f}"
+    return f"{seconds(graph.replay, device) * 1e3:.3f}"
 
 
 def measure_cuda() -> None:
@@ -188,7 +181,7 @@ def measure_cuda() -> None:
     device = torch.device("cuda")
     per_second = bandwidth(device)
     print(f"\n{torch.cuda.get_device_name(device)}, {per_second / 1e9:.0f} GB/s; batch of 8, bfloat16\n")
-    print("| model | levels | layer, ms | limit, ms | of the forward | as a graph, ms | forward, ms | bytes a level |")
+    print("| model | levels | head, ms | limit, ms | of the forward | as a graph, ms | forward, ms | bytes a level |")
     print("|---|---|---|---|---|---|---|---|")
     for case in cases(device):
         for row in measure(case, per_second):

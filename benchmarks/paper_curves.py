@@ -23,14 +23,14 @@ from PIL import Image
 from torch import Tensor
 
 from deployments.config import REPOSITORY
-from deployments.engines.generator import Generator
-from deployments.engines.segmenter import ImageSegmenter
-from deployments.engines.text_stream import Choose, Rows, write
-from deployments.engines.vision import VisionEngine
-from policies.calibration import Calibration
+from deployments.engines.images.engine import VisionEngine
+from deployments.engines.images.segmenter import ImageSegmenter
+from deployments.engines.text.generator import Generator
+from policies.calibration.calibration import Calibration
 from policies.closed_form import NODES, REACH, agreement
-from policies.ladder import MAX_VARIANCE, MIN_VARIANCE, POSITIONS, NoiseLadder
-from policies.layer import as_rows, block_means, block_of
+from policies.field.ladder import NoiseLadder
+from policies.field.variance import MAX_VARIANCE, MIN_VARIANCE, POSITIONS
+from policies.head.blocks import block_means, spread
 from policies.reference import independent_focus, independent_utility
 
 matplotlib.use("Agg")
@@ -151,13 +151,19 @@ def pixels_of(engine: ImageSegmenter, files: Sequence[Path]) -> Pixels:
         height, width = features.shape[-2:]
         labelled = Image.open(file.parents[1] / "labels" / f"{file.stem}.png")
         labels = labelled.resize((width, height), Image.Resampling.NEAREST)
-        seen = as_rows(engine.final, block_means(features, calibration.block))
-        xi = (ladder.phi(seen) @ xi_column)[block_of(height, width, calibration.block, features.device)]
+        means = block_means(features, calibration.block)
+        squares = (ladder.phi(places(means)) @ xi_column).reshape(len(means), *means.shape[-2:], 1).movedim(-1, 1)
+        xi = places(spread(squares, calibration.block, height, width))
         truth = torch.from_numpy(np.array(labels)).long().flatten()
         known = truth < VOID
-        logits = as_rows(engine.final, engine.final(features)).float()
+        logits = places(engine.final(features)).float()
         parts.append((logits[known], truth[known], xi[known, 0]))
     return Pixels(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def places(maps: Tensor) -> Tensor:
+    """[B, C, h, w] to [B * h * w, C]."""
+    return maps.movedim(1, -1).flatten(0, -2)
 
 
 def focus_sweep(pixels: Pixels, target: int, classes: int) -> dict[str, list[tuple[float, ...]]]:
@@ -207,8 +213,8 @@ def text(out: Path) -> None:
     engine = Generator.load(SMOLLM2, torch.device("cpu"))
     prompts = text_prompts(engine)[0][:TEXT_PROMPTS]
     points = text_sweep(engine, prompts)
-    clean = [write(engine.language_model, prompts[s : s + 8], TEXT_STEPS) for s in range(0, TEXT_PROMPTS, 8)]
-    base = math.exp(float(torch.cat([rows.surprise for rows in clean]).mean()))
+    clean = [written(engine, prompt, 1, lambda _features, logits: logits) for prompt in prompts]
+    base = math.exp(float(torch.cat([steps.surprise for steps in clean]).mean()))
     print(
         f"clean perplexity {base:.3f}\n| sigma | noise | agreement | closed form on the same steps | perplexity |\n"
         "|---|---|---|---|---|"
@@ -229,42 +235,75 @@ def text(out: Path) -> None:
     finish(figure, axes[0], out / "paper_text.png", f"{engine.model_id}, greedy, {TEXT_PROMPTS} prompts")
 
 
+class Steps(NamedTuple):
+    """Steps of several answers to one prompt: clean logits [N, V] float32, whether each token is the clean one [N], the
+    clean model's surprise at it [N] in nats, and the answer that it is a step of [N]."""
+
+    logits: Tensor
+    agreed: Tensor
+    surprise: Tensor
+    answer: Tensor
+
+
+Noise = Callable[[Tensor, Tensor], Tensor]
+"""Features [B, H] and clean logits [B, V] float32 of a step's answers to the logits that tokens are taken from."""
+
+
+@torch.no_grad()
+def written(engine: Generator, prompt: list[int], copies: int, noise: Noise) -> Steps:
+    """Greedy answers of the model's own `generate` to copies of a prompt, with noise at its final layer."""
+    clean: list[Tensor] = []
+
+    def add_noise(_module: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        clean.append(output[:, -1].float())
+        return noise(inputs[0][:, -1], clean[-1])[:, None]
+
+    ids = torch.tensor([prompt] * copies)
+    ends = sorted(engine.language_model.end_tokens)
+    hook = engine.final.register_forward_hook(add_noise)
+    try:
+        out = engine.language_model.model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TEXT_STEPS, eos_token_id=ends
+        )
+    finally:
+        hook.remove()
+    tokens = out[:, len(prompt) :]
+    ended = torch.isin(tokens, torch.tensor(ends)).cumsum(dim=1)
+    going = torch.cat([torch.ones_like(ended[:, :1]), ended[:, :-1] == 0], dim=1).bool()
+    logits, taken = torch.stack(clean, dim=1)[going], tokens[going]
+    surprise = logits.logsumexp(dim=1) - logits.gather(1, taken[:, None])[:, 0]
+    return Steps(logits, taken == logits.argmax(dim=1), surprise, going.nonzero()[:, 0])
+
+
 def text_sweep(engine: Generator, prompts: Sequence[list[int]]) -> dict[str, list[TextPoint]]:
     """By noise, a point at each of `TEXT_SIGMAS`: every prompt is answered under every noise at every sigma."""
-    choose, count = text_noises(engine), len(TEXT_SIGMAS)
-    found: list[Rows] = [
-        write(engine.language_model, prompts[s : s + 4], TEXT_STEPS, choose, 2 * count)
-        for s in range(0, len(prompts), 4)
-    ]
     points: dict[str, list[TextPoint]] = {}
-    for first, (name, _) in zip((0, count), NOISES, strict=True):
-        points[name] = []
-        for i, sigma in enumerate(TEXT_SIGMAS):
-            mine = [(rows, rows.stream % (2 * count) == first + i) for rows in found]
-            agreed = float(torch.cat([rows.agreed[m] for rows, m in mine]).float().mean())
-            nats = float(torch.cat([rows.surprise[m] for rows, m in mine]).mean())
-            logits = torch.cat([rows.logits.logits[m] for rows, m in mine])
-            points[name].append(TextPoint(agreed, math.exp(nats), float(agreement(logits, sigma).mean())))
+    for name, noise in text_noises(engine).items():
+        found: list[list[Any]] = [[] for _ in TEXT_SIGMAS]
+        for prompt in prompts:
+            steps = written(engine, prompt, len(TEXT_SIGMAS), noise)
+            for i, sigma in enumerate(TEXT_SIGMAS):
+                mine = steps.answer == i
+                found[i].append((steps.agreed[mine], steps.surprise[mine], agreement(steps.logits[mine], sigma)))
+        joined = [[torch.cat(part).double() for part in zip(*some, strict=True)] for some in found]
+        points[name] = [
+            TextPoint(float(same.mean()), math.exp(float(nats.mean())), float(line.mean()))
+            for same, nats, line in joined
+        ]
     return points
 
 
-def text_noises(engine: Generator) -> Choose:
-    """Of a prompt's copies, one for each sigma under independent noise, then one for each under the ladder's."""
+def text_noises(engine: Generator) -> dict[str, Noise]:
+    """By name, the noise of answers of which the i-th is given at `TEXT_SIGMAS[i]`."""
     pilot = engine.calibration_sample()
     field = Calibration.fit(SECRET, engine.fingerprint, pilot.features, pilot.logits, depth=engine.depth, tolerance=0.3)
     ladder = field.ladder(SECRET, features=engine.features, classes=engine.vocabulary)
-    matrices = [ladder.matrix(position_of(sigma)) for sigma in TEXT_SIGMAS]
-    generator, count = torch.Generator().manual_seed(0), len(TEXT_SIGMAS)
-
-    def choose(features: Tensor, logits: Tensor, numbers: Tensor) -> Tensor:
-        noisy, phi = logits.clone(), ladder.phi(features)
-        for i, (sigma, matrix) in enumerate(zip(TEXT_SIGMAS, matrices, strict=True)):
-            fresh, fixed = (numbers % (2 * count) == first + i for first in (0, count))
-            noisy[fresh] = independent_utility(noisy[fresh], sigma, generator)
-            noisy[fixed] += phi[fixed] @ matrix
-        return noisy
-
-    return choose
+    matrices = torch.stack([ladder.matrix(position_of(sigma)) for sigma in TEXT_SIGMAS])
+    sigmas, generator = torch.tensor(TEXT_SIGMAS)[:, None], torch.Generator().manual_seed(0)
+    return {
+        "independent": lambda _features, logits: independent_utility(logits / sigmas, 1.0, generator) * sigmas,
+        "ladder": lambda features, logits: logits + (ladder.phi(features)[:, None] @ matrices)[:, 0],
+    }
 
 
 def finish(figure: Any, axis: Any, path: Path, title: str) -> None:

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.tenancy_support import percentile
 from benchmarks.text_support import PROMPTS, ask_engine, load_engine, spread, text_spec
-from deployments.engines.generator import Generator, SamplingParams
+from deployments.engines.text.generator import Generator, SamplingParams
 from policies.terms import Modulation, Share
 from tenants.embedded import EmbeddedValkey
 

@@ -17,11 +17,12 @@ import torch
 import yaml
 
 from benchmarks.tenancy_support import NOISE_SECRET, REPOSITORY, percentile
-from deployments.calibrating import install_calibration
-from deployments.config import ModelSpec, StoreArgs
-from deployments.engines.generator import Generator, SamplingParams
-from deployments.store import StoreAccess
+from deployments.config import ModelSpec
+from deployments.engines.text.generator import Generator, SamplingParams
+from deployments.upkeep.keeper import calibration_key
+from policies.calibration.calibration import Calibration
 from policies.terms import Modulation, Share
+from tenants.store import TenantStore
 
 TEXT_MODEL = "smollm2-135m-instruct"
 LEVELS = (1.0, 0.9, 0.7)
@@ -153,8 +154,15 @@ async def load_engine(spec: ModelSpec, store_url: str) -> Generator:
     So a server on the same store answers with the same noise.
     """
     os.environ["AIM_NOISE_SECRET"] = NOISE_SECRET
+    secret = NOISE_SECRET.encode()
     engine = await asyncio.to_thread(Generator.load, spec, torch.device("cpu"))
-    await install_calibration(engine, spec, StoreAccess(None, StoreArgs(redis_url=store_url)))
+    async with await TenantStore.connect(store_url) as store:
+        key = calibration_key(engine, spec, secret)
+        stored = await store.load_calibration(key)
+        if stored is None:
+            solved = await asyncio.to_thread(lambda: engine.fit(engine.calibration_sample(), secret))
+            stored = json.loads(await store.save_calibration(key, solved.to_json()))
+    engine.install(Calibration.from_json(json.dumps(stored)), secret)
     return engine
 
 

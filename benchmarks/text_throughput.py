@@ -48,8 +48,8 @@ from benchmarks.text_support import (
     text_spec,
 )
 from deployments.config import ModelSpec
-from deployments.engines.language_models import LanguageModel, load_language_model
-from deployments.engines.text_scheduler import PAGE, STEP_TOKENS
+from deployments.engines.text.language_models import LanguageModel, load_language_model
+from deployments.engines.text.scheduler import PAGE, STEP_TOKENS
 from tenants.embedded import EmbeddedValkey
 
 KINDS = ("bare", "clean", "engine", "server", "peer")

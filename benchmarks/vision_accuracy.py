@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from deployments.config import REPOSITORY
-from deployments.engines.classifier import ImageClassifier
-from deployments.engines.images import decode_image
-from deployments.engines.segmenter import ImageSegmenter
-from deployments.engines.vision import VisionEngine
+from deployments.engines.images.classifier import ImageClassifier
+from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.engine import VisionEngine
+from deployments.engines.images.segmenter import ImageSegmenter
 from policies.terms import Modulation
 
 sys.path.insert(0, str(REPOSITORY / "models"))

@@ -36,9 +36,13 @@ def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess, share_of_gpu: fl
     # Threads of several models on one core spin at each other's barriers: a forward then takes fifty times as long.
     threads = spec.threads or max(1, (os.cpu_count() or 1) // len(args.models))
     options: dict[str, Any] = {"name": spec.id, "health_check_period_s": 5, **_options(spec.scaling, share_of_gpu)}
+    # The calibrator holds the model a second time; beside a replica that has whole cards it takes what these have free.
+    gpus = options["ray_actor_options"]["num_gpus"]
+    share = gpus if gpus < 1 else 0.0
     if spec.task is Task.TEXT:
-        return serve.deployment(TextReplica).options(**options).bind(spec, access, threads)
-    return serve.deployment(VisionReplica).options(**options).bind(spec, access, threads, args.gateway.max_image_pixels)
+        return serve.deployment(TextReplica).options(**options).bind(spec, access, threads, share)
+    pixels = args.gateway.max_image_pixels
+    return serve.deployment(VisionReplica).options(**options).bind(spec, access, threads, pixels, share)
 
 
 def _options(scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def _options(scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
 
 
 def _share_of_gpu(args: AppArgs) -> float:
-    """An equal share of one card for each replica of a model, where Ray sees a card."""
+    """An equal share of one card for each replica of a model, where Ray sees a card, and one for who calibrates."""
     if not ray.is_initialized() or ray.cluster_resources().get("GPU", 0) < 1:
         return 0.0
-    return int(100 / sum(spec.scaling.num_replicas for spec in args.models)) / 100
+    return int(100 / (1 + sum(spec.scaling.num_replicas for spec in args.models))) / 100

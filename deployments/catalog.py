@@ -24,7 +24,9 @@ class ModelInfo(BaseModel):
     classes: tuple[str, ...] | None
     """Names that focus may use; None for a text model, whose words the engine checks."""
     floor: float
-    """The lowest level the model delivers, a multiple of 0.01."""
+    """The lowest level the model delivers, a multiple of 0.01; 0.01 while that is not known."""
+    pending: str = ""
+    """What it does not serve yet, in a few words: while there are any, level 1.0 without focus is all it serves."""
     context: int | None = None
     """Tokens of prompt and answer together, for a text model."""
     created: int

@@ -30,7 +30,9 @@ class Scaling(BaseModel):
     )
     num_cpus: Annotated[float, Field(ge=0.0)] = 0.1
     num_gpus: Annotated[float, Field(ge=0.0)] | None = Field(
-        default=None, description="None: an equal share of one card where Ray sees one, else none"
+        default=None,
+        description="None: an equal share of one card where Ray sees one, else none. Leave as much of a shared card"
+        " free: the process that calibrates a model takes what its replica does",
     )
 
 

@@ -33,6 +33,9 @@ logger = logging.getLogger("deployments.gateway")
 
 DISCOVERY_PERIOD_S = 5.0
 DISCOVERY_TIMEOUT_S = 10.0
+PENDING_PERIOD_S = 1.0
+"""How often a model is asked whose levels are being solved."""
+PENDING_RETRY_S = 15
 
 
 @serve.ingress()
@@ -129,6 +132,7 @@ class TenantGateway:
             utility=utility,
             focus=focus,
         )
+        _check_pending(model, modulation)
         until, lease_s = self._until(request), self.args.gateway.deadline_s + 30.0
         lease = self.admission.admit(
             entitlements, model=model.id, images=cost.images, tokens=cost.tokens, lease_s=lease_s
@@ -168,8 +172,12 @@ class TenantGateway:
         """The models that are ready and that the tenant may use."""
         return [info for info in self.infos.values() if entitlements.may_use(info.id)]
 
+    def pending(self) -> list[str]:
+        """What models that are up do not serve yet."""
+        return [f"model {info.id}: {info.pending}" for info in self.infos.values() if info.pending]
+
     def readiness(self) -> list[str]:
-        """Reasons why this gateway cannot serve everything now; empty when it can."""
+        """Reasons why this gateway cannot serve every model now; empty when it can."""
         reasons = [f"model {model_id} is starting" for model_id in self._handles if model_id not in self.infos]
         healthy, reason = self.cache.healthy
         return reasons if healthy else [reason, *reasons]
@@ -193,7 +201,7 @@ class TenantGateway:
                     logger.warning("model %s does not answer: %s", model_id, type(error).__name__)
                 await asyncio.sleep(0.5)
                 continue
-            await asyncio.sleep(DISCOVERY_PERIOD_S)
+            await asyncio.sleep(PENDING_PERIOD_S if self.infos[model_id].pending else DISCOVERY_PERIOD_S)
 
 
 def _api_key(request: Request) -> str:
@@ -201,6 +209,16 @@ def _api_key(request: Request) -> str:
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     return request.headers.get("x-api-key", "").strip()
+
+
+def _check_pending(model: ModelInfo, modulation: Modulation) -> None:
+    """Refuse what a model does not serve yet: better nothing than a level that nobody has solved, or a better one."""
+    if model.pending and (modulation.utility < 1.0 or modulation.focus):
+        raise Unavailable(
+            f"The model '{model.id}' serves utility 1.0 without focus so far: {model.pending}. Try again later.",
+            retry_after=PENDING_RETRY_S,
+            code="levels_pending",
+        )
 
 
 def _modulation_headers(modulation: Modulation) -> dict[str, str]:

@@ -123,8 +123,13 @@ def serve(config: Annotated[Path, typer.Argument(help="Serve configuration.")] =
     (plan.data / "serve.pid").write_text(f"{os.getpid()} {child.pid}")
     try:
         console = Console(child, plan.data / "serve.log")
-        _wait_until_ready(plan, child, console)
+        pending = _wait_for(plan, child, console, "ok", "partial")
         typer.echo("\n" + first_calls(plan.args, plan.base_url) + "\n\nCtrl-C or `make stop` ends it.")
+        if pending:
+            typer.echo("\nLevel 1.0 is served; other calls are answered with 503 until their levels are solved:")
+            typer.echo("\n".join(f"  {reason}" for reason in pending))
+            _wait_for(plan, child, console, "ok")
+            typer.echo("Every level of every model is served.")
         child.wait()
         raise fail(f"The application ended by itself; see {plan.data / 'serve.log'}.")
     except KeyboardInterrupt:
@@ -191,16 +196,18 @@ class Console:
         return (errors or list(self.tail) or ["no output"])[-1].strip()
 
 
-def _wait_until_ready(plan: Plan, child: subprocess.Popen[str], console: Console) -> None:
+def _wait_for(plan: Plan, child: subprocess.Popen[str], console: Console, *statuses: str) -> list[str]:
+    """Wait until `/readyz` tells one of some statuses; the reasons that it gives for it."""
     while True:
         if console.failure:
             raise fail(console.failure)
         if child.poll() is not None:
             raise fail(f"{console.last_error()} (see {plan.data / 'serve.log'})")
         try:
-            if httpx.get(f"{plan.base_url}/readyz", timeout=2.0).status_code == 200:
-                return
-        except httpx.HTTPError:
+            health = httpx.get(f"{plan.base_url}/readyz", timeout=2.0).json()
+            if health["status"] in statuses:
+                return list(health["reasons"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
             pass
         time.sleep(0.5)
 

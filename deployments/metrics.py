@@ -16,23 +16,23 @@ class LevelMetrics:
 
     def __init__(self, model_id: str) -> None:
         self._model = model_id
-        self._rows = Gauge(
-            "aim_audit_rows", "Rows judged (images, some pixels of a mask, decoding steps).", tag_keys=TAGS
+        self._answers = Gauge(
+            "aim_audit_answers", "Answers judged (images, some pixels of a mask, decoding steps).", tag_keys=TAGS
         )
-        self._agreed = Gauge("aim_audit_agreement", "Share of rows whose answer after utility is clean.", tag_keys=TAGS)
+        self._agreed = Gauge("aim_audit_agreement", "Share of answers that stay after utility.", tag_keys=TAGS)
         self._delivered = Gauge("aim_level_delivered", "The same of the recent answers, by level.", tag_keys=TAGS)
         self._expected = Gauge("aim_level_expected", "What a level delivers on the recent inputs.", tag_keys=TAGS)
         self._error = Gauge("aim_level_error", "Standard error of the surer of the two.", tag_keys=TAGS)
         self._drift = Gauge(
-            "aim_level_drift", "1: off by more than 0.02; 0: holds; -1: too few rows to say.", tag_keys=TAGS
+            "aim_level_drift", "1: off by more than 0.02; 0: holds; -1: too few answers to say.", tag_keys=TAGS
         )
 
     def export(self, totals: Mapping[float, tuple[int, int]], reports: Sequence[LevelReport]) -> None:
-        """Set the gauges: rows and agreed rows since start, and every level's report."""
-        for level, (rows, agreed) in totals.items():
+        """Set the gauges: answers and agreed answers since start, and every level's report."""
+        for level, (answers, agreed) in totals.items():
             tags = self._tags(level)
-            self._rows.set(rows, tags)
-            self._agreed.set(agreed / max(1, rows), tags)
+            self._answers.set(answers, tags)
+            self._agreed.set(agreed / max(1, answers), tags)
         for report in reports:
             tags = self._tags(report.level)
             if report.delivered.groups:

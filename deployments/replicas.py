@@ -13,23 +13,24 @@ import torch
 from ray import serve
 
 from deployments.batching import FairBatcher
-from deployments.calibrating import install_calibration
 from deployments.catalog import ModelInfo, TextDelta
 from deployments.config import ModelSpec, Task
-from deployments.console import announced
+from deployments.console import announce, announced
 from deployments.engines.calibrated import CalibratedEngine
-from deployments.engines.choices import Conversation, Texts, answer, encoded
-from deployments.engines.classifier import ImageClassifier
-from deployments.engines.generator import Generator
-from deployments.engines.images import decode_image
-from deployments.engines.segmenter import ImageSegmenter
-from deployments.engines.vision import ItemLogits
+from deployments.engines.images.classifier import ImageClassifier
+from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.engine import ItemLogits
+from deployments.engines.images.segmenter import ImageSegmenter
+from deployments.engines.text.choices import Conversation, Texts, answer, encoded
+from deployments.engines.text.generator import Generator
 from deployments.fair_queue import FlowBound
-from deployments.keeper import Keeper
 from deployments.metrics import LevelMetrics
 from deployments.store import StoreAccess
+from deployments.upkeep.keeper import Keeper
 from policies.terms import Modulation, Share
 
+LOWEST = 0.01
+"""The lowest level that there is."""
 COUNTED_AT_ONCE = 16
 """Long prompts of one tenant whose tokens are being counted."""
 
@@ -40,21 +41,32 @@ class Replica:
     engine: CalibratedEngine
 
     async def start(
-        self, engine: CalibratedEngine, spec: ModelSpec, access: StoreAccess, threads: int, context: int | None = None
+        self,
+        engine: CalibratedEngine,
+        spec: ModelSpec,
+        access: StoreAccess,
+        threads: int,
+        gpu_share: float,
+        context: int | None = None,
     ) -> None:
-        """Put the calibration in place, and keep it and the audit up to date from now on."""
-        in_place = await install_calibration(engine, spec, access)
+        """Put the stored calibration in place, and keep it and the audit up to date from now on."""
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._keeper = await Keeper.start(engine, spec, access, replica=replica, threads=threads, gpu_share=gpu_share)
+        if not engine.calibrated:
+            announce(spec.id, "level 1.0 is served; lower levels are about to be solved")
         classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
         self._info = ModelInfo(
-            id=spec.id, task=spec.task, classes=classes, floor=engine.floor, context=context, created=int(time.time())
+            id=spec.id, task=spec.task, classes=classes, floor=LOWEST, context=context, created=int(time.time())
         )
         self._metrics = LevelMetrics(spec.id)
-        replica = serve.get_replica_context().replica_id.unique_id
-        self._keeper = Keeper(engine, spec, access, in_place, replica, threads)
 
     def info(self) -> ModelInfo:
-        """What the gateway needs to know of this model; a refit can move its floor."""
-        return self._info.model_copy(update={"floor": self.engine.floor})
+        """What the gateway needs to know of this model; a refit can move its floor.
+
+        Before the levels are solved no floor is known, and none raises a tenant's level.
+        """
+        pending = self._keeper.pending
+        return self._info.model_copy(update={"floor": LOWEST if pending else self.engine.floor, "pending": pending})
 
     def audit(self) -> dict[float, tuple[int, int]]:
         """By level: rows judged (images, some pixels, decoding steps), and rows whose answer after utility is clean."""
@@ -80,13 +92,16 @@ class VisionReplica(Replica):
         access: how to find the store; requests never wait for it.
         threads: CPU threads of a forward.
         max_pixels: largest image decoded, in pixels.
+        gpu_share: share of a card's memory that the model's calibrator may take; 0: all that is free.
     """
 
-    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: int, max_pixels: int) -> None:
+    async def __init__(
+        self, spec: ModelSpec, access: StoreAccess, threads: int, max_pixels: int, gpu_share: float = 0.0
+    ) -> None:
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
             self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(kind.load, spec, _device(threads))
-            await self.start(self.engine, spec, access, threads)
+            await self.start(self.engine, spec, access, threads, gpu_share)
         self._max_pixels = max_pixels
         self._under_way = FlowBound(spec.max_queue_per_tenant)
         self._batcher: FairBatcher[tuple[torch.Tensor, Modulation], ItemLogits] = FairBatcher(
@@ -104,15 +119,16 @@ class VisionReplica(Replica):
         Raises:
             InvalidRequest: not an image, or a focus on an unknown class.
             PayloadTooLarge: an image of too many pixels.
-            Unavailable: this tenant's queue is full.
+            Unavailable: this tenant's queue is full, or the levels of the model are not solved yet.
         """
+        held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
         def read() -> tuple[tuple[int, int], torch.Tensor]:
             image = decode_image(data, self._max_pixels)
-            self.engine.prepare(modulation)
             return (image.height, image.width), self.engine.preprocess(image)
 
         with self._under_way.hold(share.flow):
+            await asyncio.gather(*map(asyncio.wrap_future, held))
             size, pixels = await asyncio.to_thread(read)
             item = await self._batcher.submit((pixels, modulation), share)
             answer: list[Any]
@@ -139,12 +155,13 @@ class TextReplica(Replica):
         spec: the model.
         access: how to find the store; requests never wait for it.
         threads: CPU threads of a forward.
+        gpu_share: share of a card's memory that the model's calibrator may take; 0: all that is free.
     """
 
-    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: int) -> None:
+    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: int, gpu_share: float = 0.0) -> None:
         with announced(spec.id, spec.source):
             self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads))
-            await self.start(self.engine, spec, access, threads, self.engine.context)
+            await self.start(self.engine, spec, access, threads, gpu_share, self.engine.context)
         # What is counted is not admitted yet: it gets a thread, and each tenant a part of it, and no more.
         self._counter = ThreadPoolExecutor(1, "count")
         self._counted = FlowBound(COUNTED_AT_ONCE)

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from deployments.config import REPOSITORY, ModelSpec, Task
-from deployments.engines.classifier import ImageClassifier
-from deployments.engines.images import decode_image
-from deployments.engines.sample import write_features
-from deployments.engines.segmenter import ImageSegmenter
-from deployments.engines.vision import VisionEngine
+from deployments.engines.images.classifier import ImageClassifier
+from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.engine import VisionEngine
+from deployments.engines.images.sample import write_features
+from deployments.engines.images.segmenter import ImageSegmenter
 
 CIFAR_HELD_BACK, CIFAR_SAMPLE = 5000, 4000
 CIFAR_FIRST = 1000

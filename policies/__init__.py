@@ -11,35 +11,49 @@ from typing import TYPE_CHECKING, Any
 from policies.terms import Disclosure, Focus, Modulation, Share, Tier, resolve, round_level
 
 if TYPE_CHECKING:
-    from policies.calibration import Calibration
+    from policies.calibration.calibration import Calibration
     from policies.closed_form import agreement, sigma_for
-    from policies.focus import focus_std
-    from policies.ladder import NoiseLadder
-    from policies.layer import ModulatedLayer
-    from policies.rows import RowTerms
+    from policies.field.ladder import NoiseLadder
+    from policies.head.attachment import attach, detach
+    from policies.head.final import NoFinalLayer
+    from policies.head.focus import focus_std
+    from policies.head.head import Head
+    from policies.head.slots import Setting
+    from policies.library.modulating import modulate
+    from policies.library.sold import Sold
 
 _LAZY = {
     "agreement": "policies.closed_form",
     "sigma_for": "policies.closed_form",
-    "Calibration": "policies.calibration",
-    "focus_std": "policies.focus",
-    "NoiseLadder": "policies.ladder",
-    "ModulatedLayer": "policies.layer",
-    "RowTerms": "policies.rows",
+    "Calibration": "policies.calibration.calibration",
+    "focus_std": "policies.head.focus",
+    "NoiseLadder": "policies.field.ladder",
+    "Head": "policies.head.head",
+    "Setting": "policies.head.slots",
+    "NoFinalLayer": "policies.head.final",
+    "modulate": "policies.library.modulating",
+    "Sold": "policies.library.sold",
+    "attach": "policies.head.attachment",
+    "detach": "policies.head.attachment",
 }
 
 __all__ = [
     "Calibration",
     "Disclosure",
     "Focus",
-    "ModulatedLayer",
+    "Head",
     "Modulation",
+    "NoFinalLayer",
     "NoiseLadder",
-    "RowTerms",
+    "Setting",
     "Share",
+    "Sold",
     "Tier",
     "agreement",
+    "attach",
+    "detach",
     "focus_std",
+    "modulate",
     "resolve",
     "round_level",
     "sigma_for",

@@ -27,38 +27,38 @@ class State(StrEnum):
 
     HOLDS = "holds"
     DRIFTED = "drifted"
-    OPEN = "too few rows"
+    OPEN = "too few answers"
 
 
 @dataclass(frozen=True)
 class Tally:
     """Rows and how many of them agree with the clean answer, in groups that are independent of each other.
 
-    A group is what one input gave: an image, the pixels of a mask, the steps of a stream. Its rows are alike, so the
+    A group is what one input gave: an image, the pixels of a mask, the steps of a stream. They are alike, so the
     standard error is taken between groups (the ratio estimator for clusters, Cochran, Sampling Techniques, 6.5).
 
     Attributes:
         groups: G.
-        rows, agreed: sums of n_g and a_g over the groups.
-        agreed2, product, rows2: sums of a_g^2, a_g n_g and n_g^2.
+        answers, agreed: sums of n_g and a_g over the groups.
+        agreed2, product, answers2: sums of a_g^2, a_g n_g and n_g^2.
     """
 
     groups: int = 0
-    rows: int = 0
+    answers: int = 0
     agreed: int = 0
     agreed2: int = 0
     product: int = 0
-    rows2: int = 0
+    answers2: int = 0
 
     @classmethod
-    def of(cls, rows: int, agreed: int) -> Tally:
+    def of(cls, answers: int, agreed: int) -> Tally:
         """One group."""
-        return cls(1, rows, agreed, agreed * agreed, agreed * rows, rows * rows)
+        return cls(1, answers, agreed, agreed * agreed, agreed * answers, answers * answers)
 
     @classmethod
-    def of_groups(cls, rows: Sequence[int], agreed: Sequence[int]) -> Tally:
+    def of_groups(cls, answers: Sequence[int], agreed: Sequence[int]) -> Tally:
         """Several groups: n_g and a_g of each."""
-        pairs = [(n, a) for n, a in zip(rows, agreed, strict=True) if n]
+        pairs = [(n, a) for n, a in zip(answers, agreed, strict=True) if n]
         squares = (sum(a * a for _, a in pairs), sum(a * n for n, a in pairs), sum(n * n for n, _ in pairs))
         return cls(len(pairs), sum(n for n, _ in pairs), sum(a for _, a in pairs), *squares)
 
@@ -67,24 +67,24 @@ class Tally:
         """Parse what `to_list` gave.
 
         Raises:
-            ValueError: not six numbers of rows that can be.
+            ValueError: not six numbers of answers that can be.
         """
         tally = cls(*map(int, numbers)) if len(numbers) == 6 else cls(-1)
-        if not 0 <= tally.agreed <= tally.rows or not 0 <= tally.groups <= tally.rows:
+        if not 0 <= tally.agreed <= tally.answers or not 0 <= tally.groups <= tally.answers:
             raise ValueError(f"not a tally: {list(numbers)}")
         return tally
 
     def to_list(self) -> list[int]:
         """The six numbers, for JSON."""
-        return [self.groups, self.rows, self.agreed, self.agreed2, self.product, self.rows2]
+        return [self.groups, self.answers, self.agreed, self.agreed2, self.product, self.answers2]
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(mine + theirs for mine, theirs in zip(self.to_list(), other.to_list(), strict=True)))
 
     @property
     def level(self) -> float:
-        """Share of the rows that agree; 1.0 of none."""
-        return self.agreed / self.rows if self.rows else 1.0
+        """Share of the answers that agree; 1.0 of none."""
+        return self.agreed / self.answers if self.answers else 1.0
 
     @property
     def error(self) -> float:
@@ -92,8 +92,8 @@ class Tally:
         if self.groups < 2:
             return 1.0
         p = self.level
-        squares = self.agreed2 - 2.0 * p * self.product + p * p * self.rows2
-        clustered = math.sqrt(max(0.0, squares) * self.groups / (self.groups - 1)) / self.rows
+        squares = self.agreed2 - 2.0 * p * self.product + p * p * self.answers2
+        clustered = math.sqrt(max(0.0, squares) * self.groups / (self.groups - 1)) / self.answers
         return min(1.0, max(clustered, 1.0 / self.groups))
 
 
@@ -148,19 +148,19 @@ class LevelAudit:
         self._recent: dict[float, tuple[Tally, Tally]] = {}
         self._sources: dict[float, set[int]] = {}
 
-    def count(self, level: float, rows: int, agreed: int) -> None:
+    def count(self, level: float, answers: int, agreed: int) -> None:
         """Rows answered, which may be a part of a group."""
         with self._lock:
             before = self._totals.get(level, (0, 0))
-            self._totals[level] = (before[0] + rows, before[1] + agreed)
+            self._totals[level] = (before[0] + answers, before[1] + agreed)
 
-    def finish(self, level: float, rows: int, agreed: int, source: int) -> None:
-        """A whole group, whose rows were counted before. Of level 1.0 there is nothing to judge.
+    def finish(self, level: float, answers: int, agreed: int, source: int) -> None:
+        """A whole group, whose answers were counted before. Of level 1.0 there is nothing to judge.
 
         Args:
             source: a hash of the input. One that comes again is answered alike, and says nothing new.
         """
-        if level == 1.0 or not rows:
+        if level == 1.0 or not answers:
             return
         with self._lock:
             sources = self._sources.setdefault(level, set())
@@ -171,7 +171,7 @@ class LevelAudit:
                 older, newer = newer, Tally()
                 sources.clear()
             sources.add(source)
-            self._recent[level] = (older, newer + Tally.of(rows, agreed))
+            self._recent[level] = (older, newer + Tally.of(answers, agreed))
 
     def forget(self) -> None:
         """Levels have moved: what was answered before says nothing of them."""
@@ -180,7 +180,7 @@ class LevelAudit:
             self._sources.clear()
 
     def totals(self) -> dict[float, tuple[int, int]]:
-        """By level, since start: rows, and those that agreed."""
+        """By level, since start: answers, and those that agreed."""
         with self._lock:
             return dict(self._totals)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import TypeVar
 
+from policies.terms import round_level
 from tenants import keyspace
 from tenants.edits import AdminError
 from tenants.fields import parse_moment
@@ -107,6 +108,21 @@ class Directory:
                 problems.append(RecordError(keyspace.apikey(key.digest), "tenant", missing))
         return sorted(problems, key=lambda problem: (problem.key, problem.field))
 
+    async def levels(self, model: str) -> set[float]:
+        """The levels below 1.0 at which tiers and tenants have a model. Of each record only that is read.
+
+        What does not validate names none.
+        """
+        found: set[float] = set()
+        for prefix in (keyspace.TIER, keyspace.TENANT):
+            names = await self.names(prefix)
+            for start in range(0, len(names), READ_BATCH):
+                page = names[start : start + READ_BATCH]
+                reads = [("HMGET", prefix + name, f"utility:{model}", "utility") for name in page]
+                answers = await self._store.pipeline(reads)
+                found |= {level for answer in answers if (level := _level(answer)) is not None}
+        return found
+
     async def names(self, prefix: str, beginning: str = "", where: tuple[str, str] | None = None) -> list[str]:
         """What there is under a prefix of `keyspace`, sorted; only names with that beginning, or a field of a value."""
         return sorted({key.removeprefix(prefix) async for key in self._store.scan(prefix + beginning, where)})
@@ -143,6 +159,16 @@ class Directory:
     async def _used(self, digests: Collection[str]) -> list[dict[str, float]]:
         texts = await self._store.pipeline([("GET", keyspace.used(digest)) for digest in digests]) if digests else []
         return [{"last_used": parse_moment(text.decode())} if isinstance(text, bytes) else {} for text in texts]
+
+
+def _level(answer: object) -> float | None:
+    """A record's level of a model, where it names one below 1.0; one for the model goes before one for all."""
+    texts = [text for text in answer if text is not None] if isinstance(answer, list) else []
+    try:
+        level = float(texts[0])
+    except (IndexError, ValueError):
+        return None
+    return round_level(level) if 0.0 < level < 1.0 else None
 
 
 def no_tenant(tenant_id: str) -> str:

@@ -60,13 +60,16 @@ def calibration(fingerprint: str) -> str:
 
 
 def calibration_version(fingerprint: str) -> str:
-    """Counts the refits of a calibration, so that replicas need not read it to see that it is another."""
+    """Counts how often a calibration was put in place, so that replicas need not read it to see that it is another."""
     return f"calibration-version:{fingerprint}"
 
 
-def calibration_job(model: str) -> str:
-    """A refit that was asked for, and how far it is (JSON); it expires when nobody works on it."""
-    return f"calibrate:{model}"
+def calibration_job(subject: str) -> str:
+    """A refit of a model, or a first calibration by its own key, and how far it is (JSON).
+
+    It expires when nobody works on it.
+    """
+    return f"calibrate:{subject}"
 
 
 def calibration_outcome(model: str, job: str) -> str:

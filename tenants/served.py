@@ -1,4 +1,4 @@
-"""The models that replicas serve now: their reports, and refits of their calibrations."""
+"""The models that replicas serve now: their reports, and the jobs in which their levels are solved."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tenants.store import TenantStore
 REPORT_TTL_S = 20
 """A replica reports every few seconds; what has not for so long is gone."""
 JOB_TTL_S = 20
+RETRY_S = 120
+"""A first calibration that has failed stands in the store for so long, and meanwhile nobody begins another."""
 _SWAP = scripts.load("swap")
 LIVE = "live"
 """The source of a refit on live rows; any other is a path on the replica's machine."""
@@ -62,7 +64,7 @@ class ReplicaReport:
 
 @dataclass(frozen=True)
 class Job:
-    """A refit of one model's calibration.
+    """One solving of a model's levels: its first calibration, or a refit.
 
     Attributes:
         model, replica: whose it is.
@@ -73,8 +75,9 @@ class Job:
         step, share: what it does now, and how much of that is done, 0 to 1.
         error: why it failed.
         version: of the calibration, once done.
-        rows: judged.
+        answers: judged.
         before, after: live refits only: by level (text), what it delivered on the live rows.
+        first: of a first calibration, its key below `calibration:`. Models that share it share the job; "": a refit.
     """
 
     model: str
@@ -87,10 +90,16 @@ class Job:
     share: float = 0.0
     error: str = ""
     version: int = 0
-    rows: int = 0
+    answers: int = 0
     asked_at: float = field(default_factory=time.time)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    first: str = ""
+
+    @property
+    def key(self) -> str:
+        """Where it stands in the store: one at a time of each model, or of each first calibration."""
+        return keyspace.calibration_job(self.first or self.model)
 
     @property
     def under_way(self) -> bool:
@@ -131,18 +140,37 @@ class ServedModels:
         return found
 
     async def look(self, model: str, calibration: str) -> tuple[int, Job | None]:
-        """What a replica watches: the version of its calibration, and the job of its model."""
+        """What a replica watches: the version of its calibration, and the refit of its model."""
         keys = (keyspace.calibration_version(calibration), keyspace.calibration_job(model))
         version, job = await self._store.pipeline([("GET", key) for key in keys])
         return int(version or 0), _job(job)
 
     async def version(self, calibration: str) -> int:
-        """How often a calibration was refitted."""
+        """How often a calibration was put in place: 0 or 1 until it is refitted."""
         return int(await self._store.execute("GET", keyspace.calibration_version(calibration)) or 0)
 
     async def job(self, model: str) -> Job | None:
-        """A model's job, done or not."""
-        return _job(await self._read(model))
+        """The refit of a model, done or not; or by its calibration's key, the first calibration of it."""
+        return _job(await self._read(keyspace.calibration_job(model)))
+
+    async def claim(self, job: Job, *, again: bool = False) -> Job:
+        """Take a first calibration on, unless somebody has: of many that claim it at once, one does.
+
+        It is good for 20 seconds and made so again by each `tell`, so that another can take over from one that is gone.
+
+        Args:
+            again: take it on also where it has failed lately.
+
+        Returns:
+            `job`, or the one that stands in its place.
+        """
+        while True:
+            read = await self._read(job.key)
+            stored = _job(read)
+            if stored and not (again and stored.state == "failed"):
+                return stored
+            if await self._swap(job.key, read, job):
+                return job
 
     async def follow(self, job: Job) -> Job | None:
         """How far a job of one's own is, also where another one has followed it since; None where it was dropped."""
@@ -167,13 +195,13 @@ class ServedModels:
         chosen = max(reports[model], key=lambda report: (report.inputs, report.replica))
         job = Job(model, chosen.replica, source, who or edits.os_user())
         while True:
-            stored = await self._read(model)
+            stored = await self._read(job.key)
             if (other := _job(stored)) and other.under_way:
                 raise AdminError(
                     f"A calibration of {model} is under way, asked for by {other.who} at {iso(other.asked_at)}"
                     f" ({other.step}); wait for it."
                 )
-            if await self._swap(model, stored, job):
+            if await self._swap(job.key, stored, job):
                 break
         source = "live rows" if source == LIVE else source
         await self._store.execute(*edits.note(job.who, "model calibrate", model, json.dumps({"source": source})))
@@ -181,7 +209,9 @@ class ServedModels:
 
     async def tell(self, job: Job) -> bool:
         """How far a job is; False where it was called off."""
-        if not job.under_way:  # first, since from then on another job may take its place
+        if (
+            not job.under_way and not job.first
+        ):  # before its own place, since from then on another job may take its place
             key = keyspace.calibration_outcome(job.model, job.id)
             await self._store.execute("SET", key, _text(job), "EX", JOB_TTL_S)
         return await self._replace(job, job)
@@ -193,25 +223,34 @@ class ServedModels:
     async def replace_calibration(self, calibration: str, payload: str) -> int:
         """Put a refit in a calibration's place; the new version."""
         await self._store.execute("SET", keyspace.calibration(calibration), payload)
+        return await self._announce(calibration)
+
+    async def place_calibration(self, calibration: str, payload: str) -> int:
+        """Store a first calibration unless one is there, so that all replicas agree; the version of what is there."""
+        await self._store.save_calibration(calibration, payload)
+        return await self._announce(calibration)
+
+    async def _announce(self, calibration: str) -> int:
         # Replicas look at the version alone, so it follows what it announces.
         return int(await self._store.execute("INCR", keyspace.calibration_version(calibration)))
 
-    async def _read(self, model: str) -> object:
-        return await self._store.execute("GET", keyspace.calibration_job(model))
+    async def _read(self, key: str) -> object:
+        return await self._store.execute("GET", key)
 
-    async def _swap(self, model: str, read: object, job: Job | None) -> bool:
+    async def _swap(self, key: str, read: object, job: Job | None) -> bool:
         """Put a job, or none, in the place of what was read; False where that has changed."""
-        words = (read or b"", "" if job is None else _text(job), JOB_TTL_S)
-        return bool(await self._store.run(_SWAP, [keyspace.calibration_job(model)], words))
+        lasting = job is not None and job.first and job.state == "failed"
+        words = (read or b"", "" if job is None else _text(job), RETRY_S if lasting else JOB_TTL_S)
+        return bool(await self._store.run(_SWAP, [key], words))
 
     async def _replace(self, job: Job, by: Job | None) -> bool:
         """Put a later state of a job, or none, in its place; False where it is there no longer."""
         while True:
-            read = await self._read(job.model)
+            read = await self._read(job.key)
             stored = _job(read)
             if stored is None or stored.id != job.id:
                 return False
-            if await self._swap(job.model, read, by):
+            if await self._swap(job.key, read, by):
                 return True
 
 

@@ -77,7 +77,7 @@ def level_fields(group: ServedLevels, report: LevelReport) -> dict[str, Any]:
     def fields(tally: Tally) -> dict[str, Any] | None:
         if not tally.groups:
             return None
-        counts = {"inputs": tally.groups, "rows": tally.rows}
+        counts = {"inputs": tally.groups, "answers": tally.answers}
         return {"level": round(tally.level, 4), "error": round(tally.error, 4), **counts}
 
     state = report.state.name.lower()

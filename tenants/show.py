@@ -165,10 +165,10 @@ def drift(model: str, group: ServedLevels, own: LevelReport) -> str:
 def calibrated(job: Job, replicas: int, as_json: bool) -> None:
     """What a refit did."""
     if as_json:
-        fields = {"model": job.model, "source": job.source, "rows": job.rows, "replicas": replicas}
+        fields = {"model": job.model, "source": job.source, "answers": job.answers, "replicas": replicas}
         return _json(fields | {"levels": {x: {"before": job.before[x], "after": job.after.get(x)} for x in job.before}})
-    rows = "1 replica has" if replicas == 1 else f"{replicas} replicas have"
-    print(f"Calibrated {job.model} on {job.rows:,} rows; {rows} it.")
+    served = "1 replica has" if replicas == 1 else f"{replicas} replicas have"
+    print(f"Calibrated {job.model} on {job.answers:,} answers; {served} it.")
     if job.before:
         print("On live inputs that it was not solved on:")
     for level in sorted(job.before, key=float):

@@ -29,6 +29,13 @@ def imported(path: Path) -> Iterator[str]:
             yield node.module.split(".")[0]
 
 
+def modules_imported(path: Path) -> Iterator[str]:
+    """Dotted names of the modules that a file imports from, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+
+
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
@@ -42,6 +49,31 @@ def test_a_package_imports_only_what_it_may(package: str, forbidden: set[str]) -
     for path in modules(package):
         wrong = forbidden & set(imported(path))
         assert not wrong, f"{path.relative_to(REPOSITORY)} imports {', '.join(sorted(wrong))}"
+
+
+ROOMS = [
+    ("policies/field", "policies/calibration", "policies/head", "policies/library"),
+    ("deployments/engines/images", "deployments/upkeep"),
+    ("deployments/engines/text", "deployments/upkeep"),
+]
+"""In each row a room imports those before it and never those after it."""
+
+
+@pytest.mark.parametrize("rooms", ROOMS, ids=lambda rooms: rooms[0].split("/")[-1])
+def test_inside_a_package_there_is_one_way_through_its_rooms(rooms: tuple[str, ...]) -> None:
+    for at, room in enumerate(rooms):
+        later = tuple(other.replace("/", ".") for other in rooms[at + 1 :])
+        for path in modules(room):
+            wrong = [name for name in modules_imported(path) if name.startswith(later)] if later else []
+            assert not wrong, f"{path.relative_to(REPOSITORY)} imports {wrong[0]}"
+
+
+def test_pictures_and_text_know_nothing_of_each_other() -> None:
+    for room, other in (("images", "text"), ("text", "images")):
+        for path in modules(f"deployments/engines/{room}"):
+            assert not [name for name in modules_imported(path) if name.startswith(f"deployments.engines.{other}")], (
+                path
+            )
 
 
 @pytest.mark.parametrize("name", ["tenants.cli", "tenants.cache", "tenants.admission", "deployments.gateway"])

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.attacks.queries import final_inputs, read, usual, wide
-from deployments.engines.classifier import ImageClassifier
+from deployments.engines.images.classifier import ImageClassifier
 from models.make_calibration_sample import CIFAR_SAMPLE, cifar_held_back
 
 QUERIES, WIDE_QUERIES, BOTH_QUERIES = 100, 20, 20

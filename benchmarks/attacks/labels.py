@@ -24,7 +24,7 @@ from benchmarks.attacks.label_attack import LabelAttack, top_two
 from benchmarks.attacks.label_features import LabelFeatures, label_features
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Scaled, Source, TenantKeys
-from deployments.engines.classifier import ImageClassifier
+from deployments.engines.images.classifier import ImageClassifier
 from models.make_calibration_sample import load_classifier
 
 LEVEL = 0.7

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.attacks.queries import SEED, final_inputs, read, usual
-from deployments.engines.duplicates import MOST_STEPS, Duplicate
-from deployments.engines.segmenter import ImageSegmenter
+from deployments.engines.images.duplicates import MOST_STEPS, Duplicate
+from deployments.engines.images.segmenter import ImageSegmenter
 from models.make_calibration_sample import camvid_validation
-from policies.layer import block_means
+from policies.head.blocks import block_means
 
 QUERIES, BOTH_QUERIES = 100, 20
 JUDGED, EXAMPLES, BOTH_EXAMPLES = 6, 8, 4

@@ -15,10 +15,10 @@ from benchmarks.attacks.masks import MaskAttack
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.smoothing import crf, majority
 from benchmarks.attacks.sources import FINGERPRINT, secret
+from deployments.engines.images.segmenter import ImageSegmenter
 from deployments.engines.sample import CalibrationSample
-from deployments.engines.segmenter import ImageSegmenter
 from models.make_calibration_sample import load_segmenter
-from policies.calibration import Calibration
+from policies.calibration.calibration import Calibration
 
 SMOOTHER = "CRF-like smoother"
 VOTE, CORRECTOR = "20 usual near-duplicates, vote", "corrector, other drives: answers within 31 pixels"

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from benchmarks.attacks.mask_features import Scene
 from benchmarks.attacks.sources import secret
+from deployments.engines.images.segmenter import ImageSegmenter
 from deployments.engines.sample import CalibrationSample
-from deployments.engines.segmenter import ImageSegmenter
-from policies.calibration import Calibration
-from policies.ladder import POSITIONS, NoiseLadder, variance
-from policies.layer import block_of
+from policies.calibration.calibration import Calibration
+from policies.field.ladder import NoiseLadder
+from policies.field.variance import POSITIONS, variance
+from policies.head.blocks import spread
 
 Noise = Callable[[Scene, slice, float], Tensor]
 """A scene's queries at a level to their modulated logits [Q, K, h, w]."""
@@ -55,9 +56,8 @@ def add_field(ladder: NoiseLadder, scene: Scene, queries: slice, position: int) 
     logits, means = scene.logits[queries].float(), scene.means[queries].float()
     height, width = logits.shape[-2:]
     block = -(-height // means.shape[-2])
-    noise = (ladder.phi(rows_of(means)) @ ladder.matrix(position)).reshape(len(means), -1, logits.shape[1])
-    spread = noise[:, block_of(height, width, block, noise.device)]
-    return logits + spread.reshape(len(means), height, width, -1).movedim(-1, 1)
+    noise = (ladder.phi(rows_of(means)) @ ladder.matrix(position)).reshape(len(means), *means.shape[-2:], -1)
+    return logits + spread(noise.movedim(-1, 1), block, height, width)
 
 
 def solved_position(level: float, examples: list[Scene], make: Callable[[Scene, int], Tensor]) -> int:

@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from deployments.engines.duplicates import Duplicate
-from deployments.engines.images import decode_image
-from deployments.engines.vision import VisionEngine
+from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.duplicates import Duplicate
+from deployments.engines.images.engine import VisionEngine
 
 SEED = 1000
 """The attacker draws other near-duplicates than those that the field's metric is fitted on."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policies.calibration import Calibration
+from policies.calibration.calibration import Calibration
 from policies.closed_form import sigma_for
 
 FINGERPRINT = "attacks"

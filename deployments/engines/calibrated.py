@@ -1,45 +1,50 @@
-"""What every engine shares: levels solved on this installation's noise field, and the layer that delivers them."""
+"""What every engine shares: levels solved on this installation's noise field, and the head that delivers them."""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from deployments.config import ModelSpec
+from deployments.engines.errors import LoadError
 from deployments.engines.live import Kept, LiveRows, expected
-from deployments.engines.loading import LoadError
 from deployments.engines.sample import CalibrationSample
 from policies.audit import LevelAudit, LevelReport, Tally
-from policies.calibration import Calibration
-from policies.layer import ModulatedLayer, layer_shape
+from policies.calibration.calibration import Calibration
+from policies.errors import Unavailable
+from policies.head.attachment import attach, detach, layer_shape
+from policies.head.head import Head
+from policies.terms import Modulation
 
 COARSE = 0.1
 """Agreement between points of the curve that shows where to answer a sample."""
 ANSWERING = 0.7
 """Share of a calibration's time that goes into answering, where the sample is to be answered."""
+PENDING_RETRY_S = 15
 
 
 class CalibratedEngine(ABC):
-    """An engine whose final layer is modulated: `fit` or a stored calibration, then `install`, then it may serve.
+    """An engine whose final layer gets a head: level 1.0 is served once it is loaded, the others after `install`.
 
     Attributes:
         model_id: the id that clients name.
         fingerprint: 16 hex digits that identify the weights and all else that decides an answer.
         final: the model's own final layer.
         depth: D of the noise field.
+        slots: of the head.
         live: recent inputs of the final layer.
-        counts: rows answered and rows that agreed, by level.
+        counts: positions answered and those that agreed, by level.
     """
 
     tolerance: ClassVar[float]
     """Agreement between neighbouring points of a calibration curve."""
     contention: ClassVar[int] = 2
-    """How many of a row's highest logits contend for focus."""
+    """How many of the highest logits contend for focus."""
     length_scale: ClassVar[float]
     """Default ell, in median distances between inputs of one class (docs/decisions/0004)."""
     block: ClassVar[int] = 1
@@ -59,14 +64,15 @@ class CalibratedEngine(ABC):
     fingerprint: str
     final: nn.Module
     depth: int
-    _layer: ModulatedLayer | None = None
+    slots: int
 
     def __init__(self) -> None:
         self.live = LiveRows(self.live_capacity)
         self.counts = LevelAudit()
+        self._head: Head | None = None
         self._expected: dict[float, Tally] = {}
         self._judged = -1
-        self._recalibrating = threading.Lock()
+        self._installing = threading.Lock()
 
     @abstractmethod
     def calibration_sample(self, path: Path, progress: Callable[[str], None] = lambda _: None) -> CalibrationSample:
@@ -77,12 +83,46 @@ class CalibratedEngine(ABC):
         """As `calibration_sample`, for a refit: what the field has is left out. `progress` is told step and share."""
 
     @abstractmethod
-    def _sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
-        """Live rows as a sample, and the group of each row that is judged."""
+    def sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
+        """Live rows as a sample, and the group of each answer that is judged."""
 
     @abstractmethod
-    def _adopt(self, adopt: Callable[[], None]) -> None:
-        """Call `adopt` while no forward runs."""
+    def _between(self, call: Callable[[], None]) -> None:
+        """Call while no forward runs."""
+
+    @property
+    def head(self) -> Head:
+        """The head behind the final layer.
+
+        Raises:
+            Unavailable: no calibration has been installed, so nothing but level 1.0 can be sold.
+        """
+        if self._head is None:
+            raise Unavailable(
+                f"The levels of {self.model_id} below 1.0 are still being solved; level 1.0 is served.",
+                retry_after=PENDING_RETRY_S,
+                code="levels_pending",
+            )
+        return self._head
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether levels below 1.0 and focus can be served."""
+        return self._head is not None
+
+    @property
+    def floor(self) -> float:
+        """The lowest level that the model delivers; 1.0 before its first calibration."""
+        return 1.0 if self._head is None else self._head.floor
+
+    def check_served(self, modulation: Modulation) -> None:
+        """Refuse what only a calibrated model can deliver.
+
+        Raises:
+            Unavailable: it is not calibrated yet.
+        """
+        if modulation.utility < 1.0 or modulation.focus:
+            _ = self.head
 
     def fit(
         self,
@@ -92,7 +132,7 @@ class CalibratedEngine(ABC):
         stored: Calibration | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Calibration:
-        """Solve the levels on this installation's noise field.
+        """Solve the levels on this installation's noise field. A text engine answers prompts of its own meanwhile.
 
         Args:
             sample: from `calibration_sample`.
@@ -103,11 +143,16 @@ class CalibratedEngine(ABC):
         tell = progress or (lambda _share: None)
         if sample.answered is None:
             return self._solve(sample, secret, stored, self.tolerance, tell)
-        field = self._solve(sample, secret, stored, COARSE)
-        features, classes = layer_shape(self.final)
-        ladder = field.ladder(secret, features=features, classes=classes)
-        met = sample.answered(field, ladder, lambda share: tell(ANSWERING * share))
-        return self._solve(met, secret, field, self.tolerance, lambda share: tell(ANSWERING + (1 - ANSWERING) * share))
+        coarse = self._solve(sample, secret, stored, COARSE)
+        self.uninstall()
+        self.install(coarse, secret)
+        try:
+            answered = sample.answered(lambda share: tell(ANSWERING * share))
+        finally:
+            self.uninstall()
+        return self._solve(
+            answered, secret, coarse, self.tolerance, lambda share: tell(ANSWERING + (1.0 - ANSWERING) * share)
+        )
 
     def _solve(
         self,
@@ -137,30 +182,49 @@ class CalibratedEngine(ABC):
         )
 
     def install(self, calibration: Calibration, secret: bytes) -> None:
-        """Put the modulated layer into the model's path; without it nothing is served.
+        """Put a calibration in place while serving: the first with its head, a refit along the same noise.
+
+        From any thread but the forward's.
 
         Raises:
-            ValueError: a calibration of another model.
+            ValueError: a calibration of another model, or of another noise field than the one in use.
         """
         if calibration.fingerprint != self.fingerprint:
             raise ValueError(f"calibration of {calibration.fingerprint}, but {self.model_id} is {self.fingerprint}")
-        layer = ModulatedLayer(self.final, calibration, secret, contention=self.contention)
-        self._put(layer)
-        self._layer = layer
+        with self._installing:
+            if self._head is None:
+                features, classes = layer_shape(self.final)
+                head = Head(
+                    calibration, secret, features=features, classes=classes, slots=self.slots,
+                    contention=self.contention, device=next(self.final.parameters()).device,
+                )  # fmt: skip
+                head.watched = True
+                self._between(lambda: self._put(head))
+            else:
+                self._between(self._head.recalibrate(calibration))
+                self.counts.forget()
+                self._judged, self._expected = -1, {}
 
-    def recalibrate(self, calibration: Calibration) -> None:
-        """Take a refit while serving: levels move along the same noise. From any thread but the forward's.
+    def uninstall(self) -> None:
+        """Take the head off: only level 1.0 can be answered from now on."""
 
-        Raises:
-            ValueError: a calibration of another noise field.
-        """
-        with self._recalibrating:
-            self._adopt(self.layer.recalibrate(calibration))
-            self.counts.forget()
-            self._judged, self._expected = -1, {}
+        def take_off() -> None:
+            self._head = None
+            detach(self.final)
 
-    def live_sample(self) -> CalibrationSample:
-        """The live rows of half of the inputs as a sample to refit on; `judge_live` judges by the other half.
+        self._between(take_off)
+
+    def _put(self, head: Head) -> None:
+        attach(self.final, head)
+        self._head = head
+
+    def keep(self, levels: Collection[float]) -> None:
+        """Keep at hand what these levels need, which are sold, whatever others are asked for."""
+        if self._head is not None:
+            self._head.keep([level for level in levels if level < 1.0])
+
+    def live_rows(self) -> Kept:
+        """The live rows of half of the inputs, to refit on; `judge_live` judges by the other half.
 
         Raises:
             LoadError: too few of them.
@@ -172,49 +236,31 @@ class CalibratedEngine(ABC):
                 f"{self.model_id} has live rows of {inputs} inputs; a refit on them needs {least}: half to solve the"
                 " levels on, half to judge them by"
             )
-        return self._sample_of(kept.solved().thinned(self.live_refitted))[0]
+        return kept.solved().thinned(self.live_refitted)
 
     def judge_live(self) -> None:
         """Bring the expected levels up to the live rows of now that no refit is solved on; takes up to two seconds.
 
-        A level whose matrix is not kept, since others were used more lately, is judged once and then left as it was.
+        A level whose matrix is not at hand, since others were used more lately, is judged once and then left alone.
         """
-        with self._recalibrating:
+        if self._head is None:
+            return
+        with self._installing:
             levels = [level for level in self.audit() if level < 1.0]
-            taken, used = self.live.taken, self.layer.levels_kept()
+            taken, used = self.live.taken, self._head.kept()
             if not levels or (taken == self._judged and set(levels) <= set(self._expected)):
                 return
             kept = self.live.kept().held_out().thinned(self.live_judged)
             if not len(kept.rows):
                 return
             levels = [level for level in levels if level not in self._expected or max(level, self.floor) in used]
-            self._expected, self._judged = self._expected | expected(*self._sample_of(kept), self.layer, levels), taken
+            self._expected, self._judged = self._expected | expected(*self.sample_of(kept), self._head, levels), taken
 
     def reports(self) -> list[LevelReport]:
         """Every level below 1.0 in use: what was delivered lately, and what is expected as of `judge_live`."""
         return self.counts.reports(self.audit(), self._expected)
 
     def audit(self) -> dict[float, tuple[int, int]]:
-        """Since start, by level: rows judged (images, some pixels of a mask, decoding steps), and those whose answer
-        after utility, before focus, equals the clean one."""
-        return self.counts.totals() if self.layer else {}
-
-    @property
-    def layer(self) -> ModulatedLayer:
-        """The modulated layer in the model's path.
-
-        Raises:
-            RuntimeError: `install` has not been called: a model without it would sell every level at full quality.
-        """
-        if self._layer is None:
-            raise RuntimeError(f"{self.model_id} is not calibrated: call install() first")
-        return self._layer
-
-    @property
-    def floor(self) -> float:
-        """The lowest level that the model delivers."""
-        return self.layer.floor
-
-    @abstractmethod
-    def _put(self, layer: ModulatedLayer) -> None:
-        """Route the model's answers through `layer`."""
+        """Since start, by level: positions judged (images, some pixels of a mask, decoding steps), and those whose
+        answer after utility, before focus, equals the clean one."""
+        return self.counts.totals()

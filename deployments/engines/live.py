@@ -7,7 +7,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from deployments.engines.sample import CalibrationSample
 from policies.audit import Tally
-from policies.delivered import JudgedRows, scale_of
-from policies.layer import ModulatedLayer
+from policies.calibration.delivered import JudgedRows
+from policies.field.variance import scale_of
+from policies.head.head import Head
+from policies.head.slots import Setting
 
 FLUSH_ROWS = 256
 """Rows that wait on their device before they are copied off it together."""
@@ -32,11 +34,13 @@ class Kept:
         rows: [N, ...] as they were kept.
         groups: [N] int64, a hash of the input that each came from: a picture, a prompt.
         at: [N] int64, for text the ladder position at which the answer that a row is a step of was being given.
+        scale: for masks, output pixels per logit along a side.
     """
 
     rows: Tensor
     groups: Tensor
     at: Tensor
+    scale: int = 1
 
     def solved(self) -> Kept:
         """About half of the inputs, with all their rows: what a refit is solved on."""
@@ -47,7 +51,7 @@ class Kept:
         return self._of(self.groups % 2 == 1)
 
     def _of(self, chosen: Tensor) -> Kept:
-        return Kept(self.rows[chosen], self.groups[chosen], self.at[chosen])
+        return replace(self, rows=self.rows[chosen], groups=self.groups[chosen], at=self.at[chosen])
 
     def thinned(self, most: int) -> Kept:
         """At most so many of the rows, evenly spread over the slots, which are in no order."""
@@ -59,7 +63,8 @@ class Kept:
         many = positions[counts >= LEAST_AT]
         if not len(many):
             return torch.full_like(self.at, int(positions[0]))
-        return many[(self.at[:, None] - many).abs().argmin(dim=1)]
+        nearest: Tensor = many[(self.at[:, None] - many).abs().argmin(dim=1)]
+        return nearest
 
 
 class LiveRows:
@@ -81,7 +86,7 @@ class LiveRows:
         self._rows: list[np.ndarray] = []
         self._dtype = torch.float16
         self._labels = np.zeros((capacity, 2), dtype=np.int64)
-        self._waiting: list[tuple[Tensor, list[tuple[int, int]]]] = []
+        self._waiting: list[tuple[Tensor, list[tuple[int, int]], torch.cuda.Event | None]] = []
         self._seen: set[bytes] = set()
         self._chance = torch.Generator().manual_seed(0)
         self._lock = threading.Lock()
@@ -112,8 +117,11 @@ class LiveRows:
         dtype = torch.bfloat16 if rows.dtype is torch.bfloat16 else torch.float16
         labels = list(zip(groups, at or [0] * len(groups), strict=True))
         with self._lock:
-            self._waiting.append((rows.detach().to(dtype, copy=True), labels))
-            if sum(len(waiting) for waiting, _ in self._waiting) >= FLUSH_ROWS:
+            waiting = rows.detach().to(dtype, copy=True)
+            # Whoever reads them may be on another stream than the forward that writes them.
+            written = torch.cuda.current_stream(rows.device).record_event() if rows.is_cuda else None
+            self._waiting.append((waiting, labels, written))
+            if sum(len(waiting) for waiting, *_ in self._waiting) >= FLUSH_ROWS:
                 self._flush()
 
     def kept(self) -> Kept:
@@ -133,7 +141,9 @@ class LiveRows:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for rows, labels in waiting:
+        for rows, labels, written in waiting:
+            if written is not None:
+                written.synchronize()
             self._dtype = rows.dtype
             for row, label in self._new(rows.cpu().contiguous().view(torch.int16).numpy(), labels):
                 if self._taken < self.capacity:
@@ -157,9 +167,7 @@ class LiveRows:
 
 
 @torch.inference_mode()
-def expected(
-    sample: CalibrationSample, groups: Tensor, layer: ModulatedLayer, levels: Iterable[float]
-) -> dict[float, Tally]:
+def expected(sample: CalibrationSample, groups: Tensor, head: Head, levels: Iterable[float]) -> dict[float, Tally]:
     """What levels deliver on a sample, on the noise field in use and at the resolution that the client sees.
 
     Not the closed form: one field's level scatters around it by 0.02 (docs/decisions/0001), which is the whole margin.
@@ -169,17 +177,17 @@ def expected(
         sample: clean rows.
         groups: [M] int64, the input of each row, or where the sample has a readout of each row that it reads.
     """
-    phi = layer.ladder.phi(sample.features if sample.field_features is None else sample.field_features)
+    phi = head.phi(sample.features if sample.field_features is None else sample.field_features)
     near = torch.zeros(1, dtype=torch.int64) if sample.at is None else sample.at.unique().cpu()
     judged: dict[int, tuple[JudgedRows, Tensor]] = {}
     tallies = {}
     for level in levels:
-        position = layer.calibration.position(max(level, layer.floor))
+        position = head.position(Setting(level))
         place = int(near[(near - position).abs().argmin()])
         if place not in judged:
             judged[place] = _judged(sample, phi, groups, place)
         rows, number = judged[place]
-        agreed = rows.same(layer.matrix_at(position, keep=False), scale_of(position)).cpu()
+        agreed = rows.same(head.matrix_at(position), scale_of(position)).cpu()
         counts = torch.bincount(number, agreed.double()).long()
         tallies[level] = Tally.of_groups(torch.bincount(number).tolist(), counts.tolist())
     return tallies

@@ -14,8 +14,8 @@ router = APIRouter(tags=["health"])
 class Health(BaseModel):
     """State of this gateway."""
 
-    status: str = Field(description="`ok`, or `unready`.")
-    reasons: list[str] = Field(default_factory=list, description="Why it is not ready.")
+    status: str = Field(description="`ok`, `partial` where some levels are not served yet, or `unready`.")
+    reasons: list[str] = Field(default_factory=list, description="Why it is not `ok`.")
 
 
 @router.get("/healthz", response_model=Health, summary="Liveness")
@@ -26,7 +26,8 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}}, summary="Readiness")
 async def readyz(gateway: Gateway) -> JSONResponse:
-    """200 when the store answers and every model is up, else 503 with the reasons."""
-    reasons = gateway.readiness()
-    health = Health(status="unready" if reasons else "ok", reasons=reasons)
+    """200 when the store answers and every model serves level 1.0, else 503; with the reasons why not all is served."""
+    reasons, pending = gateway.readiness(), gateway.pending()
+    status = "unready" if reasons else "partial" if pending else "ok"
+    health = Health(status=status, reasons=[*reasons, *pending])
     return JSONResponse(health.model_dump(), status_code=503 if reasons else 200)

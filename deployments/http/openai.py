@@ -79,6 +79,7 @@ def _card(info: ModelInfo, utility: float) -> ModelCard:
         lowest_utility=info.floor,
         focus_classes=None if info.classes is None else list(info.classes),
         context=info.context,
+        pending=info.pending or None,
     )
 
 

@@ -40,6 +40,9 @@ class ModelCard(BaseModel):
         description="Names that focus may use; null for a text model, where any word or phrase will do."
     )
     context: int | None = Field(default=None, description="Tokens of prompt and answer together.")
+    pending: str | None = Field(
+        default=None, description="What it does not serve yet, while its levels below 1.0 are being solved."
+    )
 
 
 class ModelList(BaseModel):
@@ -74,6 +77,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         408: "The deadline passed.",
         413: "Body or image too large.",
         429: "A rate, concurrency or quota limit; see Retry-After.",
-        503: "The store is away, a queue is full or a replica starts; see Retry-After.",
+        503: "The store is away, a queue is full, a replica starts or its levels are being solved; see Retry-After.",
     }.items()
 }

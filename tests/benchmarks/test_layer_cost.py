@@ -16,19 +16,19 @@ LLAMA = LlamaConfig(
 
 
 @pytest.mark.parametrize(
-    ("case", "rows"),
+    "case",
     [
-        (lambda: segformer_case("a SegFormer", SEGFORMER, torch.randn(8, 3, 64, 64)), False),
-        (lambda: llama_case("a Llama", LLAMA, torch.ones(8, 1, dtype=torch.int64), torch.float32), True),
+        lambda: segformer_case("a SegFormer", SEGFORMER, torch.randn(8, 3, 64, 64)),
+        lambda: llama_case("a Llama", LLAMA, torch.ones(8, 1, dtype=torch.int64), torch.float32),
     ],
     ids=["segformer", "llama"],
 )
-def test_what_a_gpu_would_measure_runs_on_its_shapes(case: object, rows: bool) -> None:
+def test_what_a_gpu_would_measure_runs_on_its_shapes(case: object) -> None:
     made: Case = case()  # type: ignore[operator]
     with torch.inference_mode():
         table = [line.strip("| ").split(" | ") for line in measure(made, 1e9, repeats=1)]
     assert [line[1] for line in table] == ["1", "2", "3", "8"]
-    assert all((line[5] != "-") == rows for line in table)
+    assert all(float(line[5]) > 0.0 for line in table)
     assert float(table[3][3]) > float(table[0][3])  # eight levels move more bytes than one
 
 

@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 import torch
 
-from deployments.engines.generator import Generator
-from deployments.engines.text_calibration import BUNDLED
-from policies.calibration import Calibration
+from deployments.engines.text.calibration import BUNDLED
+from deployments.engines.text.generator import Generator
+from policies.calibration.calibration import Calibration
 from tests.deployments.openai_support import Script
 from tests.deployments.text_support import SECRET, SPEC
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from deployments.config import REPOSITORY, ModelSpec, Task
-from deployments.engines.classifier import ImageClassifier
-from deployments.engines.loading import LoadError
-from policies.errors import InvalidRequest
-from policies.layer import ModulatedLayer
+from deployments.engines.errors import LoadError
+from deployments.engines.images.classifier import ImageClassifier
+from policies.errors import InvalidRequest, Unavailable
+from policies.head.head import Head
 from policies.terms import Disclosure, Modulation
 from tests.deployments.vision_support import GOLD, SECRET, at, calibrated, needs_shared, scenes, shipped
 
@@ -83,7 +83,7 @@ def test_another_load_with_the_same_secret_gives_the_same_answers(
     engine: ImageClassifier, images: list[Image.Image]
 ) -> None:
     again = ImageClassifier.load(shipped(MODEL, Task.CLASSIFICATION))
-    again.install(engine.layer.calibration, SECRET)  # as after a restart, from the store
+    again.install(engine.head.calibration, SECRET)  # as after a restart, from the store
     assert again.fingerprint == engine.fingerprint
     terms = [at(0.7)] * len(images)
     assert again.predict(images, terms) == engine.predict(images, terms)
@@ -91,7 +91,7 @@ def test_another_load_with_the_same_secret_gives_the_same_answers(
 
 def test_fingerprint_is_the_same_in_another_process(engine: ImageClassifier) -> None:
     code = (
-        "from deployments.config import *; from deployments.engines.classifier import ImageClassifier as C;"
+        "from deployments.config import *; from deployments.engines.images.classifier import ImageClassifier as C;"
         f"print(C.load(ModelSpec(id='x', task=Task.CLASSIFICATION, source='models/{MODEL}')).fingerprint)"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -137,8 +137,8 @@ def test_delivered_agreement_is_the_level_on_the_bundled_features(engine: ImageC
     assert sample.features.shape == (4000, 512)
     assert sample.readout is None
     for level in (0.9, 0.7, 0.5):
-        position = torch.full((4000,), engine.layer.calibration.position(level))
-        noisy = sample.logits + engine.layer.ladder.noise(sample.features, position)
+        position = torch.full((4000,), engine.head.calibration.position(level))
+        noisy = sample.logits + engine.head.ladder.noise(sample.features, position)
         assert (noisy.argmax(1) == sample.logits.argmax(1)).float().mean().item() == pytest.approx(level, abs=0.01)
 
 
@@ -160,16 +160,26 @@ def test_an_unknown_focus_class_is_refused_before_a_batch(engine: ImageClassifie
     assert refused.value.param == "focus.unicorn"
 
 
-def test_an_uncalibrated_model_serves_nothing(images: list[Image.Image]) -> None:
-    engine = ImageClassifier.load(shipped(MODEL, Task.CLASSIFICATION))
-    with pytest.raises(RuntimeError, match="not calibrated"):
-        engine.predict(images[:1], [GOLD])
+def test_an_uncalibrated_model_serves_level_1_and_nothing_else(
+    engine: ImageClassifier, images: list[Image.Image]
+) -> None:
+    fresh = ImageClassifier.load(shipped(MODEL, Task.CLASSIFICATION))
+    assert fresh.predict(images[:2], [GOLD, GOLD]) == engine.predict(images[:2], [GOLD, GOLD])
+    assert not fresh.calibrated and fresh.floor == 1.0 and fresh.prepare(GOLD) == []
+    for terms in (at(0.9), Modulation(focus={"cat": 0.5})):
+        for refused in (
+            lambda terms=terms: fresh.prepare(terms),
+            lambda terms=terms: fresh.predict(images[:1], [terms]),
+        ):
+            with pytest.raises(Unavailable) as error:
+                refused()
+            assert error.value.code == "levels_pending"
 
 
 def test_a_calibration_of_another_model_is_refused(engine: ImageClassifier, tmp_path: Path) -> None:
     other = _saved_resnet(tmp_path, "other.pth")
     with pytest.raises(ValueError, match="calibration of"):
-        other.install(engine.layer.calibration, SECRET)
+        other.install(engine.head.calibration, SECRET)
     with pytest.raises(LoadError, match="other weights"):
         other.calibration_sample(REPOSITORY / "models" / MODEL / "calibration.safetensors")
 
@@ -238,7 +248,7 @@ def test_a_transformers_classifier_loads_calibrates_on_a_folder_and_serves(tmp_p
     sample = engine.calibration_sample(tmp_path / "pictures")
     assert (sample.features.shape, sample.logits.shape) == ((120, 32), (120, 3))
     engine.install(engine.fit(sample, SECRET), SECRET)
-    assert isinstance(engine.model.classifier, ModulatedLayer)
+    assert isinstance(engine.model.classifier.modulation, Head)
     assert [len(a) for a in engine.predict(scenes(3, 40, 30), [GOLD, at(0.8), GOLD])] == [3, 1, 3]
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engines.detokenizer import Detokenizer, StopMatcher
+from deployments.engines.text.detokenizer import Detokenizer, StopMatcher
 
 
 def decode_bytes(tokens: list[int]) -> str:

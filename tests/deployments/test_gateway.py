@@ -169,6 +169,66 @@ async def test_counting_tokens_and_answering_share_one_deadline(
 
 
 @pytest.mark.parametrize(
+    ("tier", "query", "status", "answers"),
+    [
+        ("free", "", 503, False),
+        ("gold", "?utility=0.7", 503, False),
+        ("gold", "?focus=cat=0.5", 503, False),
+        ("gold", "", 200, True),
+        ("gold", "?utility=1.0", 200, True),
+        ("free", "?utility=1.0", 403, False),
+    ],
+)
+async def test_while_levels_are_solved_level_1_is_served_and_nothing_else(
+    running: Running, monkeypatch: pytest.MonkeyPatch, tier: str, query: str, status: int, answers: bool
+) -> None:
+    """A floor that nobody knows yet must raise no tenant's level, and what is refused is not counted."""
+    gateway, said, calls = running.gateway, "levels below 1.0 are being solved (solving levels, 40%)", []
+    info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=("cat",), floor=0.01, created=1, pending=said)
+    monkeypatch.setitem(gateway._handles, "m", object())
+    monkeypatch.setitem(gateway.infos, "m", info)
+
+    async def predict(*words: Any, deadline: float) -> list[Any]:
+        calls.append(words)
+        return []
+
+    monkeypatch.setattr("deployments.ticket.call_replica", predict)
+    for name, level in (("gold", "1.0"), ("free", "0.7")):
+        await running.admin.create_tier(name, {"utility": level, "rpm": "100"})
+        await running.admin.create_tenant(name, tier=name)
+    headers = {"authorization": f"Bearer {(await running.admin.create_key(tier))[0]}"}
+
+    answer = await running.client.post(f"/models/m{query}", content=b"x", headers=headers)
+    assert (answer.status_code, bool(calls)) == (status, answers), answer.text
+    assert answer.headers["x-ratelimit-remaining-requests"] == ("99" if answers else "100")
+    if status == 503:
+        error = answer.json()["error"]
+        assert error["code"] == "levels_pending" and said in error["message"]
+        assert 0 < int(answer.headers["retry-after"]) <= 60
+    (card,) = (await running.client.get("/v1/models", headers=headers)).json()["data"]
+    assert (card["pending"], card["utility"]) == (said, 1.0 if tier == "gold" else 0.7)
+    ready = await running.client.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json() == {"status": "partial", "reasons": [f"model m: {said}"]}
+    monkeypatch.setitem(gateway.infos, "m", info.model_copy(update={"pending": "", "floor": 0.1}))
+    assert (await running.client.get("/readyz")).json() == {"status": "ok", "reasons": []}
+
+
+async def test_a_model_that_starts_is_unready_whatever_others_lack(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=(), floor=0.01, created=1, pending="levels are solved")
+    for name in ("m", "n"):
+        monkeypatch.setitem(running.gateway._handles, name, object())
+    monkeypatch.setitem(running.gateway.infos, "m", info)
+    answer = await running.client.get("/readyz")
+    assert answer.status_code == 503 and answer.json() == {
+        "status": "unready",
+        "reasons": ["model n is starting", "model m: levels are solved"],
+    }
+
+
+@pytest.mark.parametrize(
     ("name", "value", "kept"),
     [
         (b"x-request-id", b"3f2c-a.b:c_1", True),

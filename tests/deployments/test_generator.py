@@ -10,10 +10,10 @@ import pytest
 import pytest_asyncio
 import torch
 
-from deployments.engines.generator import Generator, SamplingParams, TextDelta
-from deployments.engines.loading import LoadError
-from deployments.engines.packed_linear import PackedLinear
-from policies.calibration import Calibration
+from deployments.engines.errors import LoadError
+from deployments.engines.text.generator import Generator, SamplingParams, TextDelta
+from deployments.engines.text.packed_linear import PackedLinear
+from policies.calibration.calibration import Calibration
 from policies.errors import InvalidRequest, Unavailable
 from policies.terms import Modulation, Share
 from tests.deployments.text_support import SECRET, SPEC
@@ -136,7 +136,7 @@ async def test_the_audit_shows_about_the_level_that_was_sold(generator: Generato
 
 async def test_levels_move_in_place_beside_running_answers(generator: Generator) -> None:
     """A raised floor included: the request under way below it goes on."""
-    old = generator.layer.calibration
+    old = generator.head.calibration
     raised = replace(old, curve=tuple(point for point in old.curve if point[1] > 0.8))
     asks = [asyncio.create_task(text(generator, question, level=0.6)) for question in QUESTIONS[:3]]
     while generator.engine.running < 3:
@@ -144,10 +144,10 @@ async def test_levels_move_in_place_beside_running_answers(generator: Generator)
     await asyncio.to_thread(generator.judge_live)
     judged = {report.level: report for report in generator.reports()}
     assert 0.3 < judged[0.6].expected.level < 0.9 and judged[0.6].expected.groups > 1
-    await asyncio.to_thread(generator.recalibrate, raised)
+    await asyncio.to_thread(generator.install, raised, SECRET)
     assert generator.floor > 0.8 and all(await asyncio.gather(*asks))
-    await asyncio.to_thread(generator.recalibrate, old)
-    assert generator.layer.calibration is old
+    await asyncio.to_thread(generator.install, old, SECRET)
+    assert generator.head.calibration is old
     generator.healthy()
 
 
@@ -170,9 +170,9 @@ async def test_a_cancelled_answer_is_in_no_step_but_the_one_that_runs(generator:
     answer = generator.generate(prompt, SamplingParams(300, 0.0), Modulation(), Share(flow="leaver"))
     await first_token(answer)
     await answer.aclose()
-    left_at = generator.engine.rows.steps
+    left_at = generator.engine.seats.steps
     await settled(generator)
-    assert generator.engine.rows.steps - left_at <= 1
+    assert generator.engine.seats.steps - left_at <= 1
 
 
 async def test_cancelling_a_waiting_request_takes_it_out_of_the_queue(generator: Generator) -> None:
@@ -289,12 +289,7 @@ def test_too_little_calibration_text_is_refused(loaded: Generator, tmp_path: Pat
         loaded.calibration_sample(tmp_path / "short.txt")
 
 
-def test_nothing_is_served_before_a_calibration_is_installed(loaded: Generator, calibration: Calibration) -> None:
-    fresh = Generator(SPEC, loaded.language_model)
-    with pytest.raises(Unavailable):
-        fresh.healthy()
-    with pytest.raises(RuntimeError, match="not calibrated"):
-        fresh.audit()
+def test_a_calibration_of_another_model_is_refused(loaded: Generator, calibration: Calibration) -> None:
     other = Calibration.from_json(calibration.to_json().replace(calibration.fingerprint, "another"))
     with pytest.raises(ValueError, match="calibration of another"):
-        fresh.install(other, SECRET)
+        loaded.install(other, SECRET)

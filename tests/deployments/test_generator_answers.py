@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from deployments.catalog import TextDelta
-from deployments.engines.choices import answer
-from deployments.engines.generator import Generator, SamplingParams
+from deployments.engines.text.choices import answer
+from deployments.engines.text.generator import Generator, SamplingParams
 from policies.errors import InvalidRequest, NotEntitled
 from policies.terms import Disclosure, Modulation, Share
 from tests.deployments.test_generator import QUESTIONS, deltas, settled
@@ -159,10 +159,10 @@ async def test_a_newcomer_is_answered_beside_a_flood(generator: Generator) -> No
     flood = [asyncio.create_task(answers(generator, QUESTIONS[1], max_tokens=60, flow="flood")) for _ in range(16)]
     while generator.engine.running < 8:
         await asyncio.sleep(0.01)
-    before = generator.engine.rows.steps
+    before = generator.engine.seats.steps
     await answers(generator, QUESTIONS[0], flow="quiet", max_tokens=4)
     # Its prompt is read and four tokens written in as many steps, but for those under way, owed and of its own prompt.
-    assert generator.engine.rows.steps - before <= 4 + 10
+    assert generator.engine.seats.steps - before <= 4 + 10
     for task in flood:
         task.cancel()
     await asyncio.gather(*flood, return_exceptions=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.engines.images import decode_image, encode_mask, shrink
+from deployments.engines.images.decoding import decode_image, encode_mask, shrink
 from policies.errors import InvalidRequest, PayloadTooLarge
 
 

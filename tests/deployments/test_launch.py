@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
+from typer import Exit
 
 from deployments.config import REPOSITORY
 from deployments.console import MARK, announce, announced
+from deployments.launch import Console, _wait_for, read_plan
 
 
 def launch(command: str, config: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -83,6 +88,49 @@ def test_not_a_configuration(tmp_path: Path) -> None:
 def test_stopping_what_does_not_run_says_so(config: Callable[..., Path]) -> None:
     done = launch("stop", config())
     assert done.returncode == 0 and "Nothing runs" in done.stdout
+
+
+class Readiness(BaseHTTPRequestHandler):
+    """Answers /readyz with one health after another; the last one stays."""
+
+    said: ClassVar[list[tuple[int, dict[str, Any]]]]
+
+    def do_GET(self) -> None:
+        status, health = self.said.pop(0) if len(self.said) > 1 else self.said[0]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(health).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_first_calls_come_as_soon_as_level_1_is_served_and_lower_levels_are_waited_for(
+    config: Callable[..., Path], tmp_path: Path
+) -> None:
+    reasons = ["model m: levels below 1.0 are being solved (solving levels, 40%)"]
+    Readiness.said = [
+        (503, {"status": "unready", "reasons": ["model m is starting", *reasons]}),
+        (200, {"status": "partial", "reasons": reasons}),
+        (200, {"status": "partial", "reasons": reasons}),
+        (200, {"status": "ok", "reasons": []}),
+    ]
+    with HTTPServer(("127.0.0.1", 0), Readiness) as server, ThreadPoolExecutor() as pool:
+        serving = pool.submit(server.serve_forever, 0.05)
+        plan = read_plan(config(port=server.server_port))
+        with subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE, text=True) as child:
+            console = Console(child, tmp_path / "serve.log")
+            try:
+                assert _wait_for(plan, child, console, "ok", "partial") == reasons
+                assert _wait_for(plan, child, console, "ok") == []
+                Readiness.said = [(200, {"status": "partial", "reasons": reasons})]
+                console._judge(f"{MARK}m: failed: its levels cannot be solved: no room")
+                with pytest.raises(Exit):
+                    _wait_for(plan, child, console, "ok")
+            finally:
+                child.kill()
+                server.shutdown()
+        serving.result()
 
 
 def test_a_replica_tells_the_console_how_it_goes(capfd: pytest.CaptureFixture[str]) -> None:

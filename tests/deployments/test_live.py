@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from deployments.config import REPOSITORY, Task
-from deployments.engines.classifier import ImageClassifier
+from deployments.engines.errors import LoadError
+from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.live import Kept, LiveRows
-from deployments.engines.loading import LoadError
 from deployments.engines.sample import CalibrationSample
 from policies.audit import State
-from policies.calibration import Calibration
+from policies.calibration.calibration import Calibration
 from policies.terms import Modulation
 from tests.deployments.vision_support import SECRET, at, scenes, shipped
 
@@ -122,21 +122,21 @@ def answer(engine: ImageClassifier, images: list[Image.Image], terms: Modulation
 
 
 def test_drift_is_seen_and_a_refit_on_live_rows_mends_it_on_the_same_noise(classifier: ImageClassifier) -> None:
-    images, before = scenes(512, 32, 32), classifier.layer.calibration
+    images, before = scenes(512, 32, 32), classifier.head.calibration
     answer(classifier, images, at(0.7))
     classifier.judge_live()
     (report,) = classifier.reports()
     # Half of the same rows, so the field says about what the layer itself counted.
-    assert report.delivered.rows == 512 and 200 < report.expected.rows < 312
+    assert report.delivered.answers == 512 and 200 < report.expected.answers < 312
     assert report.expected.level == pytest.approx(report.delivered.level, abs=0.1)
     assert report.state is State.DRIFTED
 
-    refit = classifier.fit(classifier.live_sample(), SECRET, stored=before)
-    path = classifier.layer.ladder.matrix(before.position(0.7))
-    classifier.recalibrate(refit)
+    refit = classifier.fit(classifier.sample_of(classifier.live_rows())[0], SECRET, stored=before)
+    path = classifier.head.ladder.matrix(before.position(0.7))
+    classifier.install(refit, SECRET)
     assert (refit.length_scale, refit.depth, refit.metric) == (before.length_scale, before.depth, before.metric)
-    assert torch.equal(classifier.layer.ladder.matrix(before.position(0.7)), path)
-    assert classifier.reports()[0].delivered.rows == 0
+    assert torch.equal(classifier.head.ladder.matrix(before.position(0.7)), path)
+    assert classifier.reports()[0].delivered.answers == 0
     answer(classifier, images, at(0.7))
     classifier.judge_live()
     (mended,) = classifier.reports()
@@ -152,25 +152,25 @@ def test_a_live_refit_is_judged_by_other_inputs_than_it_is_solved_on(
 ) -> None:
     """A picture that was sent again, in a batch of another size and so with other rounding, is the same input."""
     used: list[Kept] = []
-    of = classifier._sample_of
+    of = classifier.sample_of
 
     def remember(kept: Kept) -> tuple[CalibrationSample, torch.Tensor]:
         used.append(kept)
         return of(kept)
 
-    monkeypatch.setattr(classifier, "_sample_of", remember)
+    monkeypatch.setattr(classifier, "sample_of", remember)
     monkeypatch.setattr(classifier, "least_live", 20)
     images = scenes(256, 32, 32)
     answer(classifier, images, at(0.7))
     answer(classifier, images, at(0.7), size=7)
     assert classifier.live.inputs == 256
-    before = classifier.layer.calibration
+    before = classifier.head.calibration
     classifier.judge_live()
-    refit = classifier.fit(classifier.live_sample(), SECRET, stored=before)
-    classifier.recalibrate(refit)
+    refit = classifier.fit(classifier.sample_of(classifier.live_rows())[0], SECRET, stored=before)
+    classifier.install(refit, SECRET)
     classifier.judge_live()
     judged, solved, again = used
-    assert len(solved.rows) == refit.rows and torch.equal(judged.groups, again.groups)
+    assert len(solved.rows) == refit.answers and torch.equal(judged.groups, again.groups)
     assert not set(solved.groups.tolist()) & set(judged.groups.tolist())
     assert len({*solved.groups.tolist(), *judged.groups.tolist()}) == 256
     assert torch.cdist(solved.rows.float(), judged.rows.float()).min() > 0.01
@@ -179,7 +179,7 @@ def test_a_live_refit_is_judged_by_other_inputs_than_it_is_solved_on(
 def test_a_refit_takes_place_between_batches_of_a_running_server(classifier: ImageClassifier) -> None:
     images = scenes(512, 32, 32)
     answer(classifier, images, at(0.6))
-    refit = classifier.fit(classifier.live_sample(), SECRET, stored=classifier.layer.calibration)
+    refit = classifier.fit(classifier.sample_of(classifier.live_rows())[0], SECRET, stored=classifier.head.calibration)
     failures: list[Exception] = []
     done = threading.Event()
 
@@ -193,8 +193,8 @@ def test_a_refit_takes_place_between_batches_of_a_running_server(classifier: Ima
 
     thread = threading.Thread(target=serve)
     thread.start()
-    for calibration in (refit, classifier.layer.calibration) * 3:
-        classifier.recalibrate(calibration)
+    for calibration in (refit, classifier.head.calibration) * 3:
+        classifier.install(calibration, SECRET)
         classifier.judge_live()
     done.set()
     thread.join()
@@ -204,9 +204,9 @@ def test_a_refit_takes_place_between_batches_of_a_running_server(classifier: Ima
 def test_too_few_live_rows_and_another_field_are_refused(classifier: ImageClassifier) -> None:
     answer(classifier, scenes(12, 32, 32), at(0.7))
     with pytest.raises(LoadError, match="live rows of 12 inputs.*needs 400"):
-        classifier.live_sample()
+        classifier.sample_of(classifier.live_rows())[0]
     with pytest.raises(ValueError, match="noise field"):
-        classifier.recalibrate(replace(classifier.layer.calibration, depth=256))
+        classifier.install(replace(classifier.head.calibration, depth=256), SECRET)
 
 
 def test_a_refit_from_a_folder_reads_every_picture_once(classifier: ImageClassifier, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_refit_from_a_folder_reads_every_picture_once(classifier: ImageClassif
 
 def test_a_picture_is_the_same_input_in_every_process() -> None:
     """Replicas that split pictures differently would judge a refit on what another has solved it on."""
-    code = "import torch; from deployments.engines.vision import _source as s; print(s(torch.arange(48.0).view(3, 16)))"
+    code = "import torch; from deployments.engines.images.engine import _source; print(_source(torch.arange(48.0)))"
     said = [
         subprocess.run(
             [sys.executable, "-c", code], cwd=REPOSITORY, env=os.environ | {"PYTHONHASHSEED": seed},

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.generation.continuous_batching.cache_allocators.cache_allocator import BlockLedger, compute_block_hash
 
-from deployments.engines.prefix_sharing import make_room, salt_pages, salted_id
+from deployments.engines.text.prefix_sharing import make_room, salt_pages, salted_id
 
 PAGE = 8
 PROMPT = list(range(100, 100 + 3 * PAGE))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deployments.engines.draws import DrawPlan, DrawTables
-from deployments.engines.sampling import SamplingParams, gumbel, keep_top_k, keep_top_p, seed_key, step_keys
+from deployments.engines.text.draws import DrawPlan, DrawTables
+from deployments.engines.text.sampling import SamplingParams, gumbel, keep_top_k, keep_top_p, seed_key, step_keys
 
 SECRET = b"of the draws"
 GREEDY = SamplingParams(max_tokens=1, temperature=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from transformers import (
 )
 
 from deployments.config import REPOSITORY, ModelSpec, Task
-from deployments.engines import segmenter as module
-from deployments.engines.loading import LoadError
-from deployments.engines.sample import UpsamplingReadout
-from deployments.engines.segmenter import ImageSegmenter, Segment
-from policies.calibration import Calibration
+from deployments.engines.errors import LoadError
+from deployments.engines.images import segmenter as module
+from deployments.engines.images.sample import UpsamplingReadout
+from deployments.engines.images.segmenter import ImageSegmenter, Segment
+from policies.calibration.calibration import Calibration
 from policies.terms import Disclosure, Modulation
 from tests.deployments.vision_support import GOLD, SECRET, at, calibrated, needs_shared, scenes, shipped
 
@@ -44,11 +45,11 @@ def images() -> list[Image.Image]:
     return scenes(4, 480, 360) + scenes(2, 200, 300, seed=1)
 
 
-def label_map(answer: list[Segment]) -> np.ndarray:
+def label_map(answer: list[Segment], classes: Sequence[str] = CLASSES) -> np.ndarray:
     """The masks of an answer as one map of class indices; fails where they overlap or leave a hole."""
     masks = np.stack([np.asarray(Image.open(io.BytesIO(segment.mask))) == 255 for segment in answer])
     assert (masks.sum(axis=0) == 1).all()
-    indices = np.array([CLASSES.index(segment.label) for segment in answer])
+    indices = np.array([classes.index(segment.label) for segment in answer])
     return indices[masks.argmax(axis=0)]
 
 
@@ -185,17 +186,57 @@ def test_a_users_segmenter_calibrates_on_a_folder_of_pictures(tmp_path: Path) ->
     assert {segment.label for segment in engine.predict(scenes(1, 96, 64), [GOLD])[0]} <= set(spec.labels or ())
 
 
-def test_a_model_that_reworks_its_logits_is_refused(tmp_path: Path) -> None:
-    from transformers import ConvNextConfig
+def interpolated(folder: Path, architecture: str) -> ModelSpec:
+    """A segmenter of random weights that interpolates what its last convolution answers."""
+    from transformers import ConvNextConfig, DPTConfig, DPTForSemanticSegmentation, DPTImageProcessor
 
-    backbone = ConvNextConfig(
-        hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
-    )
-    config = UperNetConfig(backbone_config=backbone, hidden_size=8, num_labels=4, auxiliary_in_channels=8)
-    UperNetForSemanticSegmentation(config).save_pretrained(tmp_path)
-    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
-    with pytest.raises(LoadError, match="cannot be modulated: .* processed further: .*classifier"):
-        ImageSegmenter.load(ModelSpec(id="upernet", task=Task.SEGMENTATION, source=str(tmp_path)))
+    torch.manual_seed(0)
+    if architecture == "upernet":
+        stages = ["stage1", "stage2", "stage3", "stage4"]
+        backbone = ConvNextConfig(hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], out_features=stages)
+        shape = {"hidden_size": 16, "pool_scales": [1, 2], "use_auxiliary_head": False}
+        model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=backbone, num_labels=4, **shape))
+        processor = SegformerImageProcessor(size={"height": 64, "width": 96})
+    else:
+        shape = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+        config = DPTConfig(
+            **shape, image_size=96, patch_size=16, num_labels=4, backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=16, readout_type="ignore", use_auxiliary_head=False,
+        )  # fmt: skip
+        model = DPTForSemanticSegmentation(config)
+        processor = DPTImageProcessor(size={"height": 96, "width": 96})
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=1.0 / parameter[0].numel() ** 0.5)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return ModelSpec(id=architecture, task=Task.SEGMENTATION, source=str(folder), max_batch_size=8)
+
+
+@pytest.mark.parametrize("architecture", ["upernet", "dpt"])
+def test_a_model_that_interpolates_its_logits_is_modulated_before_that(tmp_path: Path, architecture: str) -> None:
+    engine = ImageSegmenter.load(interpolated(tmp_path / "model", architecture))
+    pictures = scenes(124, 120, 90)
+    (tmp_path / "pictures").mkdir()
+    for index, image in enumerate(pictures[:100]):
+        image.save(tmp_path / "pictures" / f"{index}.png")
+    engine.install(engine.fit(engine.calibration_sample(tmp_path / "pictures"), SECRET), SECRET)
+    fresh = pictures[100:]
+    clean = [label_map(answer, engine.classes) for answer in engine.predict(fresh, [GOLD] * len(fresh))]
+    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        out = model(**processor(images=fresh, return_tensors="pt"))
+    wanted = processor.post_process_semantic_segmentation(out, target_sizes=[(90, 120)] * len(fresh))
+    same = torch.stack([torch.from_numpy(mine) == its for mine, its in zip(clean, wanted, strict=True)])
+    assert len(torch.stack(wanted).unique()) > 1 and float(same.float().mean()) > 0.9995
+    modulated = [label_map(answer, engine.classes) for answer in engine.predict(fresh, [at(0.7)] * len(fresh))]
+    kept = np.mean([mine == its for mine, its in zip(modulated, clean, strict=True)])
+    assert kept == pytest.approx(0.7, abs=0.05)
+    rows, agreed = engine.audit()[0.7]
+    assert agreed / rows == pytest.approx(kept, abs=0.01)
 
 
 def test_a_missing_processor_or_head_is_refused(tmp_path: Path) -> None:
@@ -211,7 +252,7 @@ def test_a_missing_processor_or_head_is_refused(tmp_path: Path) -> None:
 
 def test_masks_are_judged_and_refitted_at_the_resolution_of_the_answer(engine: ImageSegmenter) -> None:
     fresh = ImageSegmenter.load(shipped("segformer-b0-camvid", Task.SEGMENTATION))
-    honest = engine.layer.calibration
+    honest = engine.head.calibration
     short = replace(honest, curve=tuple((position, value**0.5) for position, value in honest.curve))
     fresh.install(short, SECRET)
     fresh.least_live = 12  # type: ignore[misc]
@@ -226,6 +267,6 @@ def test_masks_are_judged_and_refitted_at_the_resolution_of_the_answer(engine: I
 
     delivered, expected = levels()
     assert delivered < 0.6 and expected == pytest.approx(delivered, abs=0.05)
-    fresh.recalibrate(fresh.fit(fresh.live_sample(), SECRET, stored=short))
+    fresh.install(fresh.fit(fresh.sample_of(fresh.live_rows())[0], SECRET, stored=short), SECRET)
     # A refit sees a few tiles of each picture.
     assert levels()[0] == pytest.approx(0.7, abs=0.06)

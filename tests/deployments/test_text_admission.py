@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from deployments.engines.text_admission import WaitingLine, Work, step_rows
-from deployments.engines.token_shares import TokenShares
+from deployments.engines.text.admission import WaitingLine, Work, step_rows
+from deployments.engines.text.token_shares import TokenShares
 from policies.errors import Unavailable
 
 ROWS, TOKENS, PAGE = 4, 32, 16

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from deployments.catalog import TextDelta, TokenLogprob
-from deployments.engines.text_rows import LogprobRecord
-from deployments.engines.transcript import Transcript
+from deployments.engines.text.seats import LogprobRecord
+from deployments.engines.text.transcript import Transcript
 from deployments.http.text_answers import ChatShape, CompletionShape, Tally
 
 PIECES = ["\u2581The", "\u2581sky", "\u2581is", "blue", "\u2581n", "\u00e9", "<0xE2>", "<0x82>", "<0xAC>", "\u2581."]

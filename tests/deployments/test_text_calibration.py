@@ -1,42 +1,43 @@
-"""Calibration of a text model on its own modulated answers, on a Llama of random weights."""
+"""Calibration of a text model on answers that the serving engine gives, on a Llama of random weights."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deployments.config import ModelSpec, Task, resolve_path
-from deployments.engines.generator import Generator
-from deployments.engines.language_models import LanguageModel
-from deployments.engines.text_calibration import (
+from deployments.engines.text.calibration import (
     BUNDLED,
     LEVELS,
     MAX_PROMPTS,
-    answered,
-    at_positions,
-    calibration_rows,
+    Answer,
+    answers,
+    near_levels,
     split_paragraphs,
 )
-from deployments.engines.text_stream import Rows, write
-from policies.calibration import Calibration
-from policies.candidates import Candidates
-from policies.ladder import variance
-from policies.layer import ModulatedLayer, RowTerms
+from deployments.engines.text.generator import Generator, SamplingParams
+from deployments.engines.text.language_models import LanguageModel
+from policies.calibration.calibration import Calibration
+from policies.calibration.candidates import Candidates
+from policies.errors import Unavailable
+from policies.field.variance import scale_of
+from policies.head.slots import Setting
+from policies.terms import Modulation, Share
 from tests.deployments.text_support import SPEC as SERVED
 
 SECRET = b"a secret for the tests"
 VOCABULARY, END = 600, 7
-SPEC = ModelSpec(id="tiny", task=Task.TEXT, source="nowhere")
+SPEC = ModelSpec(id="tiny", task=Task.TEXT, source="nowhere", max_batch_size=16)
 
 
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
+def tiny() -> Generator:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -44,21 +45,25 @@ def model() -> LanguageModel:
     )  # fmt: skip
     llama = LlamaForCausalLM(config).eval().requires_grad_(False)
     tokenizer: Any = SimpleNamespace(
-        chat_template=None, encode=lambda text: [8 + ord(c) * 37 % (VOCABULARY - 8) for c in text]
+        chat_template=None,
+        all_special_ids=[],
+        decode=lambda ids, **_: " ".join(map(str, ids)),
+        encode=lambda text, **_: [8 + ord(c) * 37 % (VOCABULARY - 8) for c in text],
     )
-    return LanguageModel(llama, tokenizer, llama.lm_head, 256, frozenset({END}), "tiny")
+    return Generator(SPEC, LanguageModel(llama, tokenizer, llama.lm_head, 256, frozenset({END}), "tiny"))
 
 
-class Engine(Generator):
-    """Calibrated quickly."""
-
-    tolerance = 0.03
+@pytest.fixture(scope="module")
+def generator() -> Iterator[Generator]:
+    made = tiny()
+    yield made
+    made.close()
 
 
 def prompts(count: int, seed: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(4, 12, (count,), generator=generator).sort().values.tolist()
-    return [torch.randint(8, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+    chance = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(4, 12, (count,), generator=chance).sort().values.tolist()
+    return [torch.randint(8, VOCABULARY, (n,), generator=chance).tolist() for n in lengths]
 
 
 def text_file(path: Path, count: int) -> Path:
@@ -67,15 +72,16 @@ def text_file(path: Path, count: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calibration(model: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    return Engine(SPEC, model).fit(
-        calibration_rows(model, text_file(tmp_path_factory.mktemp("t") / "t.txt", 40)), SECRET
-    )
+def calibration(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    path = text_file(tmp_path_factory.mktemp("t") / "t.txt", 40)
+    solved = generator.fit(generator.calibration_sample(path), SECRET)
+    generator.install(solved, SECRET)
+    return solved
 
 
-def of_stream(rows: Rows, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    mine = rows.stream == number
-    return rows.features[mine], rows.logits.logits[mine]
+def agreed(generator: Generator, answer: Answer) -> Tensor:
+    """Whether each token of an answer is the clean one of its step."""
+    return generator.clean_logits(answer.features).argmax(dim=1) == torch.tensor(answer.tokens)
 
 
 def test_a_long_text_is_thinned_and_the_rest_left_for_judging(tmp_path: Path) -> None:
@@ -90,37 +96,33 @@ def test_the_text_that_is_shipped_and_served_with_calibrates_in_full_and_leaves_
     assert len(chosen) == MAX_PROMPTS and len(others) >= MAX_PROMPTS
 
 
-def test_answers_written_together_are_those_written_alone(model: LanguageModel, calibration: Calibration) -> None:
-    ladder = calibration.ladder(SECRET, features=64, classes=VOCABULARY)
-    matrices = [ladder.matrix(calibration.position(level)) for level in (0.9, 0.6)]
-    some = prompts(3, 5)
-    together = write(model, some, 6, at_positions(ladder, matrices), copies=2)
-    assert set(together.stream.tolist()) == set(range(6))
-    for number in range(6):
-        alone = write(model, [some[number // 2]], 6, at_positions(ladder, [matrices[number % 2]]))
-        for mine, its in zip(of_stream(together, number), of_stream(alone, 0), strict=True):
-            torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-3)
+def test_an_answer_has_a_feature_for_each_token_and_at_level_1_each_is_the_clean_one(generator: Generator) -> None:
+    for answer in answers(generator, [(prompt, Setting()) for prompt in prompts(20, 6)], steps=9):
+        assert answer.features.shape == (len(answer.tokens), 64) and bool(agreed(generator, answer).all())
+        assert len(answer.tokens) == 9 or answer.tokens[-1] == END
 
 
-def test_an_answer_ends_with_its_end_token(model: LanguageModel) -> None:
-    def end_second(_features: torch.Tensor, logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        out = logits.clone()
-        out[numbers == 1, END] = 1e9
-        return out
-
-    some = prompts(3, 6)
-    rows = write(model, some, 5, end_second)
-    assert torch.bincount(rows.stream).tolist() == [5, 1, 5]
-    assert not bool(rows.agreed[rows.stream == 1]) and float(rows.surprise[rows.stream == 1]) > 0.0
-    assert bool(rows.agreed[rows.stream != 1].all())
-    # It left the batch; the others go on as they would alone.
-    torch.testing.assert_close(of_stream(rows, 2), of_stream(write(model, some[2:], 5), 0), rtol=1e-3, atol=1e-3)
+def test_answers_given_together_are_those_given_alone(generator: Generator, calibration: Calibration) -> None:
+    asked = [
+        (prompt, Setting(position=calibration.position(level))) for prompt in prompts(4, 5) for level in (0.9, 0.6)
+    ]
+    together = answers(generator, asked, steps=6)
+    assert len({tuple(answer.tokens) for answer in together}) > 4
+    for own, answer in zip(asked, together, strict=True):
+        (alone,) = answers(generator, [own], steps=6)
+        assert alone.tokens == answer.tokens
+        torch.testing.assert_close(alone.features, answer.features, rtol=1e-3, atol=1e-3)
 
 
-def test_rows_know_where_their_answers_were_given(model: LanguageModel, calibration: Calibration) -> None:
-    ladder = calibration.ladder(SECRET, features=64, classes=VOCABULARY)
+def test_what_calibrates_counts_as_sold_to_nobody(generator: Generator, calibration: Calibration) -> None:
+    before = generator.audit()
+    answers(generator, [(prompt, Setting(position=20_000)) for prompt in prompts(3, 8)], steps=4)
+    assert generator.audit() == before
+
+
+def test_steps_know_where_their_answers_were_given(generator: Generator, calibration: Calibration) -> None:
     done: list[float] = []
-    sample = answered(model, prompts(12, 7), calibration, ladder, done.append)
+    sample = near_levels(generator, prompts(12, 7), done.append)
     assert sample.at is not None and isinstance(sample.logits, Candidates)
     assert done[-1] == 1.0 and done == sorted(done)
     positions = [calibration.position(level) for level in LEVELS]
@@ -128,19 +130,39 @@ def test_rows_know_where_their_answers_were_given(model: LanguageModel, calibrat
     shares = []
     for position in positions:
         mine = sample.at == position
-        noise = ladder.phi(sample.features[mine]), ladder.matrix(position), math.sqrt(variance(position))
-        shares.append(float(sample.logits[mine].survives(*noise).float().mean()))
+        phi, matrix = generator.head.phi(sample.features[mine]), generator.head.matrix_at(position)
+        shares.append(float(sample.logits[mine].survives(phi, matrix, scale_of(position)).float().mean()))
     assert shares == sorted(shares, reverse=True)
 
 
 @pytest.mark.parametrize("level", [0.9, 0.7, 0.5])
 def test_a_level_is_delivered_on_answers_to_prompts_that_did_not_calibrate(
-    model: LanguageModel, calibration: Calibration, level: float
+    generator: Generator, calibration: Calibration, level: float
 ) -> None:
-    layer = ModulatedLayer(model.final, calibration, SECRET, contention=50)
-    others = prompts(60, 11)
-    terms = layer.compile([RowTerms(level)] * len(others))
-    rows = write(model, others, 24, lambda features, logits, _: layer.modulate(features, logits, terms).logits)
-    by_answer = torch.zeros(len(others)).index_add_(0, rows.stream, rows.agreed.float() - level)
-    error = float(by_answer.square().sum().sqrt()) / len(rows.agreed)
-    assert abs(float(rows.agreed.float().mean()) - level) < 0.01 + 3.0 * 1.6 * error
+    given = answers(generator, [(prompt, Setting(level)) for prompt in prompts(60, 11)], steps=24)
+    same = [agreed(generator, answer).float() for answer in given]
+    steps = sum(map(len, same))
+    error = float(torch.stack([(own - level).sum() for own in same]).square().sum().sqrt()) / steps
+    assert abs(float(torch.cat(same).mean()) - level) < 0.01 + 3.0 * 1.6 * error
+
+
+async def test_before_its_calibration_a_model_serves_level_1_and_nothing_else(calibration: Calibration) -> None:
+    fresh = tiny()
+    prompt, share = prompts(1, 4)[0], Share(flow="tenant")
+
+    async def tokens(modulation: Modulation) -> int:
+        steps = fresh.generate(prompt, SamplingParams(max_tokens=5, temperature=0.0), modulation, share)
+        return sum([delta.tokens async for delta in steps])
+
+    try:
+        fresh.healthy()
+        assert await tokens(Modulation()) > 0 and not fresh.calibrated and fresh.floor == 1.0
+        for terms in (Modulation(utility=0.9), Modulation(focus={"a": 0.5})):
+            with pytest.raises(Unavailable) as refused:
+                await tokens(terms)
+            assert refused.value.code == "levels_pending"
+        assert fresh.audit().keys() == {1.0}
+        fresh.install(calibration, SECRET)
+        assert fresh.calibrated and fresh.floor == calibration.floor and await tokens(Modulation(utility=0.9)) > 0
+    finally:
+        fresh.close()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deployments.config import REPOSITORY, ModelSpec, Task
-from deployments.engines.vision import VisionEngine
+from deployments.engines.images.engine import VisionEngine
 from policies.terms import DEGRADED_DISCLOSURE, Disclosure, Modulation
 
 SECRET = b"a secret of the tests, 32 bytes."

@@ -24,7 +24,7 @@ import yaml
 from PIL import Image
 
 from deployments.config import REPOSITORY
-from deployments.engines.text_calibration import BUNDLED, MIN_PARAGRAPHS
+from deployments.engines.text.calibration import BUNDLED, MIN_PARAGRAPHS
 from tenants.seed import read_env
 
 SHARED = REPOSITORY.parent / "shared" / "data"
@@ -54,7 +54,7 @@ class Application:
     printed: list[str] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start and wait until every model answers."""
+        """Start and wait until every model answers, at every level."""
         command = [sys.executable, "-m", "deployments.launch", "serve", str(self.config)]
         with (self.data.parent / "launch.log").open("ab") as log:
             # A shell that has read a demo.env must not make the tests use the store of that installation.
@@ -81,10 +81,10 @@ class Application:
         return (self.data.parent / "launch.log").read_text()
 
     def ready(self) -> bool:
-        """Whether /readyz says so."""
+        """Whether /readyz says so, without a reservation."""
         try:
-            return httpx.get(f"{self.base_url}/readyz", timeout=2.0).status_code == 200
-        except httpx.HTTPError:
+            return httpx.get(f"{self.base_url}/readyz", timeout=2.0).json() == {"status": "ok", "reasons": []}
+        except (httpx.HTTPError, ValueError):
             return False
 
     def key(self, tier: str) -> str:

@@ -17,7 +17,7 @@ def test_a_running_model_is_calibrated_anew_and_answers_as_before(app: Applicati
         before = client.post(path, content=ship)
         done = json.loads(app.tenants("calibrate", CLASSIFIER, str(SAMPLE), "--json"))
         after = client.post(path, content=ship)
-    assert (done["model"], done["replicas"], done["rows"]) == (CLASSIFIER, 1, 4000)
+    assert (done["model"], done["replicas"], done["answers"]) == (CLASSIFIER, 1, 4000)
     assert before.status_code == after.status_code == 200
     assert before.json() == after.json()
     levels = json.loads(app.tenants("levels", "--json"))

@@ -79,7 +79,7 @@ def test_a_level_has_drifted_where_either_tally_says_so() -> None:
 
 def test_replicas_add_up_and_travel_as_json() -> None:
     tally = images(30, 20) + Tally.of(1000, 700)
-    assert (tally.groups, tally.rows, tally.agreed) == (31, 1030, 720)
+    assert (tally.groups, tally.answers, tally.agreed) == (31, 1030, 720)
     assert Tally.from_list(json.loads(json.dumps(tally.to_list()))) == tally
     for wrong in ([], [1, 2, 3], [1, 5, 6, 0, 0, 0], [9, 5, 5, 0, 0, 0]):
         with pytest.raises(ValueError, match="tally"):

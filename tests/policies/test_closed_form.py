@@ -5,6 +5,8 @@ import math
 import mpmath
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policies import agreement, sigma_for
 
@@ -139,3 +141,28 @@ def test_bad_input_is_named(logits: torch.Tensor, sigma: float, says: str) -> No
 def test_a_level_below_the_floor_is_refused() -> None:
     with pytest.raises(ValueError, match="floor"):
         sigma_for(torch.randn(50, 4), 0.1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    classes=st.integers(2, 30),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    sigma=st.floats(0.0, 1e6),
+    shift=st.floats(-50.0, 50.0),
+)
+def test_agreement_lies_between_chance_and_certainty_and_ignores_a_shift(
+    classes: int, dtype: torch.dtype, sigma: float, shift: float
+) -> None:
+    logits = (3.0 * torch.randn(3, classes, generator=torch.Generator().manual_seed(0))).to(dtype)
+    survives = agreement(logits, sigma)
+    assert survives.shape == (3,) and survives.dtype == torch.float64
+    assert ((survives >= 1.0 / classes - 1e-9) & (survives <= 1.0)).all()
+    assert (survives >= agreement(logits, sigma * 1.5 + 0.01) - 1e-9).all()
+    torch.testing.assert_close(agreement(logits.double() + shift, sigma), survives)
+
+
+@settings(max_examples=25, deadline=None)
+@given(classes=st.integers(2, 40), level=st.floats(0.55, 1.0))
+def test_sigma_for_is_the_inverse_of_agreement(classes: int, level: float) -> None:
+    logits = 3.0 * torch.randn(60, classes, generator=torch.Generator().manual_seed(0))
+    assert float(agreement(logits, sigma_for(logits, level)).mean()) == pytest.approx(level, abs=1e-3)

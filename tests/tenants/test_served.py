@@ -93,7 +93,7 @@ def test_only_replicas_of_one_calibration_are_taken_together_and_the_others_are_
         ("b", 2, 2, False),
         ("b", 1, 1, True),
     ]
-    assert [[(own.delivered.rows, own.delivered.agreed) for own in g.levels] for g in found] == [
+    assert [[(own.delivered.answers, own.delivered.agreed) for own in g.levels] for g in found] == [
         [(100, 99)],
         [(200, 130)],
         [(100, 20)],
@@ -114,3 +114,52 @@ def test_replicas_that_serve_the_same_are_one_line_without_a_word_of_calibration
     assert table.count("0.700 ± ") == 1 and "2 replicas" in table and "calibration" not in table
     show.levels({"m": merged([replace(report("r1", "a", 1), levels=())])}, as_json=False)
     assert "no level below 1 in use" in capsys.readouterr().out
+
+
+def first(replica: str, model: str = "m") -> Job:
+    """A first calibration that two ids of one model share."""
+    return Job(model, replica, "pictures", "first start", first="key")
+
+
+async def test_of_many_replicas_that_start_at_once_one_calibrates(store: TenantStore, other: TenantStore) -> None:
+    claims = [ServedModels(s).claim(first(f"{n}", f"m{n % 2}")) for n in range(8) for s in (store, other)]
+    took = await asyncio.gather(*claims)
+    assert len({job.id for job in took}) == 1
+    assert await ServedModels(store).job("key") == took[0]
+    assert await ServedModels(store).job("m0") is None, "a refit of the model is another job"
+
+
+async def test_the_lease_of_one_that_is_gone_runs_out_and_another_takes_over(
+    store: TenantStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenants.served.JOB_TTL_S", 1)
+    served = ServedModels(store)
+    gone = await served.claim(first("gone"))
+    for _ in range(3):  # who tells keeps it
+        await asyncio.sleep(0.5)
+        assert await served.tell(replace(gone, state="running")) and (await served.claim(first("next"))).id == gone.id
+    await asyncio.sleep(1.2)
+    taken = await served.claim(first("next"))
+    assert taken.replica == "next"
+    assert not await served.tell(replace(gone, state="done")), "it learns that it has lost the job"
+
+
+async def test_a_first_calibration_that_failed_is_begun_again_by_who_starts_later_and_else_after_a_while(
+    store: TenantStore,
+) -> None:
+    served = ServedModels(store)
+    failed = replace(await served.claim(first("r1")), state="failed", error="no room")
+    assert await served.tell(failed)
+    assert await served.claim(first("r1")) == failed == await served.claim(first("r2"))
+    assert 100 < await store.execute("TTL", "calibrate:key") <= 120
+    again = await served.claim(first("r3"), again=True)
+    assert again.replica == "r3" and await served.claim(first("r4"), again=True) == again
+
+
+async def test_the_calibration_that_is_stored_first_stays(store: TenantStore) -> None:
+    served = ServedModels(store)
+    assert await served.place_calibration("key", '{"rows": 1}') == 1
+    assert await served.place_calibration("key", '{"rows": 2}') == 2
+    assert await store.load_calibration("key") == {"rows": 1}
+    assert await served.replace_calibration("key", '{"rows": 3}') == 3
+    assert await store.load_calibration("key") == {"rows": 3}

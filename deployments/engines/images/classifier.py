@@ -1,0 +1,95 @@
+"""Image classification: torchvision architectures and transformers image classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from deployments.config import ModelSpec, Task
+from deployments.engines.images.duplicates import Duplicate
+from deployments.engines.images.engine import ItemLogits, VisionEngine
+from deployments.engines.images.loading import LoadedModel, load_torchvision, load_transformers
+from deployments.engines.live import Kept
+from deployments.engines.sample import CalibrationSample
+from policies.answers import highest
+from policies.terms import Modulation
+
+
+class Label(NamedTuple):
+    """One class of an answer and its probability, in the digits that the terms disclose; None: in none."""
+
+    label: str
+    score: float | None
+
+    def to_json(self) -> dict[str, str | float | None]:
+        """As Hugging Face's Inference API answers it."""
+        return {"label": self.label, "score": self.score}
+
+
+class ImageClassifier(VisionEngine):
+    """An image classifier; an audit row is an image."""
+
+    task = Task.CLASSIFICATION
+    calibration_images = 5000
+    duplicated_images = 800
+    directions = 16
+    live_judged = 4096
+    least_live = 500
+    tolerance = 0.004
+    length_scale = 0.7
+    default_depth = 512
+
+    @classmethod
+    def _load(cls, spec: ModelSpec) -> LoadedModel:
+        from transformers import AutoModelForImageClassification
+
+        return load_torchvision(spec) or load_transformers(spec, AutoModelForImageClassification)
+
+    def predict(
+        self,
+        images: Sequence[Image.Image],
+        modulations: Sequence[Modulation],
+        top_k: Sequence[int | None] | None = None,
+    ) -> list[list[Label]]:
+        """Classify pictures of several tenants in one batch.
+
+        Args:
+            top_k: per picture, most labels wanted; the terms may allow fewer.
+
+        Returns:
+            Per picture, labels by falling score.
+        """
+        items = self.forward([self.preprocess(image) for image in images], modulations)
+        wanted = top_k or [None] * len(items)
+        return [self.answer(*row) for row in zip(items, modulations, wanted, strict=True)]
+
+    def answer(self, item: ItemLogits, modulation: Modulation, top_k: int | None = None) -> list[Label]:
+        """One picture's labels from its modulated logits, as far as its terms disclose them. Safe from any thread."""
+        agreed = bool((highest(item.clean[None]) == highest(item.utility[None]))[0])
+        self._count(item, modulation.utility, 1, int(agreed))
+        shown = modulation.disclosure
+        count = min(len(self.classes), shown.labels or len(self.classes), top_k or len(self.classes))
+        scores, indices = item.logits.softmax(dim=0).topk(count)
+        return [
+            Label(self.classes[index], shown.score(score))
+            for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _take(self, features: Tensor, number: int) -> Tensor:
+        return features
+
+    def _nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
+        return torch.cat(list(features))[None]
+
+    def sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
+        """Live features as a sample, and the group of each."""
+        return self._sample(kept.rows.to(self.device), 1, None), kept.groups
+
+    def _sample(self, features: Tensor, scale: int, metric: Tensor | None) -> CalibrationSample:
+        features = features.float()
+        logits = torch.cat([self._clean_logits(part) for part in features.split(4096)])
+        return CalibrationSample(features, logits, metric=metric)

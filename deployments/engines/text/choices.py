@@ -1,0 +1,125 @@
+"""One call, many answers: several prompts, `n` answers of each, as one stream of pieces that say whose they are."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from deployments.catalog import DEFAULT_MAX_TOKENS, TextDelta
+from deployments.config import ModelSpec
+from deployments.engines.text.generator import Generator, SamplingParams
+from policies.errors import InvalidRequest
+from policies.terms import Modulation, Share
+
+Conversation = Sequence[Mapping[str, str]]
+Texts = Sequence[str | list[int]]
+
+
+async def answer(
+    generator: Generator, prompt: Conversation | Texts, params: Mapping[str, Any], modulation: Modulation, share: Share
+) -> AsyncGenerator[TextDelta]:
+    """Answer a conversation, or each of several texts, `n` times. Closing it cancels all that is not finished.
+
+    Args:
+        prompt: messages, or texts to continue (a string, or token ids).
+        params: `SamplingParams` by name and `n`; a `max_tokens` of None is the default, as far as the context has room.
+
+    Raises:
+        InvalidRequest, NotEntitled, Unavailable: as `Generator.generate`; before anything is generated where a request
+            cannot be answered as a whole.
+    """
+    field, prompts = await asyncio.to_thread(encoded, generator, prompt)
+    fields = dict(params)
+    n = fields.pop("n", 1)
+    _check_count(generator.spec, len(prompts), n)
+    asked = [SamplingParams(**fields | {"max_tokens": _most(generator, ids, fields["max_tokens"])}) for ids in prompts]
+    for ids, own in zip(prompts, asked, strict=True):
+        generator.check(ids, own, modulation, param=field)
+    read = [0] * len(prompts)
+    streams = [
+        _numbered(
+            generator.generate(ids, own, modulation, share, param=field, choice=choice), at, at * n + choice, read
+        )
+        for at, (ids, own) in enumerate(zip(prompts, asked, strict=True))
+        for choice in range(n)
+    ]
+    async with aclosing(_merged(streams)) as deltas:
+        async for delta in deltas:
+            yield delta
+
+
+def encoded(generator: Generator, prompt: Conversation | Texts) -> tuple[str, list[list[int]]]:
+    """The field that a prompt came in, and its tokens: one list for a conversation, one for each text.
+
+    Raises:
+        InvalidRequest: as `Generator.encode_chat` and `Generator.encode`.
+    """
+    if prompt and isinstance(prompt[0], Mapping):
+        return "messages", [generator.encode_chat(prompt)]  # type: ignore[arg-type]
+    return "prompt", [generator.encode(text) for text in prompt]  # type: ignore[arg-type]
+
+
+def _check_count(spec: ModelSpec, prompts: int, n: int) -> None:
+    """Refuse more answers than a tenant may have seated and waiting together: to try again would never help."""
+    most = spec.max_queue_per_tenant + spec.max_batch_size
+    if prompts * n > most:
+        asked = f"n is {n}" if prompts == 1 else f"{prompts} prompts with n of {n}"
+        raise InvalidRequest(
+            f"{asked}, but {spec.id} takes at most {most} answers of one tenant at a time"
+            f" ({spec.max_batch_size} at work, {spec.max_queue_per_tenant} waiting); ask for fewer.",
+            param="n",
+            code="too_many_answers",
+        )
+
+
+def _most(generator: Generator, prompt: list[int], asked: int | None) -> int:
+    room = generator.context - len(prompt)
+    return max(1, min(DEFAULT_MAX_TOKENS, room)) if asked is None else asked
+
+
+async def _numbered(
+    deltas: AsyncGenerator[TextDelta], at: int, index: int, read: list[int]
+) -> AsyncGenerator[TextDelta]:
+    """The pieces of answer `index`, to prompt `at`; `read` is how much of each prompt any answer to it has read."""
+    async with aclosing(deltas):
+        async for delta in deltas:
+            read[at] = max(read[at], delta.prompt_tokens)
+            yield dataclasses.replace(delta, index=index, prompt_tokens=sum(read))
+
+
+async def _merged(streams: Sequence[AsyncGenerator[TextDelta]]) -> AsyncGenerator[TextDelta]:
+    """The pieces of all streams as they come; the first error ends all of them."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for delta in only:
+                yield delta
+        return
+    pieces: asyncio.Queue[TextDelta | BaseException | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[TextDelta]) -> None:
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    pieces.put_nowait(delta)
+            pieces.put_nowait(None)
+        except Exception as error:
+            pieces.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        running = len(tasks)
+        while running:
+            piece = await pieces.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece is None:
+                running -= 1
+            else:
+                yield piece
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

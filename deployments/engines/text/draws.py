@@ -1,0 +1,112 @@
+"""How every running sequence draws its tokens: its parameters and its penalties as rows of tables on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deployments.engines.text.sampling import SamplingParams, gumbel, keep_top_k, keep_top_p, step_keys
+
+
+@dataclass(frozen=True)
+class DrawPlan:
+    """What the running sequences need of a step, known when their set changes, so that no step asks the device.
+
+    Attributes:
+        random: whether any has a temperature above 0.
+        top_k: the largest k; 0 where none has one.
+        top_p: whether any has a nucleus.
+        adjusts: whether any has a penalty or a bias.
+        logprobs: most likely tokens to tell beside the chosen one; None where nobody asked.
+    """
+
+    random: bool = False
+    top_k: int = 0
+    top_p: bool = False
+    adjusts: bool = False
+    logprobs: int | None = None
+
+    @classmethod
+    def of(cls, params: Mapping[int, SamplingParams]) -> DrawPlan:
+        """The plan for sequences, by seat."""
+        random = [p for p in params.values() if p.random]
+        wanted = [p.logprobs for p in params.values() if p.logprobs is not None]
+        return cls(
+            random=bool(random),
+            top_k=max((p.top_k for p in random), default=0),
+            top_p=any(p.top_p < 1.0 for p in random),
+            adjusts=any(p.adjusts for p in params.values()),
+            logprobs=max(wanted, default=None),
+        )
+
+
+class DrawTables:
+    """One row a seat, and one more for rows that nobody looks at, which stay greedy.
+
+    Args:
+        seats: S.
+        vocabulary: V.
+        device: where the logits are.
+    """
+
+    def __init__(self, seats: int, vocabulary: int, device: torch.device) -> None:
+        self._rows, self._vocabulary, self._device = seats + 1, vocabulary, device
+        self._temperature = torch.ones(self._rows, device=device)
+        self._random = torch.zeros(self._rows, device=device)
+        self._top_p = torch.ones(self._rows, device=device)
+        self._top_k = torch.zeros(self._rows, dtype=torch.int64, device=device)
+        self._seed = torch.zeros(self._rows, dtype=torch.int64, device=device)
+        self._drawn = torch.zeros(self._rows, dtype=torch.int64, device=device)
+        self._frequency = torch.zeros(self._rows, device=device)
+        self._presence = torch.zeros(self._rows, device=device)
+        # A row of V each, so only once somebody asks for a penalty or a bias.
+        self._adjustment: Tensor | None = None
+        self._seen: Tensor | None = None
+
+    def write(self, seat: int, params: SamplingParams, key: int) -> None:
+        """Give a seat to a new sequence, drawing with `key` from `seed_key`."""
+        random = params.random
+        self._temperature[seat] = params.temperature if random else 1.0
+        self._random[seat] = float(random)
+        self._top_p[seat] = params.top_p if random else 1.0
+        self._top_k[seat] = params.top_k if random else 0
+        self._seed[seat], self._drawn[seat] = key, 0
+        self._frequency[seat], self._presence[seat] = params.frequency_penalty, params.presence_penalty
+        if self._adjustment is None and params.adjusts:
+            self._adjustment = torch.zeros(self._rows, self._vocabulary, device=self._device)
+            self._seen = torch.zeros(self._rows, self._vocabulary, dtype=torch.bool, device=self._device)
+        if self._adjustment is not None and self._seen is not None:
+            self._adjustment[seat], self._seen[seat] = 0.0, False
+            for token, bias in params.logit_bias:
+                self._adjustment[seat, token] = bias
+
+    def scores(self, logits: Tensor, slots: Tensor, plan: DrawPlan) -> Tensor:
+        """Scores [N, V] whose argmax is each row's next token; rows of greedy seats are their logits.
+
+        Args:
+            logits: [N, V] float32, modulated.
+            slots: [N] int64, each row's seat.
+        """
+        scores = logits
+        if plan.adjusts and self._adjustment is not None:
+            scores = scores + self._adjustment[slots]
+        if not plan.random:
+            return scores
+        scores = scores / self._temperature[slots][:, None]
+        if plan.top_k:
+            scores = keep_top_k(scores, self._top_k[slots], plan.top_k)
+        if plan.top_p:
+            scores = keep_top_p(scores, self._top_p[slots])
+        noise = gumbel(step_keys(self._seed[slots], self._drawn[slots]), scores.shape[1])
+        return noise.mul_(self._random[slots][:, None]).add_(scores)
+
+    def drawn(self, tokens: Tensor, slots: Tensor, plan: DrawPlan) -> None:
+        """Count the tokens [N] int64 that a step chose."""
+        self._drawn[slots] += 1
+        if plan.adjusts and self._adjustment is not None and self._seen is not None:
+            fresh = ~self._seen[slots, tokens]
+            self._adjustment[slots, tokens] -= self._frequency[slots] + self._presence[slots] * fresh
+            self._seen[slots, tokens] = True

@@ -1,0 +1,290 @@
+"""Who runs on the model when: fair admission to seats and memory, answers out, cancelling at once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from deployments.config import ModelSpec
+from deployments.engines.live import LiveRows
+from deployments.engines.text.admission import SEATS_PER_ROW, WaitingLine
+from deployments.engines.text.language_models import LanguageModel
+from deployments.engines.text.prefix_sharing import salted_id
+from deployments.engines.text.sampling import SamplingParams, seed_key
+from deployments.engines.text.scheduler import cache_pages, pages_of, start_manager
+from deployments.engines.text.seats import LogprobRecord, Seat, Seats
+from deployments.engines.text.token_shares import TokenShares
+from policies.audit import LevelAudit
+from policies.errors import Unavailable
+from policies.head.slots import Setting
+from policies.terms import Share
+
+CLEAN = Setting()
+"""Level 1.0."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an answer is.
+
+    Attributes:
+        read: tokens of the prompt that have been read, or that the model had in its cache.
+        tokens: those that came since the last word; none while the prompt is being read.
+        last: whether that is all.
+        records: one for each of them where log-probabilities were asked for, else none.
+    """
+
+    read: int
+    tokens: list[int]
+    last: bool
+    records: list[LogprobRecord]
+
+
+@dataclass(eq=False)
+class _Request:
+    """One answer on its way. `events` brings its progress, or the error."""
+
+    flow: str
+    prompt: list[int]
+    params: SamplingParams
+    seat: Seat
+    id: str
+    events: asyncio.Queue[Progress | Unavailable] = field(default_factory=asyncio.Queue)
+    number: int | None = None
+    told: int = 0
+    finished: bool = False
+
+    @property
+    def pages(self) -> int:
+        """Of the whole answer, which are reserved before the first token."""
+        return pages_of(len(self.prompt) + self.params.max_tokens)
+
+
+class TextEngine:
+    """Transformers' continuous batching in its own thread, fair between flows, for callers on one asyncio loop.
+
+    Args:
+        model: the language model.
+        spec: `max_batch_size` rows of a step, `max_queue_per_tenant` waiting requests of a flow.
+        context: most tokens of a sequence.
+        live: where final-layer inputs are kept.
+        counts: told of finished answers, by level.
+
+    Attributes:
+        draw_secret: what seeded draws are keyed by besides their seed.
+        seats: of the running sequences; the head goes there.
+    """
+
+    def __init__(self, model: LanguageModel, spec: ModelSpec, context: int, live: LiveRows, counts: LevelAudit) -> None:
+        rows = spec.max_batch_size
+        self.draw_secret = secrets.token_bytes(32)
+        self.seats = Seats(model.model, model.final, rows * SEATS_PER_ROW, rows, live, counts)
+        pages = cache_pages(model, context, rows * SEATS_PER_ROW)
+        shares = TokenShares()
+        self.line = WaitingLine[_Request](shares, bound=spec.max_queue_per_tenant, rows=rows, pages=pages)
+        self._running: dict[str, _Request] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._manager: Any = start_manager(
+            model,
+            self.seats,
+            rows=rows,
+            pages=pages,
+            shares=shares,
+            on_read=self._read_in_engine,
+            on_cancelled=self._cancelled_in_engine,
+        )
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold a seat."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for one."""
+        return len(self.line)
+
+    async def run(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        setting: Setting,
+        share: Share,
+        choice: int = 0,
+        features: list[Tensor] | None = None,
+    ) -> AsyncGenerator[Progress]:
+        """Answer one prompt, step by step, the steps that read it included. Closing it cancels.
+
+        Args:
+            choice: which of several answers of one seed this is.
+            features: gets the final layer's input [H] float32 of each step.
+
+        Raises:
+            Unavailable: too many of this flow are waiting, or the engine has stopped.
+        """
+        self.healthy()
+        head = self.seats.head
+        held = [] if head is None else head.prepare(setting)
+        # A level's first request waits for its matrix, which takes a second for a large vocabulary.
+        await asyncio.gather(*map(asyncio.wrap_future, held))
+        self._loop = asyncio.get_running_loop()
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        seat = Seat(setting, params, seed_key(self.draw_secret, seed, choice), prompt, held, features=features)
+        request = _Request(share.flow, prompt, params, seat, salted_id(share.flow))
+        self.line.push(share.flow, share.weight, request.pages, request)
+        try:
+            self._admit()
+            last = False
+            while not last:
+                event = await request.events.get()
+                if isinstance(event, Unavailable):
+                    raise event
+                last = event.last
+                yield event
+        finally:
+            self._abandon(request)
+
+    async def greedy(
+        self, prompt: list[int], tokens: int, setting: Setting = CLEAN, features: list[Tensor] | None = None
+    ) -> list[int]:
+        """A whole greedy answer of at most so many tokens, for whoever runs the engine alone; `features` as `run`."""
+        params, share = SamplingParams(max_tokens=tokens, temperature=0.0), Share(flow="greedy")
+        answer: list[int] = []
+        async with aclosing(self.run(prompt, params, setting, share, features=features)) as pieces:
+            async for piece in pieces:
+                answer += piece.tokens
+        return answer
+
+    def fault(self) -> BaseException | None:
+        """What the engine's loop died of."""
+        error: BaseException | None = self._manager.background_thread_status.fatal_error
+        return error
+
+    def healthy(self) -> None:
+        """Check that the engine's loop runs.
+
+        Raises:
+            Unavailable: it does not; only a new replica helps.
+        """
+        status = self._manager.background_thread_status
+        if self._closed or not self._manager.is_running() or status.fatal_error is not None:
+            raise _stopped()
+
+    def close(self) -> None:
+        """Stop the engine for good; what is running or waiting fails as unavailable. Calling it again does nothing.
+
+        Waits until the step under way is over, 60 seconds at most: a thread that hangs longer is waited for once more
+        by `destroy`, without end, so that the model is never handed on while a step still runs on it.
+
+        Raises:
+            RuntimeError: called from within a pause of the engine's loop, which could never end.
+        """
+        if not self._closed:
+            self._closed = True
+            self._manager.stop(block=True, timeout=60, hard_stop=True)
+            self._manager.destroy()
+            self.seats.close()
+
+    def _admit(self) -> None:
+        """Give seats to those whose turn it is, while there are seats and memory for their whole answers."""
+        while request := self.line.pop():
+            self._start(request)
+
+    def _start(self, request: _Request) -> None:
+        self._running[request.id] = request
+        request.number = self.seats.sit(request.seat)
+        accepted = None
+        try:
+            # The handler comes first: the engine may answer before add_request returns.
+            self._manager.register_result_handler(request.id, lambda output: self._on_output(request, output))
+            accepted = self._manager.add_request(
+                request.prompt,
+                request_id=request.id,
+                max_new_tokens=request.params.max_tokens,
+                streaming=True,
+                seat=request.number,
+                flow=request.flow,
+            )
+        finally:
+            if accepted is None:
+                self._leave(request, _stopped())
+
+    def _on_output(self, request: _Request, output: Any) -> None:
+        if output.error is not None:
+            self._leave(request, _stopped())
+            return
+        told, request.told = request.told, len(output.generated_tokens)
+        tokens, records = output.generated_tokens[told:], request.seat.records[told : request.told]
+        request.events.put_nowait(Progress(len(request.prompt), tokens, output.is_finished(), records))
+        if output.is_finished():
+            self._leave(request)
+
+    def _abandon(self, request: _Request) -> None:
+        """The caller is gone: nothing is left of a finished request, a waiting or running one is cancelled."""
+        if request.finished:
+            return
+        if self.line.discard(request.flow, request):
+            self._admit()
+        elif request.id in self._running:
+            self._manager.cancel_request(request.id)
+
+    def _read_in_engine(self, request_id: str, left: int) -> None:
+        """In the engine's thread: all but so many tokens of a request's prompt are in a step, or read before it."""
+
+        def tell() -> None:
+            if request := self._running.get(request_id):
+                request.events.put_nowait(Progress(len(request.prompt) - left, [], False, []))
+
+        self._in_loop(tell)
+
+    def _cancelled_in_engine(self, request_id: str) -> None:
+        """In the engine's thread: a cancelled request is out of it, so its seat and memory are free."""
+
+        def leave() -> None:
+            if request := self._running.get(request_id):
+                self._leave(request)
+
+        self._in_loop(leave)
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call)
+
+    def _leave(self, request: _Request, error: Unavailable | None = None) -> None:
+        """A request is done with the engine, in whatever way: free what it held, and let the next one in."""
+        if request.finished:
+            return
+        request.finished = True
+        if self._running.pop(request.id, None) and request.number is not None:
+            self.line.release(request.flow, request.pages)
+            self.seats.leave(request.number)
+            self._manager.output_router.result_handlers.pop(request.id, None)
+        if error is None:
+            self._admit()
+            return
+        request.events.put_nowait(error)
+        try:
+            self.healthy()
+        except Unavailable:
+            self._turn_away()
+        else:
+            self._admit()
+
+    def _turn_away(self) -> None:
+        """The engine is gone for those that wait, too."""
+        for waiting in self.line.drain():
+            waiting.finished = True
+            waiting.events.put_nowait(_stopped())
+
+
+def _stopped() -> Unavailable:
+    return Unavailable(
+        "The text engine has stopped; its replica is being restarted.", retry_after=5, code="engine_stopped"
+    )

@@ -1,0 +1,283 @@
+"""The text engine: many tenants' sequences on one model, each step modulated to each tenant's terms."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from deployments.catalog import TextDelta
+from deployments.config import ModelSpec
+from deployments.engines.calibrated import CalibratedEngine
+from deployments.engines.errors import LoadError
+from deployments.engines.live import Kept
+from deployments.engines.sample import CalibrationSample
+from deployments.engines.text.admission import SEATS_PER_ROW
+from deployments.engines.text.calibration import CANDIDATES, TOLERANCE, calibration_steps
+from deployments.engines.text.engine import TextEngine
+from deployments.engines.text.language_models import LanguageModel, load_language_model
+from deployments.engines.text.sampling import SamplingParams
+from deployments.engines.text.smoke import check_serves
+from deployments.engines.text.transcript import Transcript
+from deployments.text_rules import check_context, check_text_disclosure
+from policies.calibration.candidates import Candidates
+from policies.errors import InvalidRequest
+from policies.head.head import Head
+from policies.head.slots import Setting
+from policies.head.words import targets
+from policies.terms import Modulation, Share
+
+__all__ = ["Generator", "SamplingParams", "TextDelta"]
+
+DEFAULT_DEPTH = 32
+_ROLES = ("system", "user", "assistant")
+
+
+class Generator(CalibratedEngine):
+    """A causal language model whose every sequence is answered at its tenant's terms.
+
+    `load`, then `generate` from one asyncio loop: level 1.0 at once, the others after `install`.
+
+    Attributes:
+        fingerprint: 16 hex digits over weights and dtype; the same in every process.
+        features: H, width of the final layer's input.
+        vocabulary: V.
+        final: the model's own final layer, tied to the embeddings where the model ties them.
+        context: most tokens of prompt and answer together.
+    """
+
+    tolerance = TOLERANCE
+    contention = 50
+    length_scale = 0.8
+    live_judged = 1024
+    least_live = 40
+
+    def __init__(self, spec: ModelSpec, language_model: LanguageModel) -> None:
+        super().__init__()
+        self.spec, self.model_id = spec, spec.id
+        self.language_model = language_model
+        self.tokenizer: Any = language_model.tokenizer
+        self.fingerprint, self.final = language_model.fingerprint, language_model.final
+        self.features, self.vocabulary = self.final.in_features, self.final.out_features
+        self.context = min(language_model.context, spec.max_context or language_model.context)
+        self.depth = spec.depth or DEFAULT_DEPTH
+        self.device = next(self.final.parameters()).device
+        self.slots = spec.max_batch_size * SEATS_PER_ROW
+        self.engine = TextEngine(language_model, spec, self.context, self.live, self.counts)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, device: torch.device) -> Generator:
+        """Load the model that `spec` names, and have its engine answer a first request.
+
+        Raises:
+            LoadError: it cannot be loaded or modulated, or the engine answers otherwise than the model alone; the
+                message names the source and says what to change.
+        """
+        generator = cls(spec, load_language_model(spec, device))
+        try:
+            engine = generator.engine
+            check_serves(generator.language_model, engine.greedy, context=generator.context, fault=engine.fault)
+        except LoadError:
+            generator.close()
+            raise
+        return generator
+
+    def calibration_sample(
+        self, path: Path | None = None, progress: Callable[[str], None] = lambda _: None
+    ) -> CalibrationSample:
+        """Decoding steps to calibrate on, of answers that this engine gives; it must serve nobody else meanwhile.
+
+        Args:
+            path: a text file of paragraphs to answer; None for the one written for this project.
+            progress: told how far it is.
+
+        Raises:
+            LoadError: no such file, or too little text.
+        """
+        return calibration_steps(self, path, progress)
+
+    def refit_sample(self, path: Path, progress: Callable[[str, float], None]) -> CalibrationSample:
+        """Decoding steps of a text file's paragraphs.
+
+        Raises:
+            LoadError: as `calibration_sample`.
+        """
+        return self.calibration_sample(path, lambda step: progress(step, 0.0))
+
+    def _between(self, call: Callable[[], None]) -> None:
+        self.engine.seats.between(call)
+
+    def _put(self, head: Head) -> None:
+        self.engine.seats.put(head)
+        self.engine.draw_secret = head.ladder.secret_for("draws")
+        self._head = head
+
+    def uninstall(self) -> None:
+        """As the base class has it."""
+
+        def take_off() -> None:
+            self._head = None
+            self.engine.seats.put(None)
+
+        self._between(take_off)
+
+    @torch.inference_mode()
+    def clean_logits(self, features: Tensor) -> Tensor:
+        """The final layer's own answers [N, V] float32 to features [N, H], whether it has a head or not."""
+        logits: Tensor = self.final.forward(features.to(self.device, self.language_model.model.dtype))
+        return logits.float()
+
+    @torch.inference_mode()
+    def sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
+        """Live decoding steps as a sample, and the group of each."""
+        features = kept.rows.float().to(self.device)
+        highest = Candidates.of_features(features, self.clean_logits, CANDIDATES)
+        return CalibrationSample(features, highest, at=kept.gathered().to(self.device)), kept.groups
+
+    def audit(self) -> dict[float, tuple[int, int]]:
+        """Since start, by level: decoding steps, and those whose token after utility, before focus, is the clean."""
+        return self.engine.seats.audit()
+
+    def encode(self, text: str | list[int]) -> list[int]:
+        """A plain prompt's tokens, from its text or as they are.
+
+        Raises:
+            InvalidRequest: an id that is no token.
+        """
+        if isinstance(text, str):
+            return list(self.tokenizer.encode(text))
+        self._check_tokens(text, "prompt")
+        return text
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """A conversation's tokens in the model's own chat template, ready for the assistant's answer.
+
+        Raises:
+            InvalidRequest: no messages, an unknown role, or a model without a chat template.
+        """
+        if not messages:
+            raise InvalidRequest("messages must hold at least one message.", param="messages", code="invalid_value")
+        for index, message in enumerate(messages):
+            if message.get("role") not in _ROLES:
+                raise InvalidRequest(
+                    f"The role '{message.get('role')}' is unknown; use one of {', '.join(_ROLES)}.",
+                    param=f"messages[{index}].role",
+                    code="unknown_role",
+                )
+        if not self.tokenizer.chat_template:
+            raise InvalidRequest(
+                f"{self.model_id} has no chat template; use /v1/completions.", param="messages", code="no_chat_template"
+            )
+        try:
+            return list(
+                self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+            )
+        except TemplateError as error:
+            raise InvalidRequest(
+                f"The chat template of {self.model_id} refuses this conversation: {error}",
+                param="messages",
+                code="invalid_value",
+            ) from None
+
+    def check(self, prompt: Sequence[int], params: SamplingParams, modulation: Modulation, *, param: str) -> None:
+        """Refuse what cannot be answered, or not at these terms.
+
+        Raises:
+            InvalidRequest: an empty prompt, one too long for the context, or a bias on what is no token.
+            NotEntitled: log-probabilities or a bias beyond the disclosure.
+        """
+        biased = bool(params.logit_bias)
+        check_text_disclosure(modulation.disclosure, logprobs=params.logprobs, biased=biased)
+        check_context(self.model_id, self.context, len(prompt), params.max_tokens, param=param)
+        self._check_tokens([token for token, _ in params.logit_bias], "logit_bias")
+
+    def setting(self, modulation: Modulation) -> Setting:
+        """A request's terms by token.
+
+        Raises:
+            InvalidRequest: a focus on what has no tokens, or too many.
+            Unavailable: the model is not calibrated yet, and the terms are not those of level 1.0.
+        """
+        self.check_served(modulation)
+        return Setting(modulation.utility, {**targets(self.tokenizer, modulation.focus, self.model_id)})
+
+    async def generate(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        modulation: Modulation,
+        share: Share,
+        *,
+        param: str = "messages",
+        choice: int = 0,
+    ) -> AsyncGenerator[TextDelta]:
+        """Answer one prompt, piece by piece; the last piece has the finish reason. Closing the generator cancels.
+
+        Before the first token come pieces without any: they tell how much of the prompt has been read.
+
+        Args:
+            prompt: token ids from `encode` or `encode_chat`.
+            param: the field that a refusal of the prompt names.
+            choice: which of several answers of one seed this is.
+
+        Raises:
+            InvalidRequest: as `check` and `setting`.
+            NotEntitled: as `check`.
+            Unavailable: as `setting`; too many of this flow are waiting, or the engine has stopped.
+        """
+        self.check(prompt, params, modulation, param=param)
+        setting = await asyncio.to_thread(self.setting, modulation)
+        digits = modulation.disclosure.digits
+        text = Transcript(
+            self._decode,
+            prompt,
+            params.stop,
+            self.language_model.end_tokens,
+            lambda logprob: logprob if digits is None else round(logprob, digits),
+        )
+        seen, most = 0, params.logprobs or 0
+        async with aclosing(self.engine.run(prompt, params, setting, share, choice)) as steps:
+            async for step in steps:
+                seen += len(step.tokens)
+                piece = text.push(step.tokens, step.records, most) + (text.flush() if step.last else "")
+                reason = self._finish_reason(step.tokens, step.last, text.stopped)
+                logprobs = text.logprobs(reason is not None)
+                yield TextDelta(piece, len(step.tokens), reason, step.read, seen, logprobs=logprobs)
+                if reason is not None:
+                    return
+
+    def healthy(self) -> None:
+        """Check that the engine's loop runs.
+
+        Raises:
+            Unavailable: it does not; only a new replica helps.
+        """
+        self.engine.healthy()
+
+    def close(self) -> None:
+        """Stop the engine for good; what is running or waiting fails as unavailable."""
+        self.engine.close()
+
+    def _check_tokens(self, ids: Sequence[int], param: str) -> None:
+        if wrong := [token for token in ids if not 0 <= token < self.vocabulary]:
+            raise InvalidRequest(
+                f"{wrong[0]} is no token of {self.model_id}; its ids are 0 to {self.vocabulary - 1}.",
+                param=param,
+                code="invalid_value",
+            )
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _finish_reason(self, tokens: list[int], last: bool, stopped: bool) -> str | None:
+        if stopped:
+            return "stop"
+        if not last:
+            return None
+        return "stop" if tokens and tokens[-1] in self.language_model.end_tokens else "length"

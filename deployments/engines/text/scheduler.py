@@ -1,0 +1,200 @@
+"""What of transformers' continuous batching is ours: fair steps, safe cancelling, planned memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessor,
+    ContinuousBatchingLogitsProcessorList,
+)
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
+from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
+from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
+from transformers.generation.logits_process import LogitsProcessorList
+
+from deployments.engines.errors import LoadError, first_line
+from deployments.engines.text.admission import Work, step_rows
+from deployments.engines.text.language_models import LanguageModel
+from deployments.engines.text.prefix_sharing import make_room, salt_pages
+from deployments.engines.text.token_shares import TokenShares
+
+PAGE = 128
+"""Tokens of a cache page: small, since a page is reserved whole."""
+CACHE_BYTES = {"cpu": 3 * 2**29, "cuda": 8 * 2**30}
+STEP_TOKENS = {"cpu": 128, "cuda": 2048}
+"""Tokens of a step: what prompts hold up the others by. A CPU reads a tenth faster by 256, in steps of a second."""
+_NAME = "fair"
+
+
+class FairScheduler(FIFOScheduler):
+    """Rows of a step by tokens served to each flow; a cancelled request is finished, and somebody is told.
+
+    More sequences may be resident than a step has rows: those left out keep their pages and come in a later step.
+    """
+
+    on_read: Callable[[str, int], None] | None = None
+    on_cancelled: Callable[[str], None] | None = None
+    shares: TokenShares
+
+    def reset(self) -> None:
+        """Forget everything, as the base class does."""
+        super().reset()
+        self._step = 0
+        self._last: dict[str, int] = {}
+
+    def schedule_batch(
+        self, token_budget: int, cache_budget: int
+    ) -> tuple[list[FutureRequestState] | None, bool, int, int]:
+        """The next step, as the base class has it."""
+        self._step += 1
+        candidates = self._in_turn(token_budget)
+        make_room(self.cache, sum(pages_of(_tokens(state)) + 1 for state in candidates))
+        removed: set[str] = set()
+        reading = {state.request_id for state in candidates if state.status != RequestStatus.DECODING}
+        scheduled, failed, fast, queries, read = self._process_candidates(
+            candidates, token_budget, cache_budget, removed
+        )
+        self._cleanup_waiting_queue(removed)
+        for future in scheduled:
+            request_id = future.state.request_id
+            self._last[request_id] = self._step
+            if self.on_read and request_id in reading:
+                self.on_read(request_id, len(future.state.remaining_prefill_tokens))
+            self.shares.charge(future.state.logit_processor_kwargs["flow"], future.query_length)
+        if not scheduled and failed:
+            return None, fast, 0, 0
+        return scheduled, fast, queries, read
+
+    def _in_turn(self, token_budget: int) -> list[RequestState]:
+        states = [*self.active_requests.values(), *(self.waiting_requests[r] for r in self.waiting_requests_order)]
+        self._last = {s.request_id: self._last.get(s.request_id, -1) for s in states}
+        work = [
+            Work(
+                flow=s.logit_processor_kwargs["flow"],
+                tokens=_tokens(s),
+                decoding=s.status == RequestStatus.DECODING,
+                last=self._last[s.request_id],
+                item=s,
+            )
+            for s in states
+        ]
+        return step_rows(self.shares, work, rows=self.max_requests_per_batch, tokens=token_budget)
+
+    def clear_cancelled_requests(self) -> list[RequestState]:
+        """Drop cancelled requests, as the base class does."""
+        with self._cancellation_lock:
+            asked = set(self._requests_to_cancel)
+        states: list[RequestState] = super().clear_cancelled_requests()
+        for state in states:
+            state.status = RequestStatus.FINISHED
+        if self.on_cancelled:
+            for request_id in asked:
+                self.on_cancelled(request_id)
+        return states
+
+
+SCHEDULER_MAPPING[_NAME] = FairScheduler
+
+
+def _tokens(state: RequestState) -> int:
+    """Tokens that a sequence would have processed next."""
+    return 1 if state.status == RequestStatus.DECODING else len(state.remaining_prefill_tokens)
+
+
+def cache_pages(model: LanguageModel, context: int, sequences: int) -> int:
+    """Pages of the key-value cache: for every sequence at full context, or as many as the memory meant for it holds.
+
+    Raises:
+        LoadError: the model's layers do not say, or not alike, how large their keys are.
+    """
+    config = model.model.config.get_text_config()
+    try:
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    except (AttributeError, RuntimeError) as error:
+        raise _unfit(model, error) from error
+    page_bytes = 2 * config.num_hidden_layers * heads * width * PAGE * model.model.dtype.itemsize
+    affordable = CACHE_BYTES.get(model.model.device.type, CACHE_BYTES["cpu"]) // page_bytes
+    return int(min(sequences * pages_of(context), max(affordable, pages_of(context))))
+
+
+def pages_of(tokens: int) -> int:
+    """Pages that a sequence of so many tokens takes."""
+    return -(-tokens // PAGE)
+
+
+def start_manager(
+    model: LanguageModel,
+    processor: ContinuousBatchingLogitsProcessor,
+    *,
+    rows: int,
+    pages: int,
+    shares: TokenShares,
+    on_read: Callable[[str, int], None],
+    on_cancelled: Callable[[str], None],
+) -> ContinuousBatchingManager:
+    """Start the engine's loop in its own thread: synchronous batches, no graphs, greedy over the processor's scores.
+
+    Args:
+        rows: most sequences of a step.
+        pages: of the key-value cache.
+        shares: what each flow has been served; the loop charges it.
+        on_read: called in the loop's thread with the id of a request and how many tokens of its prompt are left, once a
+            part of it is in a step, which nothing takes back.
+        on_cancelled: called in the loop's thread with the id of a cancelled request, once it is out of the engine.
+
+    Raises:
+        LoadError: transformers' continuous batching has no cache for layers like the model's.
+    """
+    device = model.model.device.type
+    if device == "cpu":
+        # Transformers repeats keys and values for every query head, since it takes a mask to rule torch's own grouping
+        # out. Not on a CPU: the same bits, and at 16 rows a fifth of the time.
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
+    config = _batching(device, rows, pages)
+    generation = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, eos_token_id=sorted(model.end_tokens) or -1
+    )
+    engine: Any = model.model
+    processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([processor]))
+    processors.tensors_required = 1  # the list counts only classes that it converted itself
+    try:
+        manager: Any = engine.init_continuous_batching(generation, continuous_batching_config=config)
+        manager.logit_processor = processors
+        with torch.no_grad():
+            manager.warmup()  # makes the batch processor, so that its scheduler can be reached before the thread runs
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unfit(model, error) from error
+    salt_pages(manager.batch_processor.cache)
+    scheduler = manager.batch_processor.scheduler
+    scheduler.on_read, scheduler.on_cancelled, scheduler.shares = on_read, on_cancelled, shares
+    manager.start()
+    return manager  # type: ignore[no-any-return]
+
+
+def _unfit(model: LanguageModel, error: Exception) -> LoadError:
+    return model.refused(f"transformers' continuous batching does not take its layers ({first_line(error)})")
+
+
+def _batching(device: str, rows: int, pages: int) -> ContinuousBatchingConfig:
+    # A page over, so that the scheduler's own safety margin never holds back what was admitted here.
+    return ContinuousBatchingConfig(
+        page_size=PAGE,
+        num_blocks=pages + 1,
+        max_batch_tokens=max(STEP_TOKENS.get(device, STEP_TOKENS["cpu"]), 2 * rows),
+        max_requests_per_batch=rows,
+        max_blocks_per_request=0,
+        allow_block_sharing=True,
+        use_async_batching=False,
+        use_cuda_graph=False,
+        scheduler_type=_NAME,
+        safety_margin=0.0,
+        auto_switch_to_flash=False,
+        seed=0,
+    )

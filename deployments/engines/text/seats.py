@@ -1,0 +1,300 @@
+"""All sequences of a step: their slots of the head, their draws, and what is noted of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
+from transformers.generation.continuous_batching.requests import FutureRequestState
+
+from deployments.engines.live import LiveRows
+from deployments.engines.text.draws import DrawPlan, DrawTables
+from deployments.engines.text.sampling import SamplingParams
+from policies.answers import highest
+from policies.audit import LevelAudit
+from policies.head.attachment import attach, detach
+from policies.head.head import Head
+from policies.head.modulated import Modulated
+from policies.head.slots import Setting
+
+_LEVELS = 101
+"""Levels are hundredths."""
+LIVE_EVERY = 4
+"""Steps of a stream resemble each other, and every row kept is a copy off the device."""
+STEP_TIMEOUT_S = 60.0
+NO_PLACE = (-1, -1)
+
+
+@dataclass(frozen=True)
+class LogprobRecord:
+    """Log-probabilities of one drawn token, of the modulated logits.
+
+    Attributes:
+        chosen: scalar, the token's own.
+        values: [k] of the most likely tokens, falling.
+        tokens: [k] int64 their ids.
+    """
+
+    chosen: Tensor
+    values: Tensor
+    tokens: Tensor
+
+
+@dataclass(eq=False)
+class Seat:
+    """One running sequence.
+
+    Attributes:
+        key: of its draws, from `seed_key`.
+        prompt: its tokens before the answer.
+        held: what its setting needs, from `Head.prepare`: while it waits for its turn others do not displace it.
+        records: one for each drawn token, where the parameters ask for log-probabilities.
+        features: [H] inputs of the final layer, one for each drawn token, where a list is given: what calibrates.
+        source: a hash of the prompt, for the audit and the live rows.
+    """
+
+    setting: Setting
+    params: SamplingParams
+    key: int
+    prompt: list[int]
+    held: list[Future[Tensor]] = field(default_factory=list)
+    records: list[LogprobRecord] = field(default_factory=list)
+    features: list[Tensor] | None = None
+
+    @cached_property
+    def source(self) -> int:
+        return hash(tuple(self.prompt))
+
+    @property
+    def level(self) -> int | None:
+        """In hundredths; None of what calibrates, which nobody was sold."""
+        return round(self.setting.level * 100) if self.setting.position is None else None
+
+
+class Seats(ContinuousBatchingLogitsProcessor):
+    """Seats of running sequences: each is a slot of the head, and a row of every table that draws need.
+
+    A step begins in a hook of the model, which writes what has changed and tells the head the slot of each row; the
+    head modulates at the final layer; the step ends in this logits processor, which draws. All lies in tables on the
+    device, so a step neither loops over rows nor waits. Rows without a seat are those of prompts still being read.
+
+    Args:
+        model: whose forward is hooked.
+        final: its final layer.
+        seats: how many sequences there can be.
+        rows: how many a step can have.
+        live: where final-layer inputs of every fourth step are kept.
+        counts: told of finished sequences, by level.
+    """
+
+    def __init__(
+        self, model: nn.Module, final: nn.Linear, seats: int, rows: int, live: LiveRows, counts: LevelAudit
+    ) -> None:
+        self.supported_kwargs: dict[str, type] = {"seat": int, "flow": str}
+        self.ignored_kwargs: tuple[str, ...] = ()
+        self._final, self._device = final, final.weight.device
+        self._nobody, self._rows = seats, rows
+        self._draws = DrawTables(seats, final.out_features, self._device)
+        self._taken: dict[int, Seat] = {}
+        self._free = list(range(seats))
+        self._new: dict[int, Seat] = {}
+        self._left: set[int] = set()
+        self._changed = True
+        self._lock = threading.Lock()
+        self._in_step = False
+        self._waiting: list[tuple[Callable[[], None], threading.Event]] = []
+        self._plan = DrawPlan()
+        self._row_seats: list[int] = []
+        self._slots: Tensor | None = None
+        self._level = torch.zeros(seats + 1, dtype=torch.int64, device=self._device)
+        self._audit = torch.zeros(_LEVELS, 2, dtype=torch.int64, device=self._device)
+        self._streams = torch.zeros(seats + 1, 2, dtype=torch.int64, device=self._device)
+        self._places: dict[int, tuple[int, int]] = {}
+        self.head: Head | None = None
+        self.live, self.counts = live, counts
+        self.steps = 0
+        self._features: Tensor | None = None
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            final.register_forward_pre_hook(self._remember),
+        ]
+
+    def put(self, head: Head | None) -> None:
+        """Put a head behind the final layer, or none; where no step runs."""
+        detach(self._final)
+        self.head = head
+        if head is not None:
+            attach(self._final, head)
+            self._new = dict(self._taken)
+        self._changed = True
+
+    def between(self, call: Callable[[], None]) -> None:
+        """Call between two steps, and count the sequences under way anew. From any thread.
+
+        Raises:
+            RuntimeError: the step under way does not end.
+        """
+
+        def counted() -> None:
+            call()
+            self._streams.zero_()
+            self._changed = True
+
+        done = threading.Event()
+        with self._lock:
+            if not self._in_step:
+                counted()
+                return
+            self._waiting.append((counted, done))
+        if not done.wait(STEP_TIMEOUT_S):
+            raise RuntimeError("a step of the text engine does not end")
+
+    def sit(self, seat: Seat) -> int:
+        """Take a free seat; its number. Its rows are written at the next step, in the engine's thread."""
+        with self._lock:
+            number = self._free.pop()
+            self._taken[number] = self._new[number] = seat
+            self._left.discard(number)
+            self._changed = True
+        return number
+
+    def leave(self, number: int) -> None:
+        """Free a seat, once the engine is done with its sequence."""
+        with self._lock:
+            steps, agreed = self._streams[number].tolist()
+            self._streams[number] = 0
+            seat = self._taken.pop(number)
+            if seat.level:
+                self.counts.finish(seat.level / 100, steps, agreed, source=seat.source)
+            self._new.pop(number, None)
+            self._left.add(number)
+            self._free.append(number)
+            self._changed = True
+
+    def audit(self) -> dict[float, tuple[int, int]]:
+        """Since start, by level: decoding steps, and those whose token after utility, before focus, is the clean."""
+        counts = enumerate(self._audit.tolist())
+        return {level / 100: (steps, agreed) for level, (steps, agreed) in counts if level and steps}
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for hook in self._hooks:
+            hook.remove()
+        detach(self._final)
+
+    def fill_defaults(self, int32_tensor: Tensor) -> None:
+        """No seat."""
+        int32_tensor.fill_(-1)
+
+    def prepare_tensor_args(self, requests_with_new_token: list[FutureRequestState]) -> Tensor:
+        """Seat numbers of the step's rows, int32; as many rows more as there can be have none."""
+        self._row_seats = [request.state.logit_processor_kwargs["seat"] for request in requests_with_new_token]
+        padding = [-1] * (self._rows - len(self._row_seats))
+        return torch.tensor(self._row_seats + padding, dtype=torch.int32)
+
+    def _begin(self, _model: nn.Module, _inputs: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+        """Before a step's forward, on its stream: what has changed is written, and each row gets its slot."""
+        if "logits_processor_args" not in given:
+            return  # not the engine: `generate` on the same model
+        slots = given["logits_processor_args"][0].long()
+        with self._lock:
+            self._in_step = True
+            self._slots = torch.where(slots < 0, self._nobody, slots)
+            if self.head is not None:
+                self.head.seats = self._slots
+            self._seat_new()
+
+    def _seat_new(self) -> None:
+        if not self._changed:
+            return
+        new, left = self._new, self._left
+        self._new, self._left, self._changed = {}, set(), False
+        for number, seat in new.items():
+            self._draws.write(number, seat.params, seat.key)
+            self._level[number] = seat.level or 0
+        if head := self.head:
+            for number in left:
+                head.write(number, Setting())
+            for number, seat in new.items():
+                head.write(number, seat.setting, seat.prompt)
+            self._places = {n: (seat.source, head.position(seat.setting)) for n, seat in self._taken.items()}
+        self._plan = DrawPlan.of({number: seat.params for number, seat in self._taken.items()})
+
+    def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
+        """Scores [N, V] float32 to those whose argmax is each row's next token."""
+        assert self._slots is not None  # `_begin` ran before this step's forward
+        slots = self._slots[: len(scores)]
+        features, modulated = self._answered(len(scores))
+        drawn = self._draws.scores(scores, slots, self._plan)
+        tokens = highest(drawn)
+        greedy = drawn is scores and not (self.head and self.head.focus.in_use)
+        self._count(modulated, tokens if greedy else None, slots)
+        self._keep(features)
+        self.steps += 1
+        self._draws.drawn(tokens, slots, self._plan)
+        if self.head is not None:
+            self.head.chosen(tokens, slots)
+        if self._plan.logprobs is not None:
+            self._record(scores, tokens, self._plan.logprobs)
+        self._end()
+        return drawn
+
+    def _end(self) -> None:
+        with self._lock:
+            self._in_step = False
+            waiting, self._waiting = self._waiting, []
+            for call, done in waiting:
+                call()
+                done.set()
+
+    def _remember(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._features = inputs[0].reshape(-1, inputs[0].shape[-1])
+
+    def _answered(self, rows: int) -> tuple[Tensor, Modulated | None]:
+        """What the final layer was given in this step's forward, and what the head made of its answers."""
+        features, self._features = self._features, None
+        last = None
+        if self.head is not None:
+            last, self.head.last, self.head.seen = self.head.last, None, None
+        if features is None or len(features) != rows or (self.head is not None and last is None):
+            raise RuntimeError("the final layer's input does not match its logits: the head is not in the path")
+        return features, last
+
+    def _count(self, modulated: Modulated | None, answers: Tensor | None, slots: Tensor) -> None:
+        """Audit a step; `answers` [N] int64 is where the logits after utility are highest, if that is known already."""
+        counts = torch.ones(len(slots), 2, dtype=torch.int64, device=self._device)
+        if modulated is not None and modulated.utility is not modulated.clean:
+            utility = highest(modulated.utility) if answers is None else answers
+            counts[:, 1] = highest(modulated.clean) == utility
+        self._audit.index_add_(0, self._level[slots], counts)
+        self._streams.index_add_(0, slots, counts)
+
+    def _keep(self, features: Tensor) -> None:
+        """What is kept of a step: live rows of every fourth, and for those that calibrate each of their own."""
+        seats = [self._taken.get(number) for number in self._row_seats]
+        for row, seat in enumerate(seats):
+            if seat is not None and seat.features is not None:
+                seat.features.append(features[row].float())
+        if self.steps % LIVE_EVERY:
+            return
+        places = [self._places.get(number, NO_PLACE) for number in self._row_seats]
+        if places and NO_PLACE not in places and None not in seats:
+            sources, positions = zip(*places, strict=True)
+            self.live.add(features[: len(places)], sources, positions)
+
+    def _record(self, logits: Tensor, tokens: Tensor, most: int) -> None:
+        """Give each sequence that asked its token's log-probabilities, left on the device until they are told."""
+        logprobs = logits.log_softmax(dim=1)
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+        top = logprobs.topk(most, dim=1)
+        for row, number in enumerate(self._row_seats):
+            seat = self._taken.get(number)
+            if seat is not None and seat.params.logprobs is not None:
+                seat.records.append(LogprobRecord(chosen[row], top.values[row], top.indices[row]))

@@ -1,0 +1,111 @@
+"""One job in which a model's levels are solved beside the traffic: told step by step, and called off at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+
+from deployments.console import FAILED, announce
+from deployments.engines.calibrated import CalibratedEngine
+from deployments.upkeep.calibrator import CalibrationFailed, Calibrator, check_source, pack
+from policies.calibration.calibration import Calibration
+from policies.errors import Unavailable
+from tenants import tasks
+from tenants.served import LIVE, Job, ServedModels
+
+logger = logging.getLogger("deployments.upkeep.jobs")
+
+TELL_S = 0.5
+
+
+class CalledOff(Exception):
+    """The operator interrupted `tenants calibrate`, or another replica took the job over."""
+
+
+class Solving:
+    """One job's way to `done` or `failed`, a first calibration's or a refit's; what happens is told in one line each.
+
+    Args:
+        engine: the replica's.
+        calibrator: of its model.
+        key: where the calibration is kept, below `calibration:`.
+        stored: the calibration in place; None for the first.
+        job: what is to be done.
+    """
+
+    def __init__(
+        self, engine: CalibratedEngine, calibrator: Calibrator, key: str, stored: Calibration | None, job: Job
+    ) -> None:
+        self._engine, self._calibrator, self._key, self._stored = engine, calibrator, key, stored
+        self._job = replace(job, state="running", step="starting")
+        self._said = ("", 0)
+
+    async def run(self, served: ServedModels, take: Callable[[int], Awaitable[None]]) -> None:
+        """Do the job. `take` puts the calibration of a version in this replica's place."""
+        try:
+            calibration = await self._followed(served)
+            self._job = replace(self._job, answers=calibration.answers, step="reaching every replica", share=1.0)
+            if not await served.tell(self._job):
+                raise CalledOff
+            put = served.place_calibration if self._job.first else served.replace_calibration
+            version = await put(self._key, calibration.to_json())
+            await take(version)
+            if self._job.source == LIVE:
+                self._job = replace(self._job, after=await self._delivered())
+            await served.tell(replace(self._job, state="done", version=version))
+        except CalledOff:
+            logger.warning("model %s: the calibration was called off", self._job.model)
+        except (CalibrationFailed, ValueError) as error:
+            await self._fail(served, str(error))
+        except Unavailable:
+            logger.error(
+                "model %s: the store went away during a calibration; look at `tenants levels`, and ask again",
+                self._job.model,
+            )
+        except Exception:
+            logger.exception("model %s: the calibration failed", self._job.model)
+            await self._fail(served, "it failed; see the replica's log")
+
+    async def _fail(self, served: ServedModels, error: str) -> None:
+        if self._job.first:
+            announce(self._job.model, f"{FAILED} its levels cannot be solved: {error}")
+        with suppress(Unavailable):  # a job that nobody tells of runs out
+            await served.tell(replace(self._job, state="failed", error=error))
+
+    async def _followed(self, served: ServedModels) -> Calibration:
+        """The calibration, with its progress told every half second; a store that is away meanwhile is waited for."""
+        solving = asyncio.create_task(self._solve(), name=f"solve-{self._job.model}")
+        try:
+            while not solving.done():
+                with suppress(Unavailable):
+                    if not await served.tell(self._job):
+                        raise CalledOff
+                await asyncio.wait({solving}, timeout=TELL_S)
+            return solving.result()
+        finally:
+            if not solving.done():
+                await tasks.end(solving)
+
+    async def _solve(self) -> Calibration:
+        source, live = self._job.source, b""
+        if source == LIVE:
+            live = await asyncio.to_thread(pack, self._engine)
+            self._job = replace(self._job, before=await self._delivered())
+        else:
+            await asyncio.to_thread(check_source, source, self._calibrator.spec)
+        return await self._calibrator.solve(source, self._progress, stored=self._stored, live=live)
+
+    async def _delivered(self) -> dict[str, float]:
+        """By level in use, what the calibration in place delivers on live inputs that no refit is solved on."""
+        await asyncio.to_thread(self._engine.judge_live)
+        return {f"{r.level:g}": round(r.expected.level, 3) for r in self._engine.reports() if r.expected.groups}
+
+    def _progress(self, step: str, share: float) -> None:
+        self._job = replace(self._job, step=step, share=share)
+        said = (step, int(share * 4))
+        if self._job.first and said != self._said:
+            self._said = said
+            announce(self._job.model, f"calibrating: {step}" + (f", {25 * said[1]} %" if said[1] else ""))

@@ -1,0 +1,245 @@
+"""A task in each replica: it takes what levels the store has, sees to it that they are solved, and reports on them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from deployments.config import ModelSpec, resolve_path
+from deployments.console import announce
+from deployments.engines.calibrated import CalibratedEngine
+from deployments.upkeep.calibrator import Calibrator, check_source
+from deployments.upkeep.jobs import Solving
+from policies.calibration.calibration import Calibration
+from policies.errors import Unavailable
+from tenants import tasks
+from tenants.directory import Directory
+from tenants.records import RecordError
+from tenants.served import Job, ReplicaReport, ServedModels
+from tenants.store import TenantStore
+
+if TYPE_CHECKING:  # Ray, which a process that only calibrates does without
+    from deployments.store import StoreAccess
+
+logger = logging.getLogger("deployments.upkeep.keeper")
+
+POLL_S = 1.0
+REPORT_S = 5.0
+JUDGE_S = 30.0
+"""Judging 4,096 pictures takes a tenth of a second, 1,024 decoding steps of a large vocabulary up to two."""
+LEVELS_S = 30.0
+"""Which levels are sold is read so often; where there are so many tenants that it takes long, a 20th of the time."""
+NOT_YET = "levels below 1.0"
+
+
+class NotCalibrated(Exception):
+    """A model without a calibration sample: it is refused rather than sold at levels nobody measured."""
+
+
+class Keeper:
+    """Stays in touch with the store while a replica serves; no request ever waits for it.
+
+    Made by `start`.
+
+    Attributes:
+        pending: what the model does not serve yet, in a few words; "" once all its levels are served.
+    """
+
+    def __init__(
+        self, engine: CalibratedEngine, store: TenantStore, key: str, calibrator: Calibrator, replica: str
+    ) -> None:
+        self._engine, self._store, self._key, self._calibrator, self._replica = engine, store, key, calibrator, replica
+        self._served, self._spec = ServedModels(store), calibrator.spec
+        self._stored: Calibration | None = None
+        self._version, self._unusable = 0, -1
+        self._first: Job | None = None
+        self._judged = self._reported = self._sold = -max(JUDGE_S, LEVELS_S)
+        self._known_job = ""
+        self._taking = asyncio.Lock()
+        self._work: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        engine: CalibratedEngine,
+        spec: ModelSpec,
+        access: StoreAccess,
+        *,
+        replica: str,
+        threads: int,
+        gpu_share: float = 0.0,
+    ) -> Keeper:
+        """Put the calibration that the store has in place, and keep it up to date from now on.
+
+        Where it has none, the engine serves level 1.0 alone, until this replica or another has had the levels solved.
+
+        Args:
+            engine: loaded.
+            access: how to find the store.
+            replica: this replica's id.
+            threads, gpu_share: as of `Calibrator`.
+
+        Raises:
+            NotCalibrated: the store has no calibration, and `spec.calibration` names no sample.
+            CalibrationFailed, LoadError: as `check_source`.
+            RecordError, ValueError: what the store has cannot be used.
+            Unavailable: the store is away.
+        """
+        store = await access.connect()
+        try:
+            secret = await access.noise_secret(store)
+            calibrator = Calibrator(spec, secret, threads, gpu_share)
+            keeper = cls(engine, store, calibration_key(engine, spec, secret), calibrator, replica)
+            # Before the calibration: one that is replaced in between is then taken again, not missed.
+            keeper._version = await keeper._served.version(keeper._key)
+            stored = await store.load_calibration(keeper._key)
+            if stored is not None:
+                await keeper._install(stored, keeper._version)
+            else:
+                await asyncio.to_thread(check_source, _source(spec), spec)
+        except BaseException:
+            await store.aclose()
+            raise
+        keeper._task = asyncio.create_task(keeper._run(), name=f"keeper-{spec.id}")
+        return keeper
+
+    @property
+    def pending(self) -> str:
+        if self._engine.calibrated:
+            return ""
+        job = self._first
+        if self._unusable >= 0:
+            return f"{NOT_YET} cannot be served: the stored calibration cannot be used, see the replica's log"
+        if job is None or job.state == "asked":
+            return f"{NOT_YET} are about to be solved"
+        if job.state == "failed":
+            return f"{NOT_YET} cannot be solved: {job.error}"
+        return f"{NOT_YET} are being solved ({job.step}, {job.share:.0%})"
+
+    def check(self) -> None:
+        """Raises RuntimeError where the task has ended, so that no refit would reach this replica."""
+        if self._task is None or self._task.done():
+            raise RuntimeError("the keeper of the calibration has ended")
+
+    async def aclose(self) -> None:
+        """End the task, and a calibration that it follows."""
+        for task in (self._task, self._work):
+            await tasks.end(task)
+        await self._store.aclose()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._once()
+            except Unavailable:
+                pass  # the store's own client says so, and finds it again
+            except Exception:
+                logger.exception("model %s: reports and refits pause", self._spec.id)
+                await asyncio.sleep(REPORT_S)
+            await asyncio.sleep(POLL_S)
+
+    async def _once(self) -> None:
+        version, job = await self._served.look(self._spec.id, self._key)
+        if version != self._version:
+            await self._take(version)
+        if not self._engine.calibrated and self._unusable < 0:
+            await self._have_solved()
+        if job and job.replica == self._replica and job.state == "asked" and job.id != self._known_job:
+            self._known_job = job.id
+            await self._refit(job)
+        if self._engine.calibrated:
+            await self._look_after_levels()
+        if time.monotonic() - self._reported > REPORT_S:
+            await self._report()
+
+    async def _have_solved(self) -> None:
+        """See to it that somebody solves the levels: this replica, or the one that has taken the job on."""
+        if self._work and not self._work.done():
+            self._first = await self._served.job(self._key) or self._first
+            return
+        job = Job(self._spec.id, self._replica, _source(self._spec), "first start", first=self._key)
+        # One that failed before this replica started may have failed of what has been mended since.
+        self._first = await self._served.claim(job, again=self._first is None)
+        if self._first != job:
+            return
+        if await self._served.version(self._key) != self._version:  # solved since this replica looked
+            await self._served.call_off(job)
+        else:
+            self._begin(job)
+
+    async def _refit(self, job: Job) -> None:
+        if self._engine.calibrated:
+            self._begin(job)
+        else:
+            error = f"{job.model} cannot be calibrated anew yet: {self.pending}"
+            await self._served.tell(replace(job, state="failed", error=error))
+
+    def _begin(self, job: Job) -> None:
+        solving = Solving(self._engine, self._calibrator, self._key, None if job.first else self._stored, job)
+        self._work = asyncio.create_task(solving.run(self._served, self._take), name=f"calibration-{job.model}")
+
+    async def _look_after_levels(self) -> None:
+        now = time.monotonic()
+        if now - self._judged > JUDGE_S:
+            await asyncio.to_thread(self._engine.judge_live)
+            self._judged = time.monotonic()
+        if now > self._sold:
+            began = time.monotonic()
+            sold = await Directory(self._store).levels(self._spec.id)
+            await asyncio.to_thread(self._engine.keep, sold)
+            self._sold = time.monotonic() + max(LEVELS_S, 20 * (time.monotonic() - began))
+
+    async def _report(self) -> None:
+        inputs, levels = await asyncio.to_thread(lambda: self._engine.live.inputs), tuple(self._engine.reports())
+        await self._served.publish(
+            ReplicaReport(self._spec.id, self._replica, self._key, self._version, inputs, levels)
+        )
+        self._reported = time.monotonic()
+
+    async def _take(self, version: int) -> None:
+        """Put the calibration that is in the store in place; one that cannot be used leaves the old one."""
+        async with self._taking:
+            if version in (self._version, self._unusable):
+                return
+            before = self._engine.calibrated
+            try:
+                stored = await self._store.load_calibration(self._key)
+                if stored is None:
+                    raise ValueError("it is gone")
+                await self._install(stored, version)
+            except (RecordError, ValueError) as error:
+                logger.error("model %s: the stored calibration cannot be used: %s", self._spec.id, error)
+                self._unusable = version
+                return
+            if not before:
+                announce(self._spec.id, f"{NOT_YET} are served")
+            self._judged = self._reported = self._sold = -max(JUDGE_S, LEVELS_S)
+
+    async def _install(self, stored: dict[str, object], version: int) -> None:
+        calibration = Calibration.from_json(json.dumps(stored))
+        await asyncio.to_thread(self._engine.install, calibration, self._calibrator.secret)
+        self._stored, self._version, self._unusable = calibration, version, -1
+
+
+def calibration_key(engine: CalibratedEngine, spec: ModelSpec, secret: bytes) -> str:
+    """The model's fingerprint and a digest of all else that decides its noise field; 2 and 3 are kinds of field."""
+    kind = 3 if engine.balanced else 2
+    field = hmac.new(secret, f"{kind}:{engine.fingerprint}:{spec.length_scale}:{spec.depth}".encode(), hashlib.sha256)
+    return f"{engine.fingerprint}-{field.hexdigest()[:8]}"
+
+
+def _source(spec: ModelSpec) -> str:
+    """What a model is calibrated on first, a path. Raises NotCalibrated."""
+    if spec.calibration is None:
+        raise NotCalibrated(
+            f"model {spec.id} has no calibration: name a folder of images or a text file that it was not trained on"
+            " in its `calibration` field"
+        )
+    return str(resolve_path(spec.calibration))

@@ -1,0 +1,202 @@
+"""What the levels of labels and of masks are solved on: rows of the final layer, met by running the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from policies.calibration.calibration import Calibration
+from policies.calibration.candidates import Candidates
+from policies.calibration.delivered import Readout
+from policies.field.metric import duplicate_metric
+from policies.head.final import Final
+from policies.library.duplicates import COPIES, can_shift, duplicate
+from policies.library.inputs import Call
+
+MOST_ROWS = 2**15
+"""Rows of labels that the levels are solved on, at most."""
+MANY_CLASSES = 4096
+"""Of a larger vocabulary only each row's highest logits are kept."""
+CANDIDATES = 256
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one kind of model is calibrated; the values are those of the server (docs/decisions/0004).
+
+    Attributes:
+        depth: D of the noise field.
+        length_scale: ell, in median distances between features of one class.
+        tolerance: agreement between neighbouring points of the curve.
+        directions: columns of the field's metric.
+        duplicated: inputs whose near-duplicates the metric is fitted on.
+        contention: how many of the highest logits contend for focus.
+        block: side of the squares of a map that share their noise, in logits.
+        balance: whether a level answers each class as often as the clean model.
+    """
+
+    depth: int
+    length_scale: float
+    tolerance: float
+    directions: int = 0
+    duplicated: int = 0
+    contention: int = 2
+    block: int = 1
+    balance: bool = False
+
+
+LABELS = Scheme(depth=512, length_scale=0.7, tolerance=0.004, directions=16, duplicated=800)
+MASKS = Scheme(depth=128, length_scale=0.9, tolerance=0.005, directions=32, duplicated=64, block=4, balance=True)
+TEXT = Scheme(depth=32, length_scale=0.8, tolerance=0.03, contention=50)
+
+
+def is_text(model: nn.Module) -> bool:
+    """Whether a model generates text, as transformers' do."""
+    return callable(getattr(model, "generate", None))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a final layer.
+
+    Attributes:
+        features: [N, H], its input.
+        logits: [N, K] float32, its clean output, or of a large vocabulary the highest of each row.
+        field_features: for masks [N, H], the mean of each row's block.
+        readout: for masks that are interpolated, rows' logits to those of the pixels that are judged.
+        metric: [H, m] float32 of the noise field, or None.
+        at: for text [N] int64, the ladder position at which each row's answer was being given.
+    """
+
+    features: Tensor
+    logits: Tensor | Candidates
+    field_features: Tensor | None = None
+    readout: Readout | None = None
+    metric: Tensor | None = None
+    at: Tensor | None = None
+
+    def solved(
+        self,
+        secret: bytes,
+        fingerprint: str,
+        scheme: Scheme,
+        *,
+        field: Calibration | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Calibration:
+        """The levels on the field of a secret, or moved along a field that is kept."""
+        return Calibration.fit(
+            secret,
+            fingerprint,
+            self.features,
+            self.logits,
+            depth=scheme.depth,
+            at=self.at,
+            relative_length_scale=scheme.length_scale,
+            metric=self.metric,
+            block=scheme.block,
+            balance=scheme.balance,
+            field=field,
+            field_features=self.field_features,
+            readout=self.readout,
+            contention=scheme.contention,
+            tolerance=scheme.tolerance,
+            progress=progress,
+        )
+
+
+def label_sample(model: nn.Module, final: Final, calls: Iterable[Call], scheme: Scheme) -> Sample:
+    """Every row that the final layer meets: one an input, or one a place of a sequence that is not padding.
+
+    Raises:
+        ValueError: fewer than 100 rows.
+    """
+    rows: list[Tensor] = []
+    nearby: list[Tensor] = []
+    duplicated = 0
+    for call in calls:
+        features = final_input(model, final, call)
+        rows.append(_rows(features, call))
+        if duplicated < scheme.duplicated and len(rows[-1]) == call.items:
+            nearby += _nearby(model, final, call, scheme.duplicated - duplicated)
+            duplicated += call.items
+    features = enough(torch.cat(rows) if rows else torch.zeros(0, 1))
+    features = features[:: -(-len(features) // MOST_ROWS)]
+    logits = clean_logits(final.module, features)
+    if not nearby:
+        return Sample(features, logits)
+    whole = logits.logits if isinstance(logits, Candidates) else logits
+    labels = logits.index[:, 0] if isinstance(logits, Candidates) else whole.argmax(dim=1)
+    metric = duplicate_metric(torch.cat(nearby), features.float().cpu(), labels.cpu(), scheme.directions)
+    return Sample(features, logits, metric=metric)
+
+
+def final_input(model: nn.Module, final: Final, call: Call) -> Tensor:
+    """The final layer's input in one call of the model."""
+    with watching(final.module) as seen:
+        call.of(model)
+    return torch.cat(seen)
+
+
+@contextmanager
+def watching(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that takes up the layer's inputs."""
+    seen: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def clean(module: nn.Module, rows: Tensor) -> Tensor:
+    """A final layer's answers [N, K] float32 to rows [N, H]."""
+    if isinstance(module, nn.Conv2d):
+        rows = rows[..., None, None]
+    logits: Tensor = module(rows)
+    return logits.flatten(1).float()
+
+
+def clean_logits(module: nn.Module, rows: Tensor) -> Tensor | Candidates:
+    """As `clean`, or of a large vocabulary the highest of each row."""
+    if clean(module, rows[:1]).shape[1] > MANY_CLASSES:
+        return Candidates.of_features(rows, lambda some: clean(module, some), CANDIDATES)
+    return torch.cat([clean(module, rows[at : at + 4096]) for at in range(0, len(rows), 4096)])
+
+
+def enough(rows: Tensor) -> Tensor:
+    """The rows themselves.
+
+    Raises:
+        ValueError: fewer than 100.
+    """
+    if len(rows) < 100:
+        raise ValueError(
+            f"holdout gave {len(rows)} rows; calibration needs at least 100, and thousands for levels within 0.01:"
+            " unlabelled inputs that the model was not trained on"
+        )
+    return rows
+
+
+def _rows(features: Tensor, call: Call) -> Tensor:
+    mask = call.kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and features.ndim == 3 and mask.shape == features.shape[:2]:
+        return features[mask.bool()]
+    return features.flatten(1) if features.ndim == 4 else features.reshape(-1, features.shape[-1])
+
+
+def _nearby(model: nn.Module, final: Final, call: Call, most: int) -> list[Tensor]:
+    """Features [M, COPIES, H] of near-duplicates of the call's pictures, on the CPU; nothing without pictures."""
+    pictures = call.pictures()
+    if pictures is None:
+        return []
+    step = max(1, min(pictures.shape[-2:]) // 16)
+    if not can_shift(pictures, step):
+        return []
+    ways = [call.with_pictures(duplicate(pictures, number, step)) for number in range(COPIES)]
+    seen = [_rows(final_input(model, final, way), way)[:most].float().cpu() for way in ways]
+    return [torch.stack(seen, dim=1)]
