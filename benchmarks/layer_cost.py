@@ -83,9 +83,11 @@ def install(engine: CalibratedEngine) -> None:
     """Put the modulated layer in, with a straight line for a curve."""
     curve = ((0, 1.0), (POSITIONS, 0.1))
     _, classes = layer_shape(engine.final)
-    balance = Balance((POSITIONS,), torch.zeros(1, classes)) if engine.balanced else None
+    balance = Balance((POSITIONS,), torch.zeros(1, classes)) if engine.scheme.balance else None
     engine.install(
-        Calibration(engine.fingerprint, 10.0, engine.depth, curve, (1.0,), (1.0,), 1000, None, engine.block, balance),
+        Calibration(
+            engine.fingerprint, 10.0, engine.depth, curve, (1.0,), (1.0,), 1000, None, engine.scheme.block, balance
+        ),
         SECRET,
     )
 

@@ -120,7 +120,7 @@ def final_inputs(engine: VisionEngine, files: Sequence[Path]) -> Iterator[tuple[
     """The final layer's input for each picture, and the picture's (height, width)."""
     for file in files:
         image = decode_image(file.read_bytes())
-        yield engine._final_input(engine.preprocess(image)[None]), (image.height, image.width)
+        yield engine.final_input(engine.preprocess(image)[None]), (image.height, image.width)
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from deployments.config import REPOSITORY, ModelSpec, Task
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.decoding import decode_image
 from deployments.engines.images.engine import VisionEngine
+from deployments.engines.images.features import sample_features
 from deployments.engines.images.sample import write_features
 from deployments.engines.images.segmenter import ImageSegmenter
 
@@ -61,7 +62,8 @@ def _decoded(files: Sequence[Path]) -> Iterator[Image.Image]:
 
 
 def _write(engine: VisionEngine, files: Sequence[Path], inputs: str) -> None:
-    features, metric, scale = engine.sample_features(_decoded(files))
+    features, metric, scale = sample_features(engine, _decoded(files))
+    assert metric is not None
     path = REPOSITORY / "models" / engine.model_id / "calibration.safetensors"
     metadata = {"model": engine.model_id, "weights": engine.weights, "scale": str(scale), "inputs": inputs}
     write_features(path, features, metric, metadata)

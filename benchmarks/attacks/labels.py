@@ -53,8 +53,8 @@ def measure(root: Path, cache: Path, secrets: int) -> Records:
 def installation(engine: ImageClassifier) -> tuple[Sample, Head, Field]:
     """The bundled sample, the final layer, and the field that an installation gets by default."""
     bundled = engine.calibration_sample(Path(str(engine.spec.calibration)))
-    installed = Field(engine.length_scale, engine.depth, bundled.metric)
-    return Sample(bundled.features, engine._clean_logits(bundled.features)), engine._clean_logits, installed
+    installed = Field(engine.scheme.length_scale, engine.depth, bundled.metric)
+    return Sample(bundled.features, engine.clean_logits(bundled.features)), engine.clean_logits, installed
 
 
 def _share(attack: LabelAttack, run: Callable[[], float]) -> float:

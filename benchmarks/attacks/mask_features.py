@@ -97,7 +97,7 @@ def _scene(engine: ImageSegmenter, file: Path, queries: int, cache: Path) -> Sce
     if not path.exists():
         began, means, logits = time.perf_counter(), [], []
         for features in final_inputs(engine, (usual(picture, n, STEP) for n in range(queries)), 4):
-            means.append(block_means(features, engine.block).half())
+            means.append(block_means(features, engine.scheme.block).half())
             with torch.inference_mode():
                 logits.append(engine.final(features).half())
         torch.save((torch.cat(means), torch.cat(logits)), path)

@@ -92,10 +92,10 @@ def _noise(engine: ImageSegmenter, sample: CalibrationSample, field: MaskField, 
         depth=field.depth,
         relative_length_scale=field.length_scale,
         metric=field.metric,
-        block=engine.block,
+        block=engine.scheme.block,
         field_features=sample.field_features,
         readout=sample.readout,
         balance=field.balance,
-        tolerance=engine.tolerance,
+        tolerance=engine.scheme.tolerance,
     )
     return field_noise(engine, calibration, number)

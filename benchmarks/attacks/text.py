@@ -15,15 +15,15 @@ from benchmarks.attacks.arithmetic import sampled, temperature_for, won_back
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.sources import secret
 from benchmarks.attacks.text_features import CUTS, REWORDINGS, WITH_PREFIX, Steps, text_steps
-from deployments.engines.text.generator import DEFAULT_DEPTH, Generator
 from policies.calibration.calibration import _median_distance
+from policies.calibration.schemes import TEXT
 from policies.field.ladder import NoiseLadder
 from policies.field.metric import duplicate_metric
 from policies.field.variance import POSITIONS, variance
 
 LEVEL, LOWER_LEVELS = 0.7, (0.6, 0.5)
 VOCABULARY = 49152
-LENGTH_SCALE, DEPTH = Generator.length_scale, DEFAULT_DEPTH
+LENGTH_SCALE, DEPTH = TEXT.length_scale, TEXT.depth
 ACCOUNTS, REPEATS = 8, 100
 METRIC_PROMPTS = 8
 Noise = Callable[[Tensor, Tensor], Tensor]

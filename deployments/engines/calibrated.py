@@ -15,17 +15,22 @@ from deployments.engines.errors import LoadError
 from deployments.engines.live import Kept, LiveRows, expected
 from deployments.engines.sample import CalibrationSample
 from policies.audit import LevelAudit, LevelReport, Tally
+from policies.calibration.answering import COARSE
 from policies.calibration.calibration import Calibration
+from policies.calibration.schemes import Scheme
 from policies.errors import Unavailable
 from policies.head.attachment import attach, detach, layer_shape
 from policies.head.head import Head
 from policies.terms import Modulation
 
-COARSE = 0.1
-"""Agreement between points of the curve that shows where to answer a sample."""
 ANSWERING = 0.7
 """Share of a calibration's time that goes into answering, where the sample is to be answered."""
 PENDING_RETRY_S = 15
+Progress = Callable[[str, float], None]
+
+
+def untold(_step: str, _share: float) -> None:
+    """Progress that nobody waits for."""
 
 
 class CalibratedEngine(ABC):
@@ -41,16 +46,8 @@ class CalibratedEngine(ABC):
         counts: positions answered and those that agreed, by level.
     """
 
-    tolerance: ClassVar[float]
-    """Agreement between neighbouring points of a calibration curve."""
-    contention: ClassVar[int] = 2
-    """How many of the highest logits contend for focus."""
-    length_scale: ClassVar[float]
-    """Default ell, in median distances between inputs of one class (docs/decisions/0004)."""
-    block: ClassVar[int] = 1
-    """Side of the squares of a map that share their noise, in logits."""
-    balanced: ClassVar[bool] = False
-    """Whether a level answers each class as often as the clean model does."""
+    scheme: ClassVar[Scheme]
+    """How its levels are solved."""
     live_capacity: ClassVar[int] = 8192
     """Most live rows kept: half of the inputs for refits, half to judge by."""
     live_judged: ClassVar[int]
@@ -75,12 +72,13 @@ class CalibratedEngine(ABC):
         self._installing = threading.Lock()
 
     @abstractmethod
-    def calibration_sample(self, path: Path, progress: Callable[[str], None] = lambda _: None) -> CalibrationSample:
-        """What to calibrate on, from the inputs that a path names."""
+    def calibration_sample(self, path: Path, progress: Progress = untold, *, refit: bool = False) -> CalibrationSample:
+        """What to calibrate on, from the inputs that a path names.
 
-    @abstractmethod
-    def refit_sample(self, path: Path, progress: Callable[[str, float], None]) -> CalibrationSample:
-        """As `calibration_sample`, for a refit: what the field has is left out. `progress` is told step and share."""
+        Args:
+            progress: told what is being done, and the share of that.
+            refit: whether the field is kept, so that what it has need not be found anew.
+        """
 
     @abstractmethod
     def sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
@@ -142,7 +140,7 @@ class CalibratedEngine(ABC):
         """
         tell = progress or (lambda _share: None)
         if sample.answered is None:
-            return self._solve(sample, secret, stored, self.tolerance, tell)
+            return self._solve(sample, secret, stored, self.scheme.tolerance, tell)
         coarse = self._solve(sample, secret, stored, COARSE)
         self.uninstall()
         self.install(coarse, secret)
@@ -151,7 +149,7 @@ class CalibratedEngine(ABC):
         finally:
             self.uninstall()
         return self._solve(
-            answered, secret, coarse, self.tolerance, lambda share: tell(ANSWERING + (1.0 - ANSWERING) * share)
+            answered, secret, coarse, self.scheme.tolerance, lambda share: tell(ANSWERING + (1.0 - ANSWERING) * share)
         )
 
     def _solve(
@@ -169,14 +167,14 @@ class CalibratedEngine(ABC):
             sample.logits,
             depth=self.depth,
             at=sample.at,
-            relative_length_scale=self.spec.length_scale or self.length_scale,
+            relative_length_scale=self.spec.length_scale or self.scheme.length_scale,
             metric=sample.metric,
-            block=self.block,
-            balance=self.balanced,
+            block=self.scheme.block,
+            balance=self.scheme.balance,
             field=stored,
             field_features=sample.field_features,
             readout=sample.readout,
-            contention=self.contention,
+            contention=self.scheme.contention,
             tolerance=tolerance,
             progress=progress,
         )
@@ -196,7 +194,7 @@ class CalibratedEngine(ABC):
                 features, classes = layer_shape(self.final)
                 head = Head(
                     calibration, secret, features=features, classes=classes, slots=self.slots,
-                    contention=self.contention, device=next(self.final.parameters()).device,
+                    contention=self.scheme.contention, device=next(self.final.parameters()).device,
                 )  # fmt: skip
                 head.watched = True
                 self._between(lambda: self._put(head))

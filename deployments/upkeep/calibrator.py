@@ -211,10 +211,8 @@ def _solve(request: dict[str, Any], live: bytes, tell: Progress) -> Calibration:
     stored = request["stored"] and Calibration.from_json(request["stored"])
     if request["source"] == LIVE:
         sample, _ = engine.sample_of(_unpack(live))
-    elif stored:
-        sample = engine.refit_sample(Path(request["source"]), tell)
     else:
-        sample = engine.calibration_sample(Path(request["source"]), lambda step: tell(step, 0.0))
+        sample = engine.calibration_sample(Path(request["source"]), tell, refit=bool(stored))
     secret = bytes.fromhex(request["secret"])
     return engine.fit(sample, secret, stored=stored, progress=lambda share: tell("solving levels", share))
 

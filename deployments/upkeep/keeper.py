@@ -230,7 +230,7 @@ class Keeper:
 
 def calibration_key(engine: CalibratedEngine, spec: ModelSpec, secret: bytes) -> str:
     """The model's fingerprint and a digest of all else that decides its noise field; 2 and 3 are kinds of field."""
-    kind = 3 if engine.balanced else 2
+    kind = 3 if engine.scheme.balance else 2
     field = hmac.new(secret, f"{kind}:{engine.fingerprint}:{spec.length_scale}:{spec.depth}".encode(), hashlib.sha256)
     return f"{engine.fingerprint}-{field.hexdigest()[:8]}"
 

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.calibration.schemes import Scheme
 from policies.field.metric import duplicate_metric
 from policies.head.blocks import block_means
 from policies.head.final import Final, logits_of
 from policies.library.duplicates import COPIES, MOST_STEPS, can_shift, duplicate, undo
 from policies.library.inputs import Call
-from policies.library.samples import Sample, Scheme, clean, enough, final_input, watching
+from policies.library.samples import Sample, clean, enough, final_input, watching
 
 MOST_PICTURES = 512
 """Pictures that the levels are solved on, at most."""

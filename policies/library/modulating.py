@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from policies.calibration.calibration import Calibration
+from policies.calibration.schemes import LABELS, MASKS, TEXT
 from policies.head.attachment import NAME, attach, detach
 from policies.head.final import Final, evaluating, find_final
 from policies.head.head import Head
 from policies.head.independent import independent_calibration
 from policies.library.inputs import Call, calls, prompts
 from policies.library.masks import mask_sample
-from policies.library.samples import LABELS, MASKS, TEXT, is_text, label_sample
+from policies.library.samples import is_text, label_sample
 from policies.library.sold import Noise, Sold, contention_of, head_for
 from policies.library.text import clean_steps, one_step, solve_text
 

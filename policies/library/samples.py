@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from policies.calibration.answering import CANDIDATES
 from policies.calibration.calibration import Calibration
 from policies.calibration.candidates import Candidates
 from policies.calibration.delivered import Readout
+from policies.calibration.schemes import Scheme
 from policies.field.metric import duplicate_metric
 from policies.head.final import Final
 from policies.library.duplicates import COPIES, can_shift, duplicate
@@ -21,37 +23,6 @@ MOST_ROWS = 2**15
 """Rows of labels that the levels are solved on, at most."""
 MANY_CLASSES = 4096
 """Of a larger vocabulary only each row's highest logits are kept."""
-CANDIDATES = 256
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How one kind of model is calibrated; the values are those of the server (docs/decisions/0004).
-
-    Attributes:
-        depth: D of the noise field.
-        length_scale: ell, in median distances between features of one class.
-        tolerance: agreement between neighbouring points of the curve.
-        directions: columns of the field's metric.
-        duplicated: inputs whose near-duplicates the metric is fitted on.
-        contention: how many of the highest logits contend for focus.
-        block: side of the squares of a map that share their noise, in logits.
-        balance: whether a level answers each class as often as the clean model.
-    """
-
-    depth: int
-    length_scale: float
-    tolerance: float
-    directions: int = 0
-    duplicated: int = 0
-    contention: int = 2
-    block: int = 1
-    balance: bool = False
-
-
-LABELS = Scheme(depth=512, length_scale=0.7, tolerance=0.004, directions=16, duplicated=800)
-MASKS = Scheme(depth=128, length_scale=0.9, tolerance=0.005, directions=32, duplicated=64, block=4, balance=True)
-TEXT = Scheme(depth=32, length_scale=0.8, tolerance=0.03, contention=50)
 
 
 def is_text(model: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from policies.calibration.calibration import Calibration
+from policies.calibration.schemes import LABELS, TEXT
 from policies.errors import InvalidRequest
 from policies.field.variance import scale_of
 from policies.head.attachment import NAME, attach, detach, layer_shape
@@ -22,7 +23,7 @@ from policies.head.independent import IndependentHead
 from policies.head.slots import Setting
 from policies.head.words import targets
 from policies.library.histories import following
-from policies.library.samples import LABELS, TEXT, is_text
+from policies.library.samples import is_text
 
 Noise = Literal["ladder", "independent"]
 Focus = Mapping[str | int | Target, float]

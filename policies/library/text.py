@@ -9,27 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policies.calibration.answering import CANDIDATES, COARSE, LEVELS, MOST_PROMPTS, PILOT, STEPS
 from policies.calibration.calibration import Calibration
 from policies.calibration.candidates import Candidates
+from policies.calibration.schemes import TEXT
 from policies.head.attachment import attach, detach
 from policies.head.final import Final
 from policies.head.head import Head
 from policies.head.slots import Setting
 from policies.library.inputs import Call
-from policies.library.samples import CANDIDATES, TEXT, Sample, clean, enough
+from policies.library.samples import Sample, clean, enough
 
-STEPS = 32
-"""Tokens of each answer."""
-MOST_PROMPTS = 100
-"""More are thinned to about so many."""
-PILOT = 6
-"""One prompt in so many is first answered at full quality, to see where the levels lie about."""
-LEVELS = (0.95, 0.85, 0.7, 0.5, 0.4)
-"""Where, by the pilot, the answers that calibrate are given. Modulated answers lead elsewhere than clean ones.
-
-None lower: where the pilot says 0.3 answers run in circles and agree more again, which would blur what 0.5 delivers."""
-COARSE = 0.1
-"""Agreement between points of the pilot's curve."""
 TOGETHER = 10
 """Prompts that are read at a time, each answered once a level."""
 

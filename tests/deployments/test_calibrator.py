@@ -28,7 +28,7 @@ async def test_the_bundled_sample_gives_what_it_gives_in_this_process() -> None:
     told: list[tuple[str, float]] = []
     solved = await CALIBRATOR.solve(str(SAMPLE), lambda step, share: told.append((step, share)))
     own = engine.fit(engine.calibration_sample(SAMPLE), SECRET)
-    assert solved.rows == own.answers == 4000 and solved.same_field(own)
+    assert solved.answers == own.answers == 4000 and solved.same_field(own)
     assert [value for _, value in solved.curve] == pytest.approx([value for _, value in own.curve], abs=0.001)
     assert told[0] == ("loading the model", 0.0) and told[-1][0] == "solving levels"
 

@@ -213,14 +213,14 @@ def test_a_refit_from_a_folder_reads_every_picture_once(classifier: ImageClassif
     for number, image in enumerate(scenes(100, 32, 32)):
         image.save(tmp_path / f"{number}.png")
     told: list[float] = []
-    sample = classifier.refit_sample(tmp_path, lambda _, share: told.append(share))
+    sample = classifier.calibration_sample(tmp_path, lambda _, share: told.append(share), refit=True)
     assert sample.features.shape == (100, 512) and told == sorted(told) and len(told) == 100
     (tmp_path / "50.png").write_bytes(b"no picture")
     with pytest.raises(LoadError, match="50.png"):
-        classifier.refit_sample(tmp_path, lambda *_: None)
+        classifier.calibration_sample(tmp_path, refit=True)
     (tmp_path / "none").mkdir()
     with pytest.raises(LoadError, match="holds 0"):
-        classifier.refit_sample(tmp_path / "none", lambda *_: None)
+        classifier.calibration_sample(tmp_path / "none", refit=True)
 
 
 def test_a_picture_is_the_same_input_in_every_process() -> None:

@@ -15,8 +15,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from deployments.config import ModelSpec, Task, resolve_path
 from deployments.engines.text.calibration import (
     BUNDLED,
-    LEVELS,
-    MAX_PROMPTS,
     Answer,
     answers,
     near_levels,
@@ -24,6 +22,7 @@ from deployments.engines.text.calibration import (
 )
 from deployments.engines.text.generator import Generator, SamplingParams
 from deployments.engines.text.language_models import LanguageModel
+from policies.calibration.answering import LEVELS, MOST_PROMPTS
 from policies.calibration.calibration import Calibration
 from policies.calibration.candidates import Candidates
 from policies.errors import Unavailable
@@ -85,15 +84,15 @@ def agreed(generator: Generator, answer: Answer) -> Tensor:
 
 
 def test_a_long_text_is_thinned_and_the_rest_left_for_judging(tmp_path: Path) -> None:
-    chosen, others = split_paragraphs(text_file(tmp_path / "t.txt", MAX_PROMPTS + 30))
-    assert (len(chosen), len(others)) == (MAX_PROMPTS, 30)
-    assert len({*chosen, *others}) == MAX_PROMPTS + 30
+    chosen, others = split_paragraphs(text_file(tmp_path / "t.txt", MOST_PROMPTS + 30))
+    assert (len(chosen), len(others)) == (MOST_PROMPTS, 30)
+    assert len({*chosen, *others}) == MOST_PROMPTS + 30
 
 
 def test_the_text_that_is_shipped_and_served_with_calibrates_in_full_and_leaves_some_for_judging() -> None:
     assert resolve_path(str(SERVED.calibration)) == BUNDLED
     chosen, others = split_paragraphs(BUNDLED)
-    assert len(chosen) == MAX_PROMPTS and len(others) >= MAX_PROMPTS
+    assert len(chosen) == MOST_PROMPTS and len(others) >= MOST_PROMPTS
 
 
 def test_an_answer_has_a_feature_for_each_token_and_at_level_1_each_is_the_clean_one(generator: Generator) -> None:

@@ -16,6 +16,7 @@ from deployments.engines.images.loading import LoadedModel, load_torchvision, lo
 from deployments.engines.live import Kept
 from deployments.engines.sample import CalibrationSample
 from policies.answers import highest
+from policies.calibration.schemes import LABELS
 from policies.terms import Modulation
 
 
@@ -35,13 +36,9 @@ class ImageClassifier(VisionEngine):
 
     task = Task.CLASSIFICATION
     calibration_images = 5000
-    duplicated_images = 800
-    directions = 16
     live_judged = 4096
+    scheme = LABELS
     least_live = 500
-    tolerance = 0.004
-    length_scale = 0.7
-    default_depth = 512
 
     @classmethod
     def _load(cls, spec: ModelSpec) -> LoadedModel:
@@ -79,10 +76,12 @@ class ImageClassifier(VisionEngine):
             for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _take(self, features: Tensor, number: int) -> Tensor:
+    def take(self, features: Tensor, number: int) -> Tensor:
+        """All of it."""
         return features
 
-    def _nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
+    def nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
+        """One input, in all its duplicates."""
         return torch.cat(list(features))[None]
 
     def sample_of(self, kept: Kept) -> tuple[CalibrationSample, Tensor]:
@@ -91,5 +90,5 @@ class ImageClassifier(VisionEngine):
 
     def _sample(self, features: Tensor, scale: int, metric: Tensor | None) -> CalibrationSample:
         features = features.float()
-        logits = torch.cat([self._clean_logits(part) for part in features.split(4096)])
+        logits = torch.cat([self.clean_logits(part) for part in features.split(4096)])
         return CalibrationSample(features, logits, metric=metric)

@@ -9,9 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import ClassVar, Self
 
 import torch
@@ -20,23 +18,20 @@ from PIL import Image
 from torch import Tensor
 
 from deployments.config import ModelSpec, Task
-from deployments.engines.calibrated import CalibratedEngine
+from deployments.engines.calibrated import CalibratedEngine, Progress, untold
 from deployments.engines.errors import LoadError
 from deployments.engines.images.duplicates import Duplicate
+from deployments.engines.images.features import sample_features
 from deployments.engines.images.loading import LoadedModel
 from deployments.engines.images.sample import picture_files, read_features, read_picture
 from deployments.engines.sample import CalibrationSample
-from policies.answers import highest
 from policies.errors import InvalidRequest
-from policies.field.metric import duplicate_metric
 from policies.head.attachment import layer_shape
 from policies.head.final import NoFinalLayer, find_final
 from policies.head.focus import Target
 from policies.head.slots import Setting
 from policies.terms import Modulation
 
-COPIES = 8
-"""How often a picture is sent again to fit the field's metric on."""
 _HASHED = 4096
 """About so many values of a picture tell it from others: all would cost a large one two milliseconds."""
 
@@ -64,18 +59,13 @@ class VisionEngine(CalibratedEngine):
 
     task: ClassVar[Task]
     calibration_images: ClassVar[int]
-    directions: ClassVar[int]
-    """Columns of the field's metric."""
-    duplicated_images: ClassVar[int]
-    """Pictures of a sample whose near-duplicates the field's metric is fitted on."""
-    default_depth: ClassVar[int]
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, device: str | torch.device) -> None:
         super().__init__()
         self.spec = spec
         self.model_id, self.classes = spec.id, loaded.classes
         self.device, self.dtype = torch.device(device), getattr(torch, spec.dtype)
-        self.depth = spec.depth or self.default_depth
+        self.depth = spec.depth or self.scheme.depth
         self.weights = loaded.weights_digest()[:16]
         named = "\n".join([self.weights, spec.dtype, loaded.preprocessing, *loaded.classes])
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()[:16]
@@ -189,7 +179,7 @@ class VisionEngine(CalibratedEngine):
 
     def _keep(self, features: Tensor, sources: Sequence[int]) -> None:
         """Live rows of a batch, by the pictures' hashes: a picture that comes again is the same input."""
-        rows = [self._take(item[None], self._answered + i) for i, item in enumerate(features)]
+        rows = [self.take(item[None], self._answered + i) for i, item in enumerate(features)]
         groups = [source for source, taken in zip(sources, rows, strict=True) for _ in taken]
         self.live.add(torch.cat(rows), groups)
         self._answered += len(features)
@@ -202,86 +192,27 @@ class VisionEngine(CalibratedEngine):
         self.counts.count(level, rows, agreed)
         self.counts.finish(level, rows, agreed, source=_hashed(item.clean.half()))
 
-    def calibration_sample(self, path: Path, progress: Callable[[str], None] = lambda _: None) -> CalibrationSample:
+    def calibration_sample(self, path: Path, progress: Progress = untold, *, refit: bool = False) -> CalibrationSample:
         """Features to calibrate on, from a bundled .safetensors or from a folder of at least 100 images.
 
         Raises:
             LoadError: not such a file or folder, too few images, or features of another model.
         """
-        progress(f"reading {path.name}")
         if path.is_dir():
-            features, metric, scale = self.sample_features(
-                map(read_picture, picture_files(path, self.calibration_images))
-            )
+            files = picture_files(path, self.calibration_images)
+            pictures = (read_picture(file) for file in _told(files, progress))
+            features, metric, scale = sample_features(self, pictures, metric=not refit)
         else:
+            progress(f"reading {path.name}", 0.0)
             features, metric, metadata = read_features(path)
             if metadata.get("weights") != self.weights or features.shape[1] != self.features:
                 raise LoadError(f"{path} was made with other weights than {self.model_id}'s; make it again")
             scale = int(metadata.get("scale", "1"))
-        return self._sample(features.to(self.device), scale, metric.to(self.device))
-
-    def refit_sample(self, path: Path, progress: Callable[[str, float], None]) -> CalibrationSample:
-        """Features of a folder of at least 100 images, or of a bundled .safetensors.
-
-        Raises:
-            LoadError: as `calibration_sample`.
-        """
-        if not path.is_dir():
-            return self.calibration_sample(path)
-        files = picture_files(path, self.calibration_images)
-        kept, scales = [], []
-        for number, (image, features) in enumerate(self._featured(map(read_picture, files))):
-            progress("reading images", number / len(files))
-            kept.append(self._take(features, number).half())
-            scales.append(_scale(image.height, features))
-        return self._sample(torch.cat(kept), int(median(scales)), None)
-
-    def sample_features(self, images: Iterable[Image.Image]) -> tuple[Tensor, Tensor, int]:
-        """What to calibrate on, of pictures, on the CPU.
-
-        Returns:
-            features: [N, H] float16 inputs of the final layer, or for masks a few tiles of each picture,
-                [tiles, H, h, w].
-            metric: [H, m] float32, of the noise field, from near-duplicates of the first of them.
-            scale: output pixels per logit (1: no mask).
-        """
-        kept: list[Tensor] = []
-        nearby: list[Tensor] = []
-        scales: list[int] = []
-        for number, (image, features) in enumerate(self._featured(images)):
-            kept.append(self._take(features, number).half().cpu())
-            scale = _scale(image.height, features)
-            scales.append(scale)
-            if number < self.duplicated_images:
-                nearby.append(self._duplicates(image, scale).float().cpu())
-        sample, chosen = torch.cat(kept), torch.cat(nearby)
-        different = chosen[:, 0] if sample.ndim == 4 else sample.float()
-        seen = different.to(self.device)
-        clean = self._clean_logits(seen[..., None, None] if sample.ndim == 4 else seen)
-        metric = duplicate_metric(chosen, different, highest(clean).flatten().cpu(), self.directions)
-        return sample, metric, sorted(scales)[len(scales) // 2]
-
-    def _duplicates(self, image: Image.Image, scale: int) -> Tensor:
-        """Features [M, COPIES, H] of a picture's near-duplicates; a shift is one cell of a map, or a 16th of a side."""
-        ways = [Duplicate.draw(number) for number in range(COPIES)]
-        step = scale if scale > 1 else max(1, min(image.size) // 16)
-        return self._nearby([features for _, features in self._featured(way.apply(image, step) for way in ways)], ways)
-
-    def _featured(self, images: Iterable[Image.Image]) -> Iterator[tuple[Image.Image, Tensor]]:
-        """Pictures, each with its final-layer input [1, ...], float32; pictures of one shape are run together."""
-        for some in batched(images, self.spec.max_batch_size):
-            found: dict[int, Tensor] = {}
-            shapes: dict[torch.Size, list[tuple[int, Tensor]]] = {}
-            for at, image in enumerate(some):
-                pixels = self.preprocess(image)
-                shapes.setdefault(pixels.shape, []).append((at, pixels))
-            for group in shapes.values():
-                features = self._final_input(torch.stack([pixels for _, pixels in group]))
-                found |= {at: features[i : i + 1] for i, (at, _) in enumerate(group)}
-            yield from ((image, found[at]) for at, image in enumerate(some))
+        return self._sample(features.to(self.device), scale, None if metric is None else metric.to(self.device))
 
     @torch.inference_mode()
-    def _final_input(self, batch: Tensor) -> Tensor:
+    def final_input(self, batch: Tensor) -> Tensor:
+        """What the final layer is given for a batch from `preprocess`, [B, 3, h, w]: [B, H] or [B, H, h, w] float32."""
         seen: list[Tensor] = []
         hook = self.final.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:
@@ -291,28 +222,29 @@ class VisionEngine(CalibratedEngine):
         return seen[0].float()
 
     @abstractmethod
-    def _take(self, features: Tensor, number: int) -> Tensor:
+    def take(self, features: Tensor, number: int) -> Tensor:
         """What of one picture's features [1, ...] goes into a sample."""
 
     @abstractmethod
-    def _nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
+    def nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
         """Final-layer inputs [1, ...] of one picture's duplicates: [M, copies, H], in the picture's own frame."""
 
     @abstractmethod
     def _sample(self, features: Tensor, scale: int, metric: Tensor | None) -> CalibrationSample: ...
 
     @torch.inference_mode()
-    def _clean_logits(self, features: Tensor) -> Tensor:
+    def clean_logits(self, features: Tensor) -> Tensor:
         """The final layer's answers to features [N, H] or [N, H, h, w], float32."""
-        logits: Tensor = self.final.forward(features.to(self.dtype))  # not by calling it, which the head modulates
+        logits: Tensor = self.final.forward(
+            features.to(self.device, self.dtype)
+        )  # not by calling it, which the head modulates
         return logits.float()
 
 
-def batched(images: Iterable[Image.Image], size: int) -> Iterator[list[Image.Image]]:
-    """Lists of at most so many (itertools has it from Python 3.12 on)."""
-    waiting = iter(images)
-    while some := list(islice(waiting, size)):
-        yield some
+def _told(files: Sequence[Path], progress: Progress) -> Iterator[Path]:
+    for number, file in enumerate(files):
+        progress("reading images", number / len(files))
+        yield file
 
 
 def _source(pixels: Tensor) -> int:
@@ -324,8 +256,3 @@ def _hashed(values: Tensor) -> int:
     """The same 64 bits in every process: all replicas of a model must hold the same inputs out from refits."""
     digest = hashlib.blake2b(values.cpu().contiguous().numpy().tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def _scale(height: int, features: Tensor) -> int:
-    """Output pixels per logit along a side of a picture, from final-layer inputs [1, ...]; 1 without a map."""
-    return max(1, round(height / features.shape[-2])) if features.ndim == 4 else 1

@@ -22,6 +22,7 @@ from deployments.engines.images.sample import UpsamplingReadout, readout_points
 from deployments.engines.live import Kept
 from deployments.engines.sample import CalibrationSample
 from policies.answers import highest
+from policies.calibration.schemes import MASKS
 from policies.head.blocks import block_means
 from policies.terms import Modulation
 
@@ -57,16 +58,10 @@ class ImageSegmenter(VisionEngine):
 
     task = Task.SEGMENTATION
     calibration_images = 256
-    duplicated_images = 64
-    directions = 32
     live_capacity = 256 * TILES_PER_IMAGE
     live_judged = 64 * TILES_PER_IMAGE
+    scheme = MASKS
     least_live = 50
-    tolerance = 0.005
-    length_scale = 0.9
-    block = 4
-    balanced = True
-    default_depth = 128
 
     @classmethod
     def _load(cls, spec: ModelSpec) -> LoadedModel:
@@ -126,24 +121,24 @@ class ImageSegmenter(VisionEngine):
             agreed = int((clean == utility).sum())
         self._count(item, level, rows, agreed)
 
-    def _take(self, features: Tensor, number: int) -> Tensor:
+    def take(self, features: Tensor, number: int) -> Tensor:
         """6 tiles of one picture's map [1, H, h, w]: [6, H, 8, 8], two blocks high and wide, dealt out in turn.
 
         Over a sample each place of the grid comes equally often, so that each part of a picture weighs what it does in
         an answer: tiles at random places favour the middle, which shifted delivered levels by 0.04.
         """
         height, width = features.shape[-2:]
-        tall, wide = (min(2 * self.block, size) for size in (height, width))
-        rows, columns = (1 + (size - tile) // self.block for size, tile in ((height, tall), (width, wide)))
+        tall, wide = (min(2 * self.scheme.block, size) for size in (height, width))
+        rows, columns = (1 + (size - tile) // self.scheme.block for size, tile in ((height, tall), (width, wide)))
         tiles = []
         for turn in range(number * TILES_PER_IMAGE, (number + 1) * TILES_PER_IMAGE):
             deal = torch.Generator().manual_seed(turn // (rows * columns))
             cell = int(torch.randperm(rows * columns, generator=deal)[turn % (rows * columns)])
-            y, x = cell // columns * self.block, cell % columns * self.block
+            y, x = cell // columns * self.scheme.block, cell % columns * self.scheme.block
             tiles.append(features[0, :, y : y + tall, x : x + wide])
         return torch.stack(tiles)
 
-    def _nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
+    def nearby(self, features: Sequence[Tensor], ways: Sequence[Duplicate]) -> Tensor:
         """Some cells of a picture's map, as the duplicates see them."""
         maps = torch.cat([way.undo(map_) for map_, way in zip(features, ways, strict=True)])
         edge = MOST_STEPS if min(maps.shape[-2:]) > 2 * MOST_STEPS else 0
@@ -162,11 +157,11 @@ class ImageSegmenter(VisionEngine):
     def _sample(self, features: Tensor, scale: int, metric: Tensor | None) -> CalibrationSample:
         features = features.float()
         tiles, _, height, width = features.shape
-        logits = self._clean_logits(features)
+        logits = self.clean_logits(features)
         points = readout_points(tiles, len(self.classes))
-        readout = UpsamplingReadout(tiles, height, width, scale, self.block, points, features.device)
-        means = block_means(features, self.block).flatten(2).transpose(1, 2)
-        seen = means[:, _square_of(height, width, self.block, features.device)].flatten(0, 1)
+        readout = UpsamplingReadout(tiles, height, width, scale, self.scheme.block, points, features.device)
+        means = block_means(features, self.scheme.block).flatten(2).transpose(1, 2)
+        seen = means[:, _square_of(height, width, self.scheme.block, features.device)].flatten(0, 1)
         return CalibrationSample(_cells(features), _cells(logits), readout, metric, seen)
 
     def _scale(self) -> int:

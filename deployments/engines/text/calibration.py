@@ -20,6 +20,7 @@ from deployments.config import REPOSITORY, ModelSpec
 from deployments.engines.errors import LoadError
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.text.language_models import LanguageModel
+from policies.calibration.answering import CANDIDATES, LEVELS, MOST_PROMPTS, PILOT, STEPS
 from policies.calibration.candidates import Candidates
 from policies.head.slots import Setting
 
@@ -28,20 +29,6 @@ if TYPE_CHECKING:
 
 BUNDLED = REPOSITORY / "models" / "smollm2-135m-instruct" / "calibration.txt"
 MIN_PARAGRAPHS = 20
-MAX_PROMPTS = 100
-"""A longer text is thinned to so many."""
-STEPS = 32
-"""Tokens of each answer."""
-PILOT = 6
-"""One prompt in so many is first answered at full quality, to see where the levels lie about."""
-LEVELS = (0.95, 0.85, 0.7, 0.5, 0.4)
-"""Where, by the pilot, the answers that calibrate are given. Modulated answers lead elsewhere than clean ones.
-
-None lower: where the pilot says 0.3 answers run in circles and agree more again, which would blur what 0.5 delivers."""
-TOLERANCE = 0.03
-"""Agreement between points of the curve. It is smooth, so straight lines between them are off by less than 0.001."""
-CANDIDATES = 256
-"""Logits kept of a step; the others are looked at where their noise could make them win."""
 _MAX_PROMPT = 256
 SEQUENCES = 32
 """Of a step of the engine that calibrates, which serves nobody: it is as fast again as with eight."""
@@ -73,7 +60,7 @@ def calibrating(spec: ModelSpec) -> ModelSpec:
 
 
 def calibration_steps(
-    generator: Generator, path: Path | None, progress: Callable[[str], None] = lambda _: None
+    generator: Generator, path: Path | None, progress: Callable[[str, float], None]
 ) -> CalibrationSample:
     """The model's own decoding steps, answering some paragraphs of a text file at full quality: the pilot.
 
@@ -95,8 +82,8 @@ def calibration_steps(
             f" {generator.model_id}'s context; calibration needs {MIN_PARAGRAPHS}, shorter ones"
         )
     pilot = prompts[:: min(PILOT, len(prompts) // 10)]
-    progress(f"answering {len(pilot)} calibration prompts at full quality")
-    clean = answers(generator, [(prompt, Setting()) for prompt in pilot])
+    step = f"answering {len(pilot)} calibration prompts at full quality"
+    clean = answers(generator, [(prompt, Setting()) for prompt in pilot], lambda share: progress(step, share))
     features = torch.cat([answer.features for answer in clean])
     highest = Candidates.of_features(features, generator.clean_logits, CANDIDATES)
     return CalibrationSample(features, highest, answered=lambda tell: near_levels(generator, prompts, tell))
@@ -160,13 +147,13 @@ def _in_a_loop_of_its_own(work: Coroutine[Any, Any, T]) -> T:
 
 
 def split_paragraphs(path: Path) -> tuple[list[str], list[str]]:
-    """The paragraphs that calibrate, evenly thinned to `MAX_PROMPTS`, and those left out.
+    """The paragraphs that calibrate, evenly thinned to `MOST_PROMPTS`, and those left out.
 
     Raises:
         LoadError: no such file, or fewer than 20 paragraphs.
     """
     paragraphs = _paragraphs(path)
-    count = min(MAX_PROMPTS, len(paragraphs))
+    count = min(MOST_PROMPTS, len(paragraphs))
     chosen = {i * len(paragraphs) // count for i in range(count)}
     return [paragraphs[i] for i in sorted(chosen)], [p for i, p in enumerate(paragraphs) if i not in chosen]
 

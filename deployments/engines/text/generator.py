@@ -14,19 +14,21 @@ from torch import Tensor
 
 from deployments.catalog import TextDelta
 from deployments.config import ModelSpec
-from deployments.engines.calibrated import CalibratedEngine
+from deployments.engines.calibrated import CalibratedEngine, Progress, untold
 from deployments.engines.errors import LoadError
 from deployments.engines.live import Kept
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.text.admission import SEATS_PER_ROW
-from deployments.engines.text.calibration import CANDIDATES, TOLERANCE, calibration_steps
+from deployments.engines.text.calibration import calibration_steps
 from deployments.engines.text.engine import TextEngine
 from deployments.engines.text.language_models import LanguageModel, load_language_model
 from deployments.engines.text.sampling import SamplingParams
 from deployments.engines.text.smoke import check_serves
 from deployments.engines.text.transcript import Transcript
 from deployments.text_rules import check_context, check_text_disclosure
+from policies.calibration.answering import CANDIDATES
 from policies.calibration.candidates import Candidates
+from policies.calibration.schemes import TEXT
 from policies.errors import InvalidRequest
 from policies.head.head import Head
 from policies.head.slots import Setting
@@ -35,7 +37,6 @@ from policies.terms import Modulation, Share
 
 __all__ = ["Generator", "SamplingParams", "TextDelta"]
 
-DEFAULT_DEPTH = 32
 _ROLES = ("system", "user", "assistant")
 
 
@@ -52,10 +53,8 @@ class Generator(CalibratedEngine):
         context: most tokens of prompt and answer together.
     """
 
-    tolerance = TOLERANCE
-    contention = 50
-    length_scale = 0.8
     live_judged = 1024
+    scheme = TEXT
     least_live = 40
 
     def __init__(self, spec: ModelSpec, language_model: LanguageModel) -> None:
@@ -66,7 +65,7 @@ class Generator(CalibratedEngine):
         self.fingerprint, self.final = language_model.fingerprint, language_model.final
         self.features, self.vocabulary = self.final.in_features, self.final.out_features
         self.context = min(language_model.context, spec.max_context or language_model.context)
-        self.depth = spec.depth or DEFAULT_DEPTH
+        self.depth = spec.depth or TEXT.depth
         self.device = next(self.final.parameters()).device
         self.slots = spec.max_batch_size * SEATS_PER_ROW
         self.engine = TextEngine(language_model, spec, self.context, self.live, self.counts)
@@ -89,26 +88,19 @@ class Generator(CalibratedEngine):
         return generator
 
     def calibration_sample(
-        self, path: Path | None = None, progress: Callable[[str], None] = lambda _: None
+        self, path: Path | None = None, progress: Progress = untold, *, refit: bool = False
     ) -> CalibrationSample:
         """Decoding steps to calibrate on, of answers that this engine gives; it must serve nobody else meanwhile.
 
         Args:
             path: a text file of paragraphs to answer; None for the one written for this project.
             progress: told how far it is.
+            refit: makes no difference.
 
         Raises:
             LoadError: no such file, or too little text.
         """
         return calibration_steps(self, path, progress)
-
-    def refit_sample(self, path: Path, progress: Callable[[str, float], None]) -> CalibrationSample:
-        """Decoding steps of a text file's paragraphs.
-
-        Raises:
-            LoadError: as `calibration_sample`.
-        """
-        return self.calibration_sample(path, lambda step: progress(step, 0.0))
 
     def _between(self, call: Callable[[], None]) -> None:
         self.engine.seats.between(call)
