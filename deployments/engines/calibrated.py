@@ -205,15 +205,12 @@ class CalibratedEngine(ABC):
 
     def uninstall(self) -> None:
         """Take the head off: only level 1.0 can be answered from now on."""
+        self._between(lambda: self._put(None))
 
-        def take_off() -> None:
-            self._head = None
-            detach(self.final)
-
-        self._between(take_off)
-
-    def _put(self, head: Head) -> None:
-        attach(self.final, head)
+    def _put(self, head: Head | None) -> None:
+        detach(self.final)
+        if head is not None:
+            attach(self.final, head)
         self._head = head
 
     def keep(self, levels: Collection[float]) -> None:

@@ -175,7 +175,8 @@ def main() -> None:
     """The process's side."""
     os.nice(10)
     # What libraries print must not come between the lines.
-    out, sys.stdout = sys.stdout, sys.stderr
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     request = json.loads(sys.stdin.buffer.readline())
     live = sys.stdin.buffer.read(request["live"])
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from deployments.console import FAILED, announce
 from deployments.engines.calibrated import CalibratedEngine
@@ -19,6 +20,8 @@ from tenants.served import LIVE, Job, ServedModels
 logger = logging.getLogger("deployments.upkeep.jobs")
 
 TELL_S = 0.5
+STORE_TURNS = 120
+"""How often a store that is away is tried again before a calibration is given up: what it took is minutes of work."""
 
 
 class CalledOff(Exception):
@@ -48,10 +51,8 @@ class Solving:
         try:
             calibration = await self._followed(served)
             self._job = replace(self._job, answers=calibration.answers, step="reaching every replica", share=1.0)
-            if not await served.tell(self._job):
-                raise CalledOff
             put = served.place_calibration if self._job.first else served.replace_calibration
-            version = await put(self._key, calibration.to_json())
+            version = await self._kept(served, partial(put, self._key, calibration.to_json()))
             await take(version)
             if self._job.source == LIVE:
                 self._job = replace(self._job, after=await self._delivered())
@@ -68,6 +69,19 @@ class Solving:
         except Exception:
             logger.exception("model %s: the calibration failed", self._job.model)
             await self._fail(served, "it failed; see the replica's log")
+
+    async def _kept(self, served: ServedModels, put: Callable[[], Awaitable[int]]) -> int:
+        """The version under which the calibration is in the store; one that is away is waited for a while."""
+        for left in reversed(range(STORE_TURNS)):
+            try:
+                if not await served.tell(self._job):
+                    raise CalledOff
+                return await put()
+            except Unavailable:
+                if not left:
+                    raise
+                await asyncio.sleep(TELL_S)
+        raise AssertionError("unreachable")
 
     async def _fail(self, served: ServedModels, error: str) -> None:
         if self._job.first:

@@ -208,7 +208,7 @@ class Keeper:
         async with self._taking:
             if version in (self._version, self._unusable):
                 return
-            before = self._engine.calibrated
+            before, stored = self._engine.calibrated, None
             try:
                 stored = await self._store.load_calibration(self._key)
                 if stored is None:
@@ -216,7 +216,9 @@ class Keeper:
                 await self._install(stored, version)
             except (RecordError, ValueError) as error:
                 logger.error("model %s: the stored calibration cannot be used: %s", self._spec.id, error)
-                self._unusable = version
+                # One that is gone is made anew; another stays where it is until somebody mends it.
+                self._unusable = -1 if stored is None and not before else version
+                self._version = version if self._unusable < 0 else self._version
                 return
             if not before:
                 announce(self._spec.id, f"{NOT_YET} are served")

@@ -15,7 +15,8 @@ NAME = "modulation"
 def attach(final: nn.Module, head: Head) -> None:
     """From now on the final layer's output is modulated, wherever the model calls it.
 
-    Names, state dict and tied weights of the model stay as they are; copies and pickles of it bring the head along.
+    Names, state dict and tied weights of the model stay as they are; copies and pickles of it bring the head along, and
+    with it the key of the noise.
 
     Raises:
         TypeError: neither `nn.Linear` nor a 1x1 `nn.Conv2d`.
@@ -64,7 +65,7 @@ def _modulate(final: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tens
     if modulated.logits is modulated.clean:
         return None
     answer = modulated.logits.reshape(output.shape)
-    return answer if head.seats is not None else answer.to(output.dtype)
+    return answer if head.watched else answer.to(output.dtype)
 
 
 def _slots(head: Head, rows: Tensor, items: int) -> Tensor:

@@ -39,9 +39,9 @@ class Head(Tables):
         device: where the final layer is.
 
     Attributes:
-        seats: [R] int64 on the device, where rows are no items of a batch: the slot of each row of a step, whose
-            answers are float32 whatever the model's dtype.
-        watched: whether the last batch's features and answers are kept, for whoever audits them.
+        seats: [R] int64 on the device, where rows are no items of a batch: the slot of each row of a step.
+        watched: whether the last batch's features and answers are kept, for whoever audits them; modulated answers are
+            then float32 whatever the model's dtype, so that none are rounded to ties.
         seen, last: those.
     """
 
@@ -128,10 +128,7 @@ class Head(Tables):
     def keep(self, levels: Collection[float]) -> None:
         """Keep the matrices of these levels, which are sold, whatever others are asked for."""
         self._sold = frozenset(levels)
-        positions = {self.position(Setting(level)) for level in levels} - {0}
-        self._matrices.keep(positions)
-        for position in positions:
-            self._matrices.at(position)
+        self._matrices.keep({self.position(Setting(level)) for level in levels} - {0})
 
     def kept(self) -> list[float]:
         """Levels, in hundredths, whose matrices are at hand."""
@@ -161,6 +158,13 @@ class Head(Tables):
         """Answer every item of every batch at one setting."""
         self._write(0, [setting, *[Setting()] * (self.slots - 1)])
         self._items = -1
+
+    @property
+    def asked(self) -> Setting | list[Setting]:
+        """What `write_everyone` or `write_all` wrote last; level 1.0 before that."""
+        if self._items == -1:
+            return self._settings.get(0, Setting())
+        return [self._settings[slot] for slot in range(self._items)]
 
     def slots_of(self, items: int) -> Tensor:
         """The slots [B] int64 of a batch's items.

@@ -82,9 +82,10 @@ class Levels:
             return _done(self._focus) if self._focus is not None else self._built(None)
 
     def keep(self, positions: Collection[int]) -> None:
-        """Never give up the matrices of these positions, whatever else is used."""
+        """Never give up the matrices of these positions, whatever else is used; build them when nobody else waits."""
         with self._lock:
             self._sold = frozenset(positions)
+            self._build_sold()
 
     def kept(self) -> list[int]:
         """Positions whose matrices are kept, the last used last."""
@@ -95,8 +96,32 @@ class Levels:
         if position not in self._building:
             if self._builder is None:
                 self._builder = ThreadPoolExecutor(1, "levels")
-            self._building[position] = self._builder.submit(self._build, position)
+            # Not the executor's own future: whoever leaves cancels what they wait for, and others wait for it as well.
+            promise: Future[Tensor] = Future()
+            promise.set_running_or_notify_cancel()
+            self._building[position] = promise
+            self._builder.submit(self._keep_promise, position, promise)
         return self._building[position]
+
+    def _keep_promise(self, position: int | None, promise: Future[Tensor]) -> None:
+        try:
+            promise.set_result(self._build(position))
+        except BaseException as error:
+            promise.set_exception(error)
+        else:
+            with self._lock:
+                self._build_sold()
+
+    def _build_sold(self) -> None:
+        """One at a time, so that a request's own level is never far back in the line."""
+        missing = next((position for position in sorted(self._sold) if position not in self._kept), None)
+        if missing is not None and not self._building:
+            if (matrix := self._alive.get(missing)) is not None:
+                self._use(missing, matrix)
+                self._build_sold()
+            else:
+                self._wished.add(missing)
+                self._built(missing)
 
     def _build(self, position: int | None) -> Tensor:
         device = self._device

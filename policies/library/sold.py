@@ -78,7 +78,6 @@ class Sold:
         if classes is not None and len(classes) != width:
             raise ValueError(f"{len(classes)} names for {width} classes")
         self._classes = tuple(classes) if classes is not None else _names(model, width)
-        self._now: Setting | list[Setting] = Setting()
 
     @property
     def _final(self) -> nn.Module:
@@ -121,7 +120,7 @@ class Sold:
         else:
             pairs = [(item, {}) if isinstance(item, int | float) else item for item in level]
             wanted = [self._setting(own, {**(focus or {}), **more}) for own, more in pairs]
-        before = self._now
+        before = self.head.asked
         self._set(wanted)
         try:
             with following(self.model, self.head, wanted):
@@ -130,7 +129,6 @@ class Sold:
             self._set(before)
 
     def _set(self, wanted: Setting | list[Setting]) -> None:
-        self._now = wanted
         if isinstance(wanted, list):
             self.head.write_all(wanted)
         else:

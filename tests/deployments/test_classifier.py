@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -288,3 +289,20 @@ def _saved_resnet(folder: Path, name: str) -> ImageClassifier:
     else:
         torch.save({"state_dict": state, "epoch": 3} if name == "wrapped.pth" else state, path)
     return ImageClassifier.load(_torchvision("resnet18", path, ["a", "b", "c"]))
+
+
+def test_a_classifier_that_scales_its_logits_answers_the_same_with_its_head(images: list[Image.Image]) -> None:
+    engine = ImageClassifier.load(shipped(MODEL, Task.CLASSIFICATION))
+    plain = engine._run
+    scaled = replace_run(engine, lambda pixels: 0.25 * plain(pixels))
+    before = scaled.predict(images[:4], [GOLD] * 4)
+    calibrated(scaled)
+    after = scaled.predict(images[:4], [GOLD] * 3 + [at(0.7)])
+    for own, other in zip(before[:3], after[:3], strict=True):
+        assert own[0].label == other[0].label and own[0].score == pytest.approx(other[0].score, abs=1e-5)
+
+
+def replace_run(engine: ImageClassifier, run: Callable[[torch.Tensor], torch.Tensor]) -> ImageClassifier:
+    """The engine of a model that does more after its final layer."""
+    engine._run = run
+    return engine

@@ -238,6 +238,9 @@ def test_a_model_that_interpolates_its_logits_is_modulated_before_that(tmp_path:
     assert kept == pytest.approx(0.7, abs=0.06)
     rows, agreed = engine.audit()[0.7]
     assert agreed / rows == pytest.approx(kept, abs=0.01)
+    engine.judge_live()
+    (report,) = engine.reports()
+    assert report.expected.level == pytest.approx(kept, abs=0.1)
 
 
 def test_a_missing_processor_or_head_is_refused(tmp_path: Path) -> None:

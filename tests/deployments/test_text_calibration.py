@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,5 +164,37 @@ async def test_before_its_calibration_a_model_serves_level_1_and_nothing_else(ca
         assert fresh.audit().keys() == {1.0}
         fresh.install(calibration, SECRET)
         assert fresh.calibrated and fresh.floor == calibration.floor and await tokens(Modulation(utility=0.9)) > 0
+    finally:
+        fresh.close()
+
+
+async def test_a_first_install_leaves_the_draws_of_answers_under_way_alone(calibration: Calibration) -> None:
+    params = SamplingParams(max_tokens=40, temperature=1.0, seed=5, presence_penalty=1.5)
+    prompt, share = prompts(1, 9)[0], Share(flow="tenant")
+
+    async def answer(install: bool) -> list[int]:
+        engine, tokens = tiny(), 0
+        engine.engine.draw_secret = b"the same for both"
+        seen: list[int] = []
+        try:
+            async for piece in engine.engine.run(prompt, params, Setting(), share):
+                seen += piece.tokens
+                if install and len(seen) >= 5 and not engine.calibrated:
+                    await asyncio.to_thread(engine.install, calibration, SECRET)
+                    tokens = len(seen)
+        finally:
+            engine.close()
+        assert not install or 5 <= tokens < len(seen)
+        return seen
+
+    assert await answer(True) == await answer(False)
+
+
+async def test_without_a_head_nothing_below_level_1_is_seated(calibration: Calibration) -> None:
+    fresh = tiny()
+    try:
+        for setting in (Setting(0.9), Setting(position=20_000), Setting(1.0, {9: 0.5})):
+            with pytest.raises(Unavailable):
+                await fresh.engine.greedy(prompts(1, 2)[0], 3, setting)
     finally:
         fresh.close()

@@ -38,11 +38,16 @@ _HASHED = 4096
 
 @dataclass(frozen=True)
 class ItemLogits:
-    """One picture's logits, [K] or [K, h, w]: to answer from, and for the audit alone, clean and after utility."""
+    """One picture's logits, [K] or [K, h, w]: to answer from, and for the audit alone, clean and after utility.
+
+    The model's own answer is `logits`; the other two are of the final layer, before the model scales or caps them.
+    `lines` is the height of the final layer's map, 1 where it makes none.
+    """
 
     logits: Tensor
     clean: Tensor
     utility: Tensor
+    lines: int = 1
 
 
 class VisionEngine(CalibratedEngine):
@@ -159,23 +164,25 @@ class VisionEngine(CalibratedEngine):
     def _modulated(self, batch: Tensor, settings: Sequence[Setting], sources: Sequence[int]) -> Iterable[ItemLogits]:
         head = self._head
         if head is None:  # `setting` let nothing but level 1.0 pass
-            clean = self._run(batch).float()
-            return [ItemLogits(item, item, item) for item in clean]
+            return [ItemLogits(item, item, item) for item in self._run(batch).float()]
         head.write_all(settings)
-        size = self._run(batch).shape[2:]
+        answer = self._run(batch).float()
         last, head.last = head.last, None
         seen, head.seen = head.seen, None
         if last is None or seen is None:
             raise RuntimeError(f"{self.model_id}: the head was not in the path of this batch")
         self._keep(seen, sources)
-        parts = [self._as_answered(logits, size) for logits in (last.logits, last.clean, last.utility)]
-        return [ItemLogits(*item) for item in zip(*parts, strict=True)]
+        # What is the same in the final layer is the same in the answer.
+        utility = answer if last.utility is last.logits else self._as_answered(last.utility, answer.shape)
+        clean = utility if last.clean is last.utility else self._as_answered(last.clean, answer.shape)
+        lines = seen.shape[-2] if seen.ndim == 4 else 1
+        return [ItemLogits(*item, lines) for item in zip(answer, clean, utility, strict=True)]
 
-    def _as_answered(self, logits: Tensor, size: torch.Size) -> Tensor:
-        """A final layer's output [B, K, ...] as the model answers it, float32: maps at its own resolution."""
-        if self._align_corners is not None:
-            return F.interpolate(logits.float(), size, mode="bilinear", align_corners=self._align_corners)
-        return logits.float() if len(size) else logits.float().flatten(1)
+    def _as_answered(self, logits: Tensor, shape: torch.Size) -> Tensor:
+        """A final layer's output [B, K, ...] in the shape that the model answers in, float32."""
+        if self._align_corners is None:
+            return logits.float().reshape(shape)
+        return F.interpolate(logits.float(), shape[2:], mode="bilinear", align_corners=self._align_corners)
 
     def _keep(self, features: Tensor, sources: Sequence[int]) -> None:
         """Live rows of a batch, by the pictures' hashes: a picture that comes again is the same input."""

@@ -83,7 +83,7 @@ class ImageSegmenter(VisionEngine):
     def answer(self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]) -> list[Segment]:
         """One picture's segments from its modulated logits, at (height, width). Safe from any thread."""
         labels, scores = self.read(item.logits, size)
-        self._scales.append(max(1, round(size[0] / item.logits.shape[1])))
+        self._scales.append(max(1, round(size[0] / item.lines)))
         self._count_pixels(item, modulation.utility, size)
         shown = modulation.disclosure
         pixels = labels.cpu().numpy()

@@ -41,7 +41,7 @@ class Answer:
 
     Attributes:
         tokens: T of them; the last may be an end token.
-        features: [T, H] float32, the final layer's input at each.
+        features: [T, H] float32 on the CPU, the final layer's input at each.
     """
 
     tokens: list[int]
@@ -84,7 +84,7 @@ def calibration_steps(
     pilot = prompts[:: min(PILOT, len(prompts) // 10)]
     step = f"answering {len(pilot)} calibration prompts at full quality"
     clean = answers(generator, [(prompt, Setting()) for prompt in pilot], lambda share: progress(step, share))
-    features = torch.cat([answer.features for answer in clean])
+    features = torch.cat([answer.features for answer in clean]).to(generator.device)
     highest = Candidates.of_features(features, generator.clean_logits, CANDIDATES)
     return CalibrationSample(features, highest, answered=lambda tell: near_levels(generator, prompts, tell))
 
@@ -103,7 +103,7 @@ def near_levels(
     asked = [(prompt, Setting(position=position)) for prompt in prompts for position in positions]
     given = answers(generator, asked, progress)
     counts = torch.tensor([len(answer.tokens) for answer in given])
-    features = torch.cat([answer.features for answer in given])
+    features = torch.cat([answer.features for answer in given]).to(generator.device)
     at = torch.tensor([setting.position for _, setting in asked]).repeat_interleave(counts)
     return CalibrationSample(
         features,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +77,7 @@ class TextEngine:
         counts: told of finished answers, by level.
 
     Attributes:
-        draw_secret: what seeded draws are keyed by besides their seed.
+        draw_secret: what seeded draws are keyed by besides their seed; this process's own until a head is there.
         seats: of the running sequences; the head goes there.
     """
 
@@ -127,10 +127,13 @@ class TextEngine:
             features: gets the final layer's input [H] float32 of each step.
 
         Raises:
-            Unavailable: too many of this flow are waiting, or the engine has stopped.
+            Unavailable: no head is there yet for the setting, too many of this flow are waiting, or the engine has
+                stopped.
         """
         self.healthy()
         head = self.seats.head
+        if head is None and setting != CLEAN:
+            raise Unavailable("No level below 1.0 is served yet.", retry_after=5, code="levels_pending")
         held = [] if head is None else head.prepare(setting)
         # A level's first request waits for its matrix, which takes a second for a large vocabulary.
         await asyncio.gather(*map(asyncio.wrap_future, held))
@@ -254,8 +257,9 @@ class TextEngine:
         self._in_loop(leave)
 
     def _in_loop(self, call: Callable[[], None]) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it is closed, and nobody waits
+                self._loop.call_soon_threadsafe(call)
 
     def _leave(self, request: _Request, error: Unavailable | None = None) -> None:
         """A request is done with the engine, in whatever way: free what it held, and let the next one in."""

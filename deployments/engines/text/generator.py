@@ -15,7 +15,6 @@ from torch import Tensor
 from deployments.catalog import TextDelta
 from deployments.config import ModelSpec
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
-from deployments.engines.errors import LoadError
 from deployments.engines.live import Kept
 from deployments.engines.sample import CalibrationSample
 from deployments.engines.text.admission import SEATS_PER_ROW
@@ -82,7 +81,7 @@ class Generator(CalibratedEngine):
         try:
             engine = generator.engine
             check_serves(generator.language_model, engine.greedy, context=generator.context, fault=engine.fault)
-        except LoadError:
+        except BaseException:
             generator.close()
             raise
         return generator
@@ -105,19 +104,11 @@ class Generator(CalibratedEngine):
     def _between(self, call: Callable[[], None]) -> None:
         self.engine.seats.between(call)
 
-    def _put(self, head: Head) -> None:
+    def _put(self, head: Head | None) -> None:
         self.engine.seats.put(head)
-        self.engine.draw_secret = head.ladder.secret_for("draws")
+        if head is not None:
+            self.engine.draw_secret = head.ladder.secret_for("draws")
         self._head = head
-
-    def uninstall(self) -> None:
-        """As the base class has it."""
-
-        def take_off() -> None:
-            self._head = None
-            self.engine.seats.put(None)
-
-        self._between(take_off)
 
     @torch.inference_mode()
     def clean_logits(self, features: Tensor) -> Tensor:

@@ -111,6 +111,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         self._in_step = False
         self._waiting: list[tuple[Callable[[], None], threading.Event]] = []
         self._plan = DrawPlan()
+        self._recording = False
         self._row_seats: list[int] = []
         self._slots: Tensor | None = None
         self._level = torch.zeros(seats + 1, dtype=torch.int64, device=self._device)
@@ -132,7 +133,8 @@ class Seats(ContinuousBatchingLogitsProcessor):
         self.head = head
         if head is not None:
             attach(self._final, head)
-            self._new = dict(self._taken)
+            for number, seat in self._taken.items():
+                head.write(number, seat.setting, seat.prompt)
         self._changed = True
 
     def between(self, call: Callable[[], None]) -> None:
@@ -146,6 +148,8 @@ class Seats(ContinuousBatchingLogitsProcessor):
             call()
             self._streams.zero_()
             self._changed = True
+            if self._device.type == "cuda":  # the next step runs on another stream
+                torch.cuda.current_stream(self._device).synchronize()
 
         done = threading.Event()
         with self._lock:
@@ -154,7 +158,10 @@ class Seats(ContinuousBatchingLogitsProcessor):
                 return
             self._waiting.append((counted, done))
         if not done.wait(STEP_TIMEOUT_S):
-            raise RuntimeError("a step of the text engine does not end")
+            with self._lock:
+                if (counted, done) in self._waiting:
+                    self._waiting.remove((counted, done))
+                    raise RuntimeError("a step of the text engine does not end")
 
     def sit(self, seat: Seat) -> int:
         """Take a free seat; its number. Its rows are written at the next step, in the engine's thread."""
@@ -219,6 +226,8 @@ class Seats(ContinuousBatchingLogitsProcessor):
         for number, seat in new.items():
             self._draws.write(number, seat.params, seat.key)
             self._level[number] = seat.level or 0
+        if self.head is None and any(seat.setting != Setting() for seat in new.values()):
+            raise RuntimeError("a sequence below level 1.0, and no head to modulate it")
         if head := self.head:
             for number in left:
                 head.write(number, Setting())
@@ -226,6 +235,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
                 head.write(number, seat.setting, seat.prompt)
             self._places = {n: (seat.source, head.position(seat.setting)) for n, seat in self._taken.items()}
         self._plan = DrawPlan.of({number: seat.params for number, seat in self._taken.items()})
+        self._recording = any(seat.features is not None for seat in self._taken.values())
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         """Scores [N, V] float32 to those whose argmax is each row's next token."""
@@ -278,14 +288,14 @@ class Seats(ContinuousBatchingLogitsProcessor):
 
     def _keep(self, features: Tensor) -> None:
         """What is kept of a step: live rows of every fourth, and for those that calibrate each of their own."""
-        seats = [self._taken.get(number) for number in self._row_seats]
-        for row, seat in enumerate(seats):
-            if seat is not None and seat.features is not None:
-                seat.features.append(features[row].float())
+        if self._recording:
+            for row, number in enumerate(self._row_seats):
+                if (seat := self._taken.get(number)) and seat.features is not None:
+                    seat.features.append(features[row].float().cpu())
         if self.steps % LIVE_EVERY:
             return
         places = [self._places.get(number, NO_PLACE) for number in self._row_seats]
-        if places and NO_PLACE not in places and None not in seats:
+        if places and NO_PLACE not in places:
             sources, positions = zip(*places, strict=True)
             self.live.add(features[: len(places)], sources, positions)
 

@@ -154,12 +154,12 @@ def test_sequences_are_answered_at_their_items_setting(layer: nn.Linear) -> None
     torch.testing.assert_close(out[1], rows, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_of_seats_are_answered_in_float32() -> None:
+def test_what_is_watched_is_answered_in_float32() -> None:
     layer = linear().to(torch.bfloat16)
     attach(layer, head())
     made: Head = layer.modulation
     x = torch.randn(1, 3, FEATURES).to(torch.bfloat16)
-    made.seats = torch.tensor([2, 4, 0, 4, 4, 4])
+    made.watched, made.seats = True, torch.tensor([2, 4, 0, 4, 4, 4])
     made.write(2, Setting(0.7))
     out, clean = layer(x), F.linear(x, layer.weight, layer.bias)
     assert out.dtype == torch.float32 and out.shape == (1, 3, CLASSES)

@@ -292,3 +292,29 @@ def test_a_head_survives_torch_save_while_its_builder_runs() -> None:
     assert torch.equal(one, other)
     again.write(3, Setting(0.3))
     assert again.levels.position(3) == head.position(Setting(0.3))
+
+
+def test_who_stops_waiting_for_a_level_takes_it_from_nobody_else() -> None:
+    """As `asyncio.wrap_future` does where a client leaves: it cancels what it waits for."""
+    ladder = Counted()
+    levels = Levels(ladder, torch.device("cpu"))
+    ladder.gate.clear()
+    levels.at(9_001)
+    left, stayed = levels.at(9_002), levels.at(9_002)
+    assert not left.cancel()
+    ladder.gate.set()
+    assert torch.equal(stayed.result(), levels.at(9_002).result()) and ladder.counts[9_002] == 1
+
+
+def test_a_request_does_not_wait_for_all_levels_that_are_sold() -> None:
+    ladder = Counted()
+    levels = Levels(ladder, torch.device("cpu"))
+    ladder.gate.clear()
+    levels.keep(range(1_000, 1_020))
+    asked = levels.at(5_000)
+    ladder.gate.set()
+    asked.result()
+    assert sum(ladder.counts[position] for position in range(1_000, 1_020)) <= 2
+    for position in range(1_000, 1_020):
+        levels.at(position).result()
+    assert set(range(1_000, 1_020)) <= set(levels.kept()) and set(ladder.counts.values()) == {1}
