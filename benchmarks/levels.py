@@ -31,10 +31,10 @@ from deployments.config import REPOSITORY, ModelSpec, Task
 from deployments.engines.images.decoding import decode_image
 from deployments.engines.images.engine import VisionEngine
 from deployments.engines.images.segmenter import TILES_PER_IMAGE, ImageSegmenter
-from deployments.engines.sample import CalibrationSample
 from deployments.engines.text.calibration import BUNDLED, answers, prompt_of, split_paragraphs
 from deployments.engines.text.generator import Generator
 from policies.calibration.candidates import Candidates
+from policies.calibration.sample import CalibrationSample
 from policies.field.ladder import NoiseLadder
 from policies.field.variance import variance
 from policies.head.slots import Setting

@@ -16,9 +16,9 @@ from benchmarks.attacks.records import Records
 from benchmarks.attacks.smoothing import crf, majority
 from benchmarks.attacks.sources import FINGERPRINT, secret
 from deployments.engines.images.segmenter import ImageSegmenter
-from deployments.engines.sample import CalibrationSample
 from models.make_calibration_sample import load_segmenter
 from policies.calibration.calibration import Calibration
+from policies.calibration.sample import CalibrationSample
 
 SMOOTHER = "CRF-like smoother"
 VOTE, CORRECTOR = "20 usual near-duplicates, vote", "corrector, other drives: answers within 31 pixels"

@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.attacks.mask_features import Scene
 from benchmarks.attacks.sources import secret
 from deployments.engines.images.segmenter import ImageSegmenter
-from deployments.engines.sample import CalibrationSample
 from policies.calibration.calibration import Calibration
+from policies.calibration.sample import CalibrationSample
 from policies.field.ladder import NoiseLadder
 from policies.field.variance import POSITIONS, variance
 from policies.head.blocks import spread

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from deployments.config import ModelSpec
 from deployments.engines.errors import LoadError
 from deployments.engines.live import Kept, LiveRows, expected
-from deployments.engines.sample import CalibrationSample
 from policies.audit import LevelAudit, LevelReport, Tally
 from policies.calibration.answering import COARSE
 from policies.calibration.calibration import Calibration
+from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import Scheme
 from policies.errors import Unavailable
 from policies.head.attachment import attach, detach, layer_shape
@@ -139,45 +140,21 @@ class CalibratedEngine(ABC):
             progress: called with the share done, 0 to 1.
         """
         tell = progress or (lambda _share: None)
+        ell = self.spec.length_scale or self.scheme.length_scale
+        scheme = replace(self.scheme, depth=self.depth, length_scale=ell)
         if sample.answered is None:
-            return self._solve(sample, secret, stored, self.scheme.tolerance, tell)
-        coarse = self._solve(sample, secret, stored, COARSE)
+            return sample.solved(secret, self.fingerprint, scheme, field=stored, progress=tell)
+        coarse = sample.solved(secret, self.fingerprint, replace(scheme, tolerance=COARSE), field=stored)
         self.uninstall()
         self.install(coarse, secret)
         try:
             answered = sample.answered(lambda share: tell(ANSWERING * share))
         finally:
             self.uninstall()
-        return self._solve(
-            answered, secret, coarse, self.scheme.tolerance, lambda share: tell(ANSWERING + (1.0 - ANSWERING) * share)
-        )
-
-    def _solve(
-        self,
-        sample: CalibrationSample,
-        secret: bytes,
-        stored: Calibration | None,
-        tolerance: float,
-        progress: Callable[[float], None] | None = None,
-    ) -> Calibration:
-        return Calibration.fit(
-            secret,
-            self.fingerprint,
-            sample.features,
-            sample.logits,
-            depth=self.depth,
-            at=sample.at,
-            relative_length_scale=self.spec.length_scale or self.scheme.length_scale,
-            metric=sample.metric,
-            block=self.scheme.block,
-            balance=self.scheme.balance,
-            field=stored,
-            field_features=sample.field_features,
-            readout=sample.readout,
-            contention=self.scheme.contention,
-            tolerance=tolerance,
-            progress=progress,
-        )
+        return answered.solved(
+            secret, self.fingerprint, scheme, field=coarse,
+            progress=lambda share: tell(ANSWERING + (1.0 - ANSWERING) * share),
+        )  # fmt: skip
 
     def install(self, calibration: Calibration, secret: bytes) -> None:
         """Put a calibration in place while serving: the first with its head, a refit along the same noise.

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deployments.engines.sample import CalibrationSample
 from policies.audit import Tally
 from policies.calibration.delivered import JudgedRows
+from policies.calibration.sample import CalibrationSample
 from policies.field.variance import scale_of
 from policies.head.head import Head
 from policies.head.slots import Setting

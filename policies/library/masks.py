@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import Scheme
 from policies.field.metric import duplicate_metric
 from policies.head.blocks import block_means
 from policies.head.final import Final, logits_of
 from policies.library.duplicates import COPIES, MOST_STEPS, can_shift, duplicate, undo
 from policies.library.inputs import Call
-from policies.library.samples import Sample, clean, enough, final_input, watching
+from policies.library.samples import clean, enough, final_input, watching
 
 MOST_PICTURES = 512
 """Pictures that the levels are solved on, at most."""
@@ -40,7 +41,7 @@ class PixelReadout:
         return F.embedding_bag(self._rows, logits, per_sample_weights=self._weights, mode="sum")
 
 
-def mask_sample(model: nn.Module, final: Final, calls: Iterable[Call], scheme: Scheme) -> Sample:
+def mask_sample(model: nn.Module, final: Final, calls: Iterable[Call], scheme: Scheme) -> CalibrationSample:
     """Random pixels of each picture's answer, with the cells of the map that they are read from.
 
     Each place of an answer counts alike, borders of blocks and of the picture included; the rows see the mean of their
@@ -72,7 +73,7 @@ def mask_sample(model: nn.Module, final: Final, calls: Iterable[Call], scheme: S
         answers = clean(final.module, copies[:, 0].to(features.device, features.dtype)).argmax(dim=1)
         metric = duplicate_metric(copies, copies[:, 0], answers.cpu(), scheme.directions)
     readout = None if final.align_corners is None else PixelReadout(weights)
-    return Sample(features, logits, means, readout, metric)
+    return CalibrationSample(features, logits, readout, metric, means)
 
 
 def _pixels(

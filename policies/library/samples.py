@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from policies.calibration.answering import CANDIDATES
-from policies.calibration.calibration import Calibration
 from policies.calibration.candidates import Candidates
-from policies.calibration.delivered import Readout
+from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import Scheme
 from policies.field.metric import duplicate_metric
 from policies.head.final import Final
@@ -30,57 +28,7 @@ def is_text(model: nn.Module) -> bool:
     return callable(getattr(model, "generate", None))
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Rows of a final layer.
-
-    Attributes:
-        features: [N, H], its input.
-        logits: [N, K] float32, its clean output, or of a large vocabulary the highest of each row.
-        field_features: for masks [N, H], the mean of each row's block.
-        readout: for masks that are interpolated, rows' logits to those of the pixels that are judged.
-        metric: [H, m] float32 of the noise field, or None.
-        at: for text [N] int64, the ladder position at which each row's answer was being given.
-    """
-
-    features: Tensor
-    logits: Tensor | Candidates
-    field_features: Tensor | None = None
-    readout: Readout | None = None
-    metric: Tensor | None = None
-    at: Tensor | None = None
-
-    def solved(
-        self,
-        secret: bytes,
-        fingerprint: str,
-        scheme: Scheme,
-        *,
-        field: Calibration | None = None,
-        progress: Callable[[float], None] | None = None,
-    ) -> Calibration:
-        """The levels on the field of a secret, or moved along a field that is kept."""
-        return Calibration.fit(
-            secret,
-            fingerprint,
-            self.features,
-            self.logits,
-            depth=scheme.depth,
-            at=self.at,
-            relative_length_scale=scheme.length_scale,
-            metric=self.metric,
-            block=scheme.block,
-            balance=scheme.balance,
-            field=field,
-            field_features=self.field_features,
-            readout=self.readout,
-            contention=scheme.contention,
-            tolerance=scheme.tolerance,
-            progress=progress,
-        )
-
-
-def label_sample(model: nn.Module, final: Final, calls: Iterable[Call], scheme: Scheme) -> Sample:
+def label_sample(model: nn.Module, final: Final, calls: Iterable[Call], scheme: Scheme) -> CalibrationSample:
     """Every row that the final layer meets: one an input, or one a place of a sequence that is not padding.
 
     Raises:
@@ -99,11 +47,11 @@ def label_sample(model: nn.Module, final: Final, calls: Iterable[Call], scheme: 
     features = features[:: -(-len(features) // MOST_ROWS)]
     logits = clean_logits(final.module, features)
     if not nearby:
-        return Sample(features, logits)
+        return CalibrationSample(features, logits)
     whole = logits.logits if isinstance(logits, Candidates) else logits
     labels = logits.index[:, 0] if isinstance(logits, Candidates) else whole.argmax(dim=1)
     metric = duplicate_metric(torch.cat(nearby), features.float().cpu(), labels.cpu(), scheme.directions)
-    return Sample(features, logits, metric=metric)
+    return CalibrationSample(features, logits, metric=metric)
 
 
 def final_input(model: nn.Module, final: Final, call: Call) -> Tensor:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from policies.calibration.answering import CANDIDATES, COARSE, LEVELS, MOST_PROMPTS, PILOT, STEPS
 from policies.calibration.calibration import Calibration
 from policies.calibration.candidates import Candidates
+from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import TEXT
 from policies.head.attachment import attach, detach
 from policies.head.final import Final
 from policies.head.head import Head
 from policies.head.slots import Setting
 from policies.library.inputs import Call
-from policies.library.samples import Sample, clean, enough
+from policies.library.samples import clean, enough
 
 TOGETHER = 10
 """Prompts that are read at a time, each answered once a level."""
@@ -60,7 +61,7 @@ def solve_text(
     return _joined(parts, final).solved(secret, fingerprint, TEXT, field=coarse)
 
 
-def clean_steps(model: nn.Module, final: Final, calls: Iterable[Call]) -> Sample:
+def clean_steps(model: nn.Module, final: Final, calls: Iterable[Call]) -> CalibrationSample:
     """The steps of answers at full quality.
 
     Raises:
@@ -77,7 +78,7 @@ def one_step(model: Any, call: Call) -> Any:
     return model.generate(*call.args, **call.kwargs, max_new_tokens=1, **greedy)
 
 
-def _answered(model: Any, final: Final, call: Call, head: Head | None, positions: Sequence[int]) -> Sample:
+def _answered(model: Any, final: Final, call: Call, head: Head | None, positions: Sequence[int]) -> CalibrationSample:
     """The steps of a call's prompts, each answered at every one of some ladder positions."""
     copies = call.each(lambda value: value.repeat_interleave(len(positions), dim=0))
     if head is not None:
@@ -100,7 +101,7 @@ def _answered(model: Any, final: Final, call: Call, head: Head | None, positions
     taken = tokens[:, tokens.shape[1] - len(features) :]
     under_way = _under_way(taken, model).T.flatten()
     at = torch.tensor(positions, device=under_way.device).repeat(len(taken) // len(positions)).repeat(len(features))
-    return Sample(torch.cat(features)[under_way], Candidates.join(logits)[under_way], at=at[under_way])
+    return CalibrationSample(torch.cat(features)[under_way], Candidates.join(logits)[under_way], at=at[under_way])
 
 
 def _under_way(tokens: Tensor, model: Any) -> Tensor:
@@ -111,13 +112,13 @@ def _under_way(tokens: Tensor, model: Any) -> Tensor:
     return ended.cumsum(dim=1) - ended == 0
 
 
-def _joined(parts: Sequence[Sample], final: Final) -> Sample:
+def _joined(parts: Sequence[CalibrationSample], final: Final) -> CalibrationSample:
     if not parts:
         enough(torch.zeros(0, 1))
     features = torch.cat([part.features for part in parts])
     logits = Candidates.join([part.logits for part in parts if isinstance(part.logits, Candidates)])
     whole = replace(logits, whole=lambda rows: clean(final.module, features[rows]))
-    return Sample(features, whole, at=torch.cat([part.at for part in parts if part.at is not None]))
+    return CalibrationSample(features, whole, at=torch.cat([part.at for part in parts if part.at is not None]))
 
 
 def _thinned(calls: Sequence[Call]) -> list[Call]:

@@ -17,9 +17,9 @@ from deployments.config import REPOSITORY, Task
 from deployments.engines.errors import LoadError
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.live import Kept, LiveRows
-from deployments.engines.sample import CalibrationSample
 from policies.audit import State
 from policies.calibration.calibration import Calibration
+from policies.calibration.sample import CalibrationSample
 from policies.terms import Modulation
 from tests.deployments.vision_support import SECRET, at, scenes, shipped
 

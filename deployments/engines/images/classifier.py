@@ -14,8 +14,8 @@ from deployments.engines.images.duplicates import Duplicate
 from deployments.engines.images.engine import ItemLogits, VisionEngine
 from deployments.engines.images.loading import LoadedModel, load_torchvision, load_transformers
 from deployments.engines.live import Kept
-from deployments.engines.sample import CalibrationSample
 from policies.answers import highest
+from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import LABELS
 from policies.terms import Modulation
 

@@ -24,7 +24,7 @@ from deployments.engines.images.duplicates import Duplicate
 from deployments.engines.images.features import sample_features
 from deployments.engines.images.loading import LoadedModel
 from deployments.engines.images.sample import picture_files, read_features, read_picture
-from deployments.engines.sample import CalibrationSample
+from policies.calibration.sample import CalibrationSample
 from policies.errors import InvalidRequest
 from policies.head.attachment import layer_shape
 from policies.head.final import NoFinalLayer, find_final

@@ -20,8 +20,8 @@ from deployments.engines.images.engine import ItemLogits, VisionEngine
 from deployments.engines.images.loading import LoadedModel, load_transformers
 from deployments.engines.images.sample import UpsamplingReadout, readout_points
 from deployments.engines.live import Kept
-from deployments.engines.sample import CalibrationSample
 from policies.answers import highest
+from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import MASKS
 from policies.head.blocks import block_means
 from policies.terms import Modulation

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from deployments.config import REPOSITORY, ModelSpec
 from deployments.engines.errors import LoadError
-from deployments.engines.sample import CalibrationSample
 from deployments.engines.text.language_models import LanguageModel
 from policies.calibration.answering import CANDIDATES, LEVELS, MOST_PROMPTS, PILOT, STEPS
 from policies.calibration.candidates import Candidates
+from policies.calibration.sample import CalibrationSample
 from policies.head.slots import Setting
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from deployments.catalog import TextDelta
 from deployments.config import ModelSpec
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
 from deployments.engines.live import Kept
-from deployments.engines.sample import CalibrationSample
 from deployments.engines.text.admission import SEATS_PER_ROW
 from deployments.engines.text.calibration import calibration_steps
 from deployments.engines.text.engine import TextEngine
@@ -27,6 +26,7 @@ from deployments.engines.text.transcript import Transcript
 from deployments.text_rules import check_context, check_text_disclosure
 from policies.calibration.answering import CANDIDATES
 from policies.calibration.candidates import Candidates
+from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import TEXT
 from policies.errors import InvalidRequest
 from policies.head.head import Head
