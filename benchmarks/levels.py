@@ -20,6 +20,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -240,11 +241,11 @@ def main() -> None:
         )  # fmt: skip
         table(f"{engine.model_id}, {len(files)} pictures", points)
     if arguments.text:
-        generator = Generator.load(SMOLLM2, torch.device("cpu"))
-        prompts, others = text_prompts(generator)
-        sample = generator.calibration_sample()
-        points = under_secrets(generator, sample, secrets, lambda: judge_text(generator, prompts, others))
-        table(f"{generator.model_id}, {len(prompts)} prompts", points)
+        with closing(Generator.load(SMOLLM2, torch.device("cpu"))) as generator:
+            prompts, others = text_prompts(generator)
+            sample = generator.calibration_sample()
+            points = under_secrets(generator, sample, secrets, lambda: judge_text(generator, prompts, others))
+            table(f"{generator.model_id}, {len(prompts)} prompts", points)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,7 @@ def text(out: Path) -> None:
     prompts = text_prompts(engine)[0][:TEXT_PROMPTS]
     points = text_sweep(engine, prompts)
     clean = [written(engine, prompt, 1, lambda _features, logits: logits) for prompt in prompts]
+    engine.close()
     base = math.exp(float(torch.cat([steps.surprise for steps in clean]).mean()))
     print(
         f"clean perplexity {base:.3f}\n| sigma | noise | agreement | closed form on the same steps | perplexity |\n"

@@ -128,6 +128,8 @@ def text_steps(cache: Path) -> Steps:
     for path, prompts in ((sample, SAMPLED), (labelled, LABELLED)):
         if engine and not path.exists():
             torch.save(_answered(engine, prompts), path)
+    if engine:
+        engine.close()
     features, untold, index, logits = zip(*(torch.load(path) for path in paths), strict=True)
     return Steps(
         torch.stack(features).float(),
