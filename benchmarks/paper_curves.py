@@ -26,6 +26,7 @@ from deployments.config import REPOSITORY
 from deployments.engines.images.engine import VisionEngine
 from deployments.engines.images.segmenter import ImageSegmenter
 from deployments.engines.text.generator import Generator
+from policies.calibration.answering import CANDIDATES
 from policies.calibration.calibration import Calibration
 from policies.closed_form import NODES, REACH, agreement
 from policies.field.ladder import NoiseLadder
@@ -237,8 +238,8 @@ def text(out: Path) -> None:
 
 
 class Steps(NamedTuple):
-    """Steps of several answers to one prompt: clean logits [N, V] float32, whether each token is the clean one [N], the
-    clean model's surprise at it [N] in nats, and the answer that it is a step of [N]."""
+    """Steps of several answers to one prompt: highest clean logits [N, 256] float32, whether each token is the clean
+    one [N], the clean model's surprise at it [N] in nats, and the answer that it is a step of [N]."""
 
     logits: Tensor
     agreed: Tensor
@@ -273,7 +274,8 @@ def written(engine: Generator, prompt: list[int], copies: int, noise: Noise) -> 
     going = torch.cat([torch.ones_like(ended[:, :1]), ended[:, :-1] == 0], dim=1).bool()
     logits, taken = torch.stack(clean, dim=1)[going], tokens[going]
     surprise = logits.logsumexp(dim=1) - logits.gather(1, taken[:, None])[:, 0]
-    return Steps(logits, taken == logits.argmax(dim=1), surprise, going.nonzero()[:, 0])
+    highest = logits.topk(CANDIDATES, dim=1).values
+    return Steps(highest, taken == logits.argmax(dim=1), surprise, going.nonzero()[:, 0])
 
 
 def text_sweep(engine: Generator, prompts: Sequence[list[int]]) -> dict[str, list[TextPoint]]:
