@@ -10,13 +10,13 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import label_and_score
 from benchmarks.attacks.label_attack import LabelAttack
 from benchmarks.attacks.label_features import label_features
 from benchmarks.attacks.labels import LEVEL, installation
 from benchmarks.attacks.records import Records, mean
 from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Source, scale_for
 from models.make_calibration_sample import load_classifier
+from policies.attacks.answers import label_and_score
 
 VOTE, CORRECTOR = "vote of 100", "corrector, 6,000 labelled, 2 digits"
 BOTH = ("both, pooled", "both, each corrected")

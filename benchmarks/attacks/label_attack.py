@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import (
-    Corrector,
+from benchmarks.attacks.label_features import BOTH_QUERIES, LabelFeatures
+from benchmarks.attacks.sources import Ladder, Source
+from policies.attacks.answers import (
     accuracy,
     best_combination,
     disclosed,
@@ -21,8 +22,7 @@ from benchmarks.attacks.arithmetic import (
     votes,
     won_back,
 )
-from benchmarks.attacks.label_features import BOTH_QUERIES, LabelFeatures
-from benchmarks.attacks.sources import Ladder, Source
+from policies.attacks.corrector import Corrector
 
 LOWER_LEVELS = (0.1, 0.2)
 """How far below its own level a coalition's other members are."""

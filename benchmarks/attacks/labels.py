@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import (
+from benchmarks.attacks.label_attack import LabelAttack, top_two
+from benchmarks.attacks.label_features import LabelFeatures, label_features
+from benchmarks.attacks.records import Records
+from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Scaled, Source, TenantKeys
+from deployments.engines.images.classifier import ImageClassifier
+from models.make_calibration_sample import load_classifier
+from policies.attacks.answers import (
     accuracy,
     disclosed,
     label_and_score,
@@ -20,12 +26,6 @@ from benchmarks.attacks.arithmetic import (
     votes,
     won_back,
 )
-from benchmarks.attacks.label_attack import LabelAttack, top_two
-from benchmarks.attacks.label_features import LabelFeatures, label_features
-from benchmarks.attacks.records import Records
-from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Scaled, Source, TenantKeys
-from deployments.engines.images.classifier import ImageClassifier
-from models.make_calibration_sample import load_classifier
 
 LEVEL = 0.7
 BASELINE_SECRETS = 2

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import Corrector
 from benchmarks.attacks.mask_features import EDGE, VOID, Scene
 from benchmarks.attacks.smoothing import window_means
+from policies.attacks.corrector import Corrector
 
 PIXELS = 6000
 WINDOWS = (7, 31, 121)

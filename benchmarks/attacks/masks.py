@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.attacks import mask_correctors
-from benchmarks.attacks.arithmetic import best_combination, sampled, temperature_for, votes, won_back
 from benchmarks.attacks.mask_correctors import Pixels
 from benchmarks.attacks.mask_features import BOTH_EXAMPLES, BOTH_QUERIES, EDGE, VOID, Scene, Scenes, scenes, undone
 from benchmarks.attacks.mask_sources import Noise, fresh_noise, labels_of, ladders, rows_of
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.smoothing import by_segment, crf, majority, mean_shift_segments, one_hot
 from models.make_calibration_sample import load_segmenter
+from policies.attacks.answers import best_combination, sampled, temperature_for, votes, won_back
 
 LEVEL = 0.7
 LEVELS = (LEVEL, 0.6, 0.5)

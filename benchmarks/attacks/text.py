@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import sampled, temperature_for, won_back
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.sources import secret
 from benchmarks.attacks.text_features import CUTS, REWORDINGS, WITH_PREFIX, Steps, text_steps
+from policies.attacks.answers import sampled, temperature_for, won_back
 from policies.calibration.calibration import _median_distance
 from policies.calibration.schemes import TEXT
 from policies.field.ladder import NoiseLadder

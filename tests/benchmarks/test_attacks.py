@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.attacks.arithmetic import Corrector, best_combination, disclosed, label_and_score, votes, won_back
 from benchmarks.attacks.label_attack import LabelAttack
 from benchmarks.attacks.label_features import LabelFeatures
 from benchmarks.attacks.queries import usual, wide
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.smoothing import window_means
 from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Scaled, Source, TenantKeys
+from policies.attacks.answers import best_combination, disclosed, label_and_score, votes, won_back
+from policies.attacks.corrector import Corrector
 
 CLASSES, WIDTH, LEVEL = 5, 12, 0.7
 HEAD = torch.randn(WIDTH, CLASSES, generator=torch.Generator().manual_seed(0))

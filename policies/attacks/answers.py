@@ -1,4 +1,4 @@
-"""What an attacker does with answers: votes, correctors and combinations of levels. Tensors only."""
+"""What answers show, and what an attacker makes of several: votes, means of scores, combinations of levels."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
-HELD_OUT = 5
-"""Every fifth example chooses the penalty."""
-_PRIOR = 4.0
 
 
 def won_back(accuracy: float, level: float, clean: float) -> float:
@@ -61,47 +56,6 @@ def label_and_score(logits: Tensor, digits: int = 2) -> Tensor:
     odds = torch.logit(score.clamp(0.5 * 10**-digits, 1 - 0.5 * 10**-digits)) / 4
     curve = torch.stack([torch.ones_like(score), score, score**2, odds], dim=1)
     return (F.one_hot(label, logits.shape[1])[:, :, None] * curve[:, None]).flatten(1)
-
-
-class Corrector:
-    """Softmax regression from what answers show to the true class, starting from the answers themselves.
-
-    Args:
-        seen: [N, F] what the answers to the examples show.
-        answers: [N, K] one-hot labels or shares of votes, what is believed without a corrector.
-        truth: [N] int64.
-    """
-
-    def __init__(self, seen: Tensor, answers: Tensor, truth: Tensor) -> None:
-        self._mean, self._spread = seen.mean(dim=0), seen.std(dim=0).clamp(min=1e-6)
-        x = self._design(seen)
-        held = torch.arange(len(x)) % HELD_OUT == 0
-        losses = []
-        for penalty in PENALTIES:
-            weights = _fitted(x[~held], answers[~held], truth[~held], penalty)
-            losses.append(float(F.cross_entropy(x[held] @ weights + _PRIOR * answers[held], truth[held])))
-        self._weights = _fitted(x, answers, truth, PENALTIES[losses.index(min(losses))])
-
-    def __call__(self, seen: Tensor, answers: Tensor) -> Tensor:
-        """Scores [M, K] of answers to other inputs."""
-        return self._design(seen) @ self._weights + _PRIOR * answers
-
-    def _design(self, seen: Tensor) -> Tensor:
-        return F.pad((seen - self._mean) / self._spread, (0, 1), value=1.0)
-
-
-def _fitted(x: Tensor, answers: Tensor, truth: Tensor, penalty: float) -> Tensor:
-    weights = torch.zeros(x.shape[1], answers.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weights + _PRIOR * answers, truth) + penalty * weights.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return weights.detach()
 
 
 def temperature_for(logits: Tensor, level: float) -> float:
