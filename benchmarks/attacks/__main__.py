@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--secrets", type=int, default=6, help="noise secrets to measure under")
     parser.add_argument("--plot", type=Path, help="where to draw the frontier")
     parser.add_argument("--threads", type=int, default=1, help="threads to compute with")
+    parser.add_argument("--level", type=float, default=labels.LEVEL, help="labels: the level under attack")
+    parser.add_argument("--rows", choices=("all", "answers", "students"), default="all", help="which attacks")
     arguments = parser.parse_args()
     if arguments.plot and arguments.task != "frontier":
         parser.error("--plot draws the frontier only")
@@ -39,9 +41,13 @@ def main() -> None:
         records = masks.measure(arguments.camvid or parser.error("masks needs --camvid"), cache, secrets)
     elif arguments.task == "frontier" and arguments.camvid:
         records = mask_frontier.measure(arguments.camvid, cache, secrets)
+    elif arguments.task == "frontier":
+        records = frontier.measure(
+            arguments.cifar or parser.error("frontier needs --cifar or --camvid"), cache, secrets
+        )
     else:
-        root = arguments.cifar or parser.error(f"{arguments.task} needs --cifar")
-        records = (labels if arguments.task == "labels" else frontier).measure(root, cache, secrets)
+        root = arguments.cifar or parser.error("labels needs --cifar")
+        records = labels.measure(root, cache, secrets, arguments.level, arguments.rows)
     if arguments.plot:
         frontier.draw(records, arguments.plot, mask_frontier.MASKS if arguments.camvid else frontier.LABELS)
     print(records.table())

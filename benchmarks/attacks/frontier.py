@@ -1,4 +1,4 @@
-"""The frontier of noise fields on class labels: what a vote, a corrector and both together win back of each."""
+"""The frontier of noise fields on class labels: what the strongest attacks win back of each."""
 
 from __future__ import annotations
 
@@ -7,72 +7,73 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch
 from torch import Tensor
 
 from benchmarks.attacks.label_attack import LabelAttack
 from benchmarks.attacks.label_features import label_features
-from benchmarks.attacks.labels import LEVEL, installation
+from benchmarks.attacks.label_students import ANSWERS, LabelStudents, worth_alone
+from benchmarks.attacks.labels import FOREIGN, LEVEL, OWN, installation, label_encoders
 from benchmarks.attacks.records import Records, mean
-from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Source, scale_for
+from benchmarks.attacks.sources import Clean, Field, Fresh, Ladder, Source
 from models.make_calibration_sample import load_classifier
 from policies.attacks.answers import label_and_score
 
-VOTE, CORRECTOR = "vote of 100", "corrector, 6,000 labelled, 2 digits"
-BOTH = ("both, pooled", "both, each corrected")
-GRANTED = tuple(f"{way}, 2 digits" for way in BOTH)
-ANCHORS = 512
-
-
-class Anchored(Source):
-    """Noise that is one constant for all inputs that are nearest to the same of some sampled inputs."""
-
-    def __init__(self, number: int, metric: Tensor, sample: Sample) -> None:
-        generator = torch.Generator().manual_seed(number)
-        self._metric = metric
-        self._anchors = sample.features[torch.randperm(len(sample.features), generator=generator)[:ANCHORS]] @ metric
-        self._draw = torch.randn(ANCHORS, sample.logits.shape[1], generator=generator)
-        self._scale = scale_for(LEVEL, sample.logits, self._noise(sample.features))
-
-    def __call__(self, features: Tensor, logits: Tensor, level: float, account: int = 0) -> Tensor:
-        return logits + self._scale * self._noise(features)
-
-    def _noise(self, features: Tensor) -> Tensor:
-        nearest = [torch.cdist(rows @ self._metric, self._anchors).argmin(dim=1) for rows in features.split(4096)]
-        return self._draw[torch.cat(nearest)]
+VOTE, SCORES = "vote of 100", "granted 2 digits: corrector, 6,000 labelled"
+BOTH = "both: 20 queries, 600 labelled, the better of two"
+STUDENT = f"student, {OWN}: strongest on 1,000 or 4,000 answers"
+ASSISTED = f"answer and {FOREIGN}, 600 labelled"
+EVERYTHING = f"20 queries, student and {FOREIGN}, 600 labelled"
+STRONGEST = "strongest at default terms"
 
 
 def fields(metric: Tensor) -> dict[str, Field]:
     """Fields by name; the metric's columns rise in importance."""
-    base = Field(0.7, 512, metric)
+    base = Field(1.0, 512, metric)
     width = metric.shape[1]
     return {
-        **{f"plain, ell {ell}": Field(ell, 128) for ell in (0.4, 0.8, 1.6)},
-        **{f"metric of {width}, ell {ell}": replace(base, length_scale=ell) for ell in (0.4, 0.6, 0.7, 0.8)},
-        f"metric of {width}, ell 0.7, D 128": replace(base, depth=128),
-        f"metric of {width // 2}, ell 0.7": replace(base, metric=metric[:, -(width // 2) :]),
+        **{
+            f"metric of {width}, ell {ell}": replace(base, length_scale=ell)
+            for ell in (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
+        },
+        **{
+            f"metric of {width}, ell {ell}, balanced": replace(base, length_scale=ell, balance=True)
+            for ell in (1.0, 1.5)
+        },
+        f"metric of {width}, ell 1.0, D 128": replace(base, depth=128),
+        f"metric of {width // 2}, ell 1.0": replace(base, metric=metric[:, -(width // 2) :]),
+        **{f"plain, ell {ell}": Field(ell, 512) for ell in (0.8, 1.6)},
     }
 
 
 def measure(root: Path, folder: Path, secrets: int) -> Records:
-    """Three attacks on every field: a vote and both together at default disclosure, correctors with two digits."""
+    """The strongest attacks at default terms on every field, and what granted scores would cost beside them."""
     engine, records = load_classifier(), Records()
     data = label_features(engine, root, folder / "labels")
     sample, head, installed = installation(engine)
     assert installed.metric is not None
+    clean = LabelAttack(Clean(), LEVEL, data, head, len(engine.classes))
+    encoders = label_encoders(data, root, folder / "labels" / "foreign")
+    alone = worth_alone({name: encoders[name] for name in encoders if name == FOREIGN}, clean)
     for number in range(secrets):
         sources: dict[str, Source] = {"fresh": Fresh(number, sample)}
-        sources |= {
-            name: Ladder(number, field, sample, tolerance=0.01) for name, field in fields(installed.metric).items()
-        }
-        sources[f"{ANCHORS} hard anchors"] = Anchored(number, installed.metric, sample)
+        sources |= {name: Ladder(number, field, sample, 0.01) for name, field in fields(installed.metric).items()}
         for name, source in sources.items():
             attack = LabelAttack(source, LEVEL, data, head, len(engine.classes))
-            records.add(name, VOTE, attack.share(attack.vote(attack.judged)))
-            records.add(name, CORRECTOR, attack.share(attack.corrector(label_and_score)))
-            for ways, digits in ((BOTH, 0), (GRANTED, 2)):
-                for way, run in zip(ways, (attack.both, attack.both_by_query), strict=True):
-                    records.add(name, way, attack.share(run(digits)))
+            students = LabelStudents(attack, encoders, alone)
+            won = {
+                VOTE: attack.share(attack.vote(attack.judged)),
+                BOTH: attack.share(max(attack.both(), attack.both_by_query())),
+                STUDENT: max(students.fitted(OWN, count) for count in ANSWERS),
+                **(
+                    {ASSISTED: students.assisted(FOREIGN, 600), EVERYTHING: students.everything(FOREIGN)}
+                    if alone
+                    else {}
+                ),
+            }
+            won[STRONGEST] = max(won.values())
+            won[SCORES] = attack.share(attack.corrector(label_and_score))
+            for row, share in won.items():
+                records.add(name, row, share)
         records.save(folder / "frontier.json")
     return records
 
@@ -88,7 +89,7 @@ class View:
     title: str
 
 
-LABELS = View(VOTE, CORRECTOR, BOTH, (0.15, 0.05), "both together, 600 labelled")
+LABELS = View(STUDENT, EVERYTHING, (STRONGEST,), (0.5, 0.5), STRONGEST)
 
 
 def draw(records: Records, path: Path, view: View) -> None:

@@ -23,9 +23,11 @@ from policies.attacks.answers import (
     won_back,
 )
 from policies.attacks.corrector import Corrector
+from policies.attacks.learners import Learner, linear
 
-LOWER_LEVELS = (0.1, 0.2)
-"""How far below its own level a coalition's other members are."""
+LOWEST_LEVEL = 0.2
+"""How far below its own level a coalition's lowest member is; the others are evenly spread between."""
+MANY = 3000
 ACCOUNTS, REFITS = 20, 5
 
 
@@ -35,6 +37,7 @@ class LabelAttack:
 
     Args:
         head: features [N, H] to clean logits [N, K].
+        level_worth: accuracy of the level's answers where the source has none of its own: clean answers.
     """
 
     source: Source
@@ -42,6 +45,7 @@ class LabelAttack:
     data: LabelFeatures
     head: Callable[[Tensor], Tensor]
     classes: int
+    level_worth: float | None = None
 
     def ask(self, features: Tensor, level: float | None = None, account: int = 0) -> Tensor:
         """Modulated logits [..., K] to features [..., H]."""
@@ -65,7 +69,7 @@ class LabelAttack:
 
     def single(self) -> float:
         """What the level is worth: one answer each."""
-        return accuracy(self.judged[:, 0], self.data.truth)
+        return self.level_worth or accuracy(self.judged[:, 0], self.data.truth)
 
     def vote(self, answers: Tensor) -> float:
         """Most frequent label of answers [N, Q, K]."""
@@ -97,18 +101,32 @@ class LabelAttack:
         """One label of each of three levels; that of the highest decides between equals."""
         return self.vote(torch.stack(self.at_levels(self.data.judged[:, 0]), dim=1))
 
-    def levels_corrector(self) -> float:
-        """A corrector fitted on 6,000 labelled pictures, on label and two digits of each of three levels."""
-        known, judged = self.at_levels(self.data.examples), self.at_levels(self.data.judged[:, 0])
-        (seen, own), (sees, believes) = (
-            (torch.cat([label_and_score(logits) for logits in levels], dim=1), own_label(levels[0]))
-            for levels in (known, judged)
+    def levels_corrector(self, sees: Callable[[Tensor], Tensor], number: int) -> float:
+        """A corrector fitted on 3,000 labelled pictures, on what one's own and so many lower levels show."""
+        known, judged = (self.at_levels(rows, number) for rows in (self.data.examples[:MANY], self.data.judged[:, 0]))
+        (seen, own), (shown, believed) = (
+            (torch.cat([sees(logits) for logits in levels], dim=1), own_label(levels[0])) for levels in (known, judged)
         )
-        return accuracy(Corrector(seen, own, self.data.example_truth)(sees, believes), self.data.truth)
+        fitted = Corrector(seen, own, self.data.example_truth[:MANY])
+        return accuracy(fitted(shown, believed), self.data.truth)
 
-    def at_levels(self, features: Tensor) -> list[Tensor]:
-        """Modulated logits [N, K] to features [N, H] at the level and at two lower ones."""
-        return [self.ask(features, self.level - lower) for lower in (0.0, *LOWER_LEVELS)]
+    def ids(self) -> float:
+        """The same weights served in three dtypes, asked once each."""
+        one, dtypes = self.data.judged[:, 0], (torch.float32, torch.bfloat16, torch.float16)
+        answers = [self.source(rows, self.head(rows), self.level) for rows in (one.to(t).float() for t in dtypes)]
+        return self.vote(torch.stack(answers, dim=1))
+
+    def gold(self, number: int) -> float:
+        """An account of level 1.0 answers some pictures once; a corrector of the level's labels learns from those."""
+        known = self.examples[:number]
+        fitted = Corrector(own_label(known), own_label(known), self.head(self.data.examples[:number]).argmax(dim=1))
+        one = own_label(self.judged[:, 0])
+        return accuracy(fitted(one, one), self.data.truth)
+
+    def at_levels(self, features: Tensor, number: int = 2) -> list[Tensor]:
+        """Modulated logits [N, K] to features [N, H] at the level and at so many lower ones, evenly spread."""
+        step = LOWEST_LEVEL / number
+        return [self.ask(features, self.level - step * lower) for lower in range(number + 1)]
 
     def refits(self, number: int = REFITS) -> float:
         """The level after each of many refits, each on another half of the sample."""
@@ -122,9 +140,9 @@ class LabelAttack:
             answers.append(source.at(phi, logits, refit.position(self.level)))
         return self.vote(torch.stack(answers, dim=1))
 
-    def corrector(self, sees: Callable[[Tensor], Tensor]) -> float:
+    def corrector(self, sees: Callable[[Tensor], Tensor], learner: Learner = linear) -> float:
         """A corrector fitted on 6,000 labelled pictures, on what `sees` makes of modulated logits [N, K]."""
-        fitted = Corrector(sees(self.examples), own_label(self.examples), self.data.example_truth)
+        fitted = Corrector(sees(self.examples), own_label(self.examples), self.data.example_truth, learner)
         one = self.judged[:, 0]
         return accuracy(fitted(sees(one), own_label(one)), self.data.truth)
 

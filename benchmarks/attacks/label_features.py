@@ -17,7 +17,7 @@ from deployments.engines.images.classifier import ImageClassifier
 from models.make_calibration_sample import CIFAR_SAMPLE, cifar_held_back
 
 QUERIES, WIDE_QUERIES, BOTH_QUERIES = 100, 20, 20
-JUDGED, EXAMPLES, BOTH_EXAMPLES = 1000, 6000, 600
+JUDGED, EXAMPLES, BOTH_EXAMPLES, TRAINED = 1000, 6000, 600, 16000
 _BATCH = 100
 _PART = 100
 Way = Callable[[Image.Image, int], Image.Image]
@@ -35,6 +35,8 @@ class LabelFeatures:
         example_truth: [6000] int64.
         both: [600, 20, H] usual near-duplicates of labelled pictures, on which the field's metric was not fitted.
         both_truth: [600] int64.
+        thrice: [4000, 3, H] the labelled pictures as they are, and two usual near-duplicates of each.
+        trained: [16000, H] pictures that the model was trained on.
     """
 
     judged: Tensor
@@ -44,6 +46,15 @@ class LabelFeatures:
     example_truth: Tensor
     both: Tensor
     both_truth: Tensor
+    thrice: Tensor
+    trained: Tensor
+
+
+def cifar_trained(root: Path) -> list[Path]:
+    """16,000 files that the model was trained on: with the held-back ones a student has 20,000 answers."""
+    held_back = {file for file, _ in cifar_held_back(root)}
+    files = [file for file in sorted((root / "train").glob("*/*.jpg")) if file not in held_back]
+    return files[:: len(files) // TRAINED][:TRAINED]
 
 
 def label_features(engine: ImageClassifier, root: Path, cache: Path) -> LabelFeatures:
@@ -66,6 +77,8 @@ def label_features(engine: ImageClassifier, root: Path, cache: Path) -> LabelFea
         wide=_kept(engine, judged, WIDE_QUERIES, wide, cache / "wide"),
         truth=classes[CIFAR_SAMPLE:][:JUDGED],
         example_truth=torch.cat([classes[:CIFAR_SAMPLE], classes[:again]]),
+        thrice=_kept(engine, known, 3, one, cache / "thrice"),
+        trained=_kept(engine, cifar_trained(root), 1, one, cache / "trained")[:, 0],
     )
 
 

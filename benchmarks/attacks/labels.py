@@ -6,48 +6,64 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from benchmarks.attacks.encoders import foreign_features
 from benchmarks.attacks.label_attack import LabelAttack, top_two
-from benchmarks.attacks.label_features import LabelFeatures, label_features
+from benchmarks.attacks.label_features import LabelFeatures, cifar_trained, label_features
+from benchmarks.attacks.label_students import Encoded, LabelStudents, worth_alone
 from benchmarks.attacks.records import Records
-from benchmarks.attacks.sources import Field, Fresh, Ladder, Sample, Scaled, Source, TenantKeys
+from benchmarks.attacks.sources import Clean, Field, Fresh, Ladder, Sample, Scaled, Source, Temperature, TenantKeys
 from deployments.engines.images.classifier import ImageClassifier
-from models.make_calibration_sample import load_classifier
-from policies.attacks.answers import (
-    accuracy,
-    disclosed,
-    label_and_score,
-    own_label,
-    sampled,
-    temperature_for,
-    tie_broken,
-    votes,
-    won_back,
-)
+from models.make_calibration_sample import cifar_held_back, load_classifier
+from policies.attacks.answers import disclosed, label_and_score, own_label
+from policies.attacks.learners import network, random_features
 
 LEVEL = 0.7
+LADDER, CLEAN = "ladder", "clean answers"
+STUDENTS_OF = (LADDER, "fresh", "temperature", CLEAN)
+OWN, FOREIGN = "the model's own encoder", "EfficientNet-lite0"
 BASELINE_SECRETS = 2
 """Secrets under which the other sources are measured; the ladder is under all."""
-PLAIN = Field(0.8, 128)
 Head = Callable[[Tensor], Tensor]
 Attacks = dict[str, Callable[[], float]]
 
 
-def measure(root: Path, cache: Path, secrets: int) -> Records:
-    """Every attack against every source."""
-    engine = load_classifier()
-    data, records = label_features(engine, root, cache / "labels"), Records()
+def measure(root: Path, cache: Path, secrets: int, level: float, rows: str) -> Records:
+    """Every attack against every source.
+
+    Args:
+        rows: which attacks: "answers", those on answers alone, "students", or "all".
+    """
+    engine, records = load_classifier(), Records()
+    data = label_features(engine, root, cache / "labels")
     sample, head, installed = installation(engine)
+    clean = LabelAttack(Clean(), level, data, head, len(engine.classes))
+    encoders = label_encoders(data, root, cache / "labels" / "foreign") if rows != "answers" else {}
+    alone = worth_alone({name: encoders[name] for name in encoders if name == FOREIGN}, clean)
     for number in range(secrets):
+        worth = None
         for name, source in _sources(number, sample, installed, number < BASELINE_SECRETS):
-            attack = LabelAttack(source, LEVEL, data, head, len(engine.classes))
-            records.run(name, {row: partial(_share, attack, run) for row, run in _attacks(attack, name).items()})
-        if number < BASELINE_SECRETS:
-            records.run("temperature", _temperature(number, data, head, sample))
-        records.save(cache / "labels.json")
+            attack = LabelAttack(source, level, data, head, len(engine.classes), worth if name == CLEAN else None)
+            attacks = _attacks(attack) if rows != "students" else {}
+            if rows != "answers" and name in STUDENTS_OF:
+                attacks |= LabelStudents(attack, encoders, alone).rows(large=number < BASELINE_SECRETS)
+            records.add("(accuracy of one answer)", name, attack.single())
+            records.run(name, attacks)
+            worth = attack.single() if name == LADDER else worth
+        records.save(cache / f"labels-{rows}-{level}.json")
     return records
+
+
+def label_encoders(data: LabelFeatures, root: Path, cache: Path) -> dict[str, Encoded]:
+    """What students stand on: an encoder as good as the model's, and one that was trained on other pictures."""
+    known = len(data.thrice)
+    encoders = {OWN: Encoded(data.examples[:known], data.trained, data.judged[:, 0])}
+    held_back = foreign_features([file for file, _ in cifar_held_back(root)], cache, "held-back")
+    trained = foreign_features(cifar_trained(root), cache, "trained")
+    if held_back is not None and trained is not None:
+        encoders[FOREIGN] = Encoded(held_back[:known], trained, held_back[known:][: len(data.judged)])
+    return encoders
 
 
 def installation(engine: ImageClassifier) -> tuple[Sample, Head, Field]:
@@ -57,55 +73,60 @@ def installation(engine: ImageClassifier) -> tuple[Sample, Head, Field]:
     return Sample(bundled.features, engine.clean_logits(bundled.features)), engine.clean_logits, installed
 
 
-def _share(attack: LabelAttack, run: Callable[[], float]) -> float:
-    return attack.share(run())
-
-
 def _sources(number: int, sample: Sample, installed: Field, baselines: bool) -> Iterator[tuple[str, Source]]:
+    yield LADDER, Ladder(number, installed, sample)
     if baselines:
         yield "fresh", Fresh(number, sample)
+        yield "temperature", Temperature(number, sample)
         yield "key per tenant", TenantKeys(number, installed, sample)
         yield "scaled", Scaled(number, installed, sample)
-        yield "ladder, plain features", Ladder(number, PLAIN, sample)
-    yield "ladder", Ladder(number, installed, sample)
+    if number == 0:
+        yield CLEAN, Clean()
 
 
-def _attacks(attack: LabelAttack, name: str) -> Attacks:
-    """The rows of the table that say something about a source."""
+def _attacks(attack: LabelAttack) -> Attacks:
+    """The rows of the table that say something about a source, each a share of the gap."""
     accounts: Attacks = {"20 accounts, vote": attack.accounts}
-    levels: Attacks = {"levels 0.7, 0.6 and 0.5, raw logits, best combination": attack.combined_levels}
-    if isinstance(attack.source, TenantKeys):
-        return accounts
-    if isinstance(attack.source, Scaled):
-        return levels
-    rows: Attacks = {
+    levels: Attacks = {"levels 0.1 and 0.2 lower, raw logits, best combination": attack.combined_levels}
+    if isinstance(attack.source, Clean):
+        reached: Attacks = {"corrector, 6,000 labelled: label": lambda: attack.corrector(own_label)}
+    elif isinstance(attack.source, TenantKeys):
+        reached = accounts
+    elif isinstance(attack.source, Scaled):
+        reached = levels
+    else:
+        reached = _votes(attack) | accounts | levels | _correctors(attack)
+    if isinstance(attack.source, Ladder):
+        reached["5 refits, vote"] = attack.refits
+    return {row: partial(lambda run: attack.share(run()), run) for row, run in reached.items()}
+
+
+def _votes(attack: LabelAttack) -> Attacks:
+    return {
         "100 repeats, vote": attack.repeats,
         "100 usual near-duplicates, vote": lambda: attack.vote(attack.judged),
-        "100 usual near-duplicates, mean of scores of 2 digits": lambda: attack.mean_score(attack.judged),
         "20 turned, cropped, recoloured, vote": lambda: attack.vote(attack.ask(attack.data.wide)),
-        **accounts,
-        **levels,
-        "levels 0.7, 0.6 and 0.5, a label each, vote": attack.levels_vote,
+        "3 ids (float32, bfloat16, float16), vote": attack.ids,
+        "levels 0.1 and 0.2 lower, a label each, vote": attack.levels_vote,
+    }
+
+
+def _correctors(attack: LabelAttack) -> Attacks:
+    return {
         "corrector, 6,000 labelled: label": lambda: attack.corrector(own_label),
-        "corrector, 6,000 labelled: label + 2 digits": lambda: attack.corrector(label_and_score),
-        "corrector, 6,000 labelled: label + 2 digits of levels 0.7, 0.6 and 0.5": attack.levels_corrector,
-        "corrector, 6,000 labelled: sweeps of focus (two highest logits)": lambda: attack.corrector(top_two),
-        "corrector, 6,000 labelled: 5 labels + 1 digit": lambda: attack.corrector(lambda z: disclosed(z, 5, 1)),
-        "corrector, 6,000 labelled: raw logits": lambda: attack.corrector(lambda z: z),
+        "corrector, 3,000 answers of level 1.0: label": lambda: attack.gold(3000),
         "both: 20 queries, 600 labelled, pooled: label": attack.both,
         "both: 20 queries, 600 labelled, each corrected: label": attack.both_by_query,
-        "both: 20 queries, 600 labelled, pooled: label + 2 digits": lambda: attack.both(2),
-        "both: 20 queries, 600 labelled, each corrected: label + 2 digits": lambda: attack.both_by_query(2),
+        "granted lower levels: 3, a label each, corrector": lambda: attack.levels_corrector(own_label, 3),
+        "granted lower levels: 11, a label each, corrector": lambda: attack.levels_corrector(own_label, 11),
+        "granted lower levels: 26, a label each, corrector": lambda: attack.levels_corrector(own_label, 26),
+        "granted focus: sweeps (two highest logits), corrector": lambda: attack.corrector(top_two),
+        "granted 2 digits: corrector": lambda: attack.corrector(label_and_score),
+        "granted 2 digits: corrector, network": lambda: attack.corrector(label_and_score, network),
+        "granted 2 digits: both, pooled": lambda: attack.both(2),
+        "granted 2 digits: both, each corrected": lambda: attack.both_by_query(2),
+        "granted 5 labels + 1 digit: corrector": lambda: attack.corrector(lambda z: disclosed(z, 5, 1)),
+        "granted all logits: corrector": lambda: attack.corrector(lambda z: z),
+        "granted all logits: corrector, random features": lambda: attack.corrector(lambda z: z, random_features),
+        "granted all logits: corrector, network": lambda: attack.corrector(lambda z: z, network),
     }
-    if isinstance(attack.source, Ladder) and name == "ladder":
-        rows["5 refits, vote"] = attack.refits
-    return rows
-
-
-def _temperature(number: int, data: LabelFeatures, head: Head, sample: Sample) -> Attacks:
-    """Sampling at the temperature whose single answer agrees as often as the level: what a user would think of."""
-    logits, generator = head(data.judged[:, 0]), torch.Generator().manual_seed(number)
-    drawn = sampled(logits, temperature_for(sample.logits, LEVEL), 101, generator)
-    clean, single = accuracy(logits, data.truth), float((drawn[:, 0] == data.truth).float().mean())
-    counts = tie_broken(votes(drawn[:, 1:], logits.shape[1]), drawn[:, 1])
-    return {"100 repeats, vote": lambda: won_back(accuracy(counts, data.truth), single, clean)}

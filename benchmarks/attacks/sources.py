@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from policies.attacks.answers import temperature_for
 from policies.calibration.calibration import Calibration
 from policies.closed_form import sigma_for
 
@@ -34,11 +35,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Field:
-    """A noise field: length scale in median distances, number of random features, metric [H, m] or None."""
+    """A noise field: length scale in median distances, random features, metric [H, m] or None, class offsets."""
 
     length_scale: float
     depth: int
     metric: Tensor | None = None
+    balance: bool = False
 
     def fit(
         self, number: int, sample: Sample, stored: Calibration | None = None, tolerance: float = 0.004
@@ -52,6 +54,7 @@ class Field:
             depth=self.depth,
             relative_length_scale=self.length_scale,
             metric=self.metric,
+            balance=self.balance,
             field=stored,
             tolerance=tolerance,
         )
@@ -76,6 +79,27 @@ class Fresh(Source):
         if level not in self._sigma:
             self._sigma[level] = sigma_for(self._sample.logits, level)
         return logits + self._sigma[level] * torch.randn(logits.shape, generator=self._generator)
+
+
+class Clean(Source):
+    """No noise: what rounded scores and a reverse sigmoid (Lee et al., 2019) leave of a label, which is all of it."""
+
+    def __call__(self, features: Tensor, logits: Tensor, level: float, account: int = 0) -> Tensor:
+        return logits
+
+
+class Temperature(Source):
+    """Sampling at the temperature whose one answer agrees as often as the level: what a user would think of.
+
+    As logits: over the temperature, with Gumbel noise, whose highest is a sample.
+    """
+
+    def __init__(self, number: int, sample: Sample) -> None:
+        self._generator, self._logits = torch.Generator().manual_seed(number), sample.logits
+
+    def __call__(self, features: Tensor, logits: Tensor, level: float, account: int = 0) -> Tensor:
+        uniform = torch.rand(logits.shape, generator=self._generator).clamp(1e-9, 1.0 - 1e-7)
+        return logits / temperature_for(self._logits, level) - (-uniform.log()).log()
 
 
 class Ladder(Source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from benchmarks.attacks.label_attack import LabelAttack
 from benchmarks.attacks.label_features import LabelFeatures
+from benchmarks.attacks.label_students import Encoded, LabelStudents
 from benchmarks.attacks.queries import usual, wide
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.smoothing import window_means
@@ -35,7 +37,7 @@ def attack(make: type[Fresh | Ladder | TenantKeys | Scaled]) -> LabelAttack:
     judged, examples, both = inputs(1500, 40, 1), inputs(1500, 1, 2)[:, 0], inputs(200, 20, 3)
     truth = (judged[:, 0] @ HEAD).argmax(dim=1)
     example_truth, both_truth = (examples @ HEAD).argmax(dim=1), (both[:, 0] @ HEAD).argmax(dim=1)
-    data = LabelFeatures(judged, judged, truth, examples, example_truth, both, both_truth)
+    data = LabelFeatures(judged, judged, truth, examples, example_truth, both, both_truth, judged[:, :3], examples)
     sampled = inputs(2000, 1, 4)[:, 0]
     sample = Sample(sampled, sampled @ HEAD)
     source: Source = make(0, sample) if make is Fresh else make(0, FIELD, sample)  # type: ignore[call-arg, arg-type]
@@ -72,6 +74,18 @@ def test_levels_together_give_scaled_noise_away_but_not_the_ladder() -> None:
 def test_refits_of_the_ladder_win_back_nothing() -> None:
     ladder = attack(Ladder)
     assert abs(ladder.share(ladder.refits(3))) < 0.2
+
+
+def test_a_student_wins_from_fresh_noise_what_it_does_not_from_a_smooth_field() -> None:
+    fresh, smooth = attack(Fresh), attack(Ladder)
+    wide = Field(3.0, 256)
+    smooth = replace(smooth, source=Ladder(0, wide, smooth.source.sample))  # type: ignore[attr-defined]
+    shares = {}
+    for name, one in (("fresh", fresh), ("smooth", smooth)):
+        encoder = Encoded(one.data.examples, one.data.examples, one.data.judged[:, 0])
+        shares[name] = LabelStudents(one, {"own": encoder}, {}).fitted("own", 1000)
+    assert shares["fresh"] > 0.6
+    assert shares["smooth"] < shares["fresh"] / 2
 
 
 def test_a_corrector_undoes_what_is_the_same_for_all_inputs_and_not_what_is_independent() -> None:
