@@ -1,4 +1,4 @@
-"""How the levels of labels, masks and text are solved, by default: the values and why are in docs/decisions/0004."""
+"""How levels of labels, masks and text are solved by default: values, and why, are in docs/decisions/0004 and 0006."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ class Scheme:
     balance: bool = False
 
 
-LABELS = Scheme(depth=512, length_scale=0.7, tolerance=0.004, directions=16, duplicated=800)
+LABELS = Scheme(depth=512, length_scale=1.0, tolerance=0.004, directions=16, duplicated=800)
 MASKS = Scheme(depth=128, length_scale=0.9, tolerance=0.005, directions=32, duplicated=64, block=4, balance=True)
 TEXT = Scheme(depth=32, length_scale=0.8, tolerance=0.03, contention=50)
