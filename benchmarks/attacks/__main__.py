@@ -5,6 +5,7 @@ Features of all queries are computed once and kept in the cache folder; what fol
 Usage: python -m benchmarks.attacks labels --cifar DIR [--cache DIR] [--secrets N]
        python -m benchmarks.attacks masks --camvid DIR
        python -m benchmarks.attacks text
+       python -m benchmarks.attacks extraction --cifar DIR
        python -m benchmarks.attacks frontier --cifar DIR | --camvid DIR [--plot OUT.png]
 """
 
@@ -21,7 +22,7 @@ from benchmarks.attacks import frontier, labels, mask_frontier, masks, text
 def main() -> None:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("labels", "masks", "text", "frontier"))
+    parser.add_argument("task", choices=("labels", "masks", "text", "frontier", "extraction"))
     parser.add_argument("--cifar", type=Path, help="folder that holds train/<class>/*.jpg")
     parser.add_argument("--camvid", type=Path, help="folder that holds images and labels under train and val")
     parser.add_argument("--cache", type=Path, default=Path(".data/attacks"), help="folder to keep features in")
@@ -41,6 +42,10 @@ def main() -> None:
         records = masks.measure(arguments.camvid or parser.error("masks needs --camvid"), cache, secrets)
     elif arguments.task == "frontier" and arguments.camvid:
         records = mask_frontier.measure(arguments.camvid, cache, secrets)
+    elif arguments.task == "extraction":
+        from benchmarks.attacks import extraction  # ART takes a minute to load
+
+        records = extraction.measure(arguments.cifar or parser.error("extraction needs --cifar"), cache, secrets)
     elif arguments.task == "frontier":
         records = frontier.measure(
             arguments.cifar or parser.error("frontier needs --cifar or --camvid"), cache, secrets
