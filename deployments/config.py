@@ -60,13 +60,22 @@ class ModelSpec(BaseModel):
         " or a bundled sample of features (.safetensors)",
     )
     dtype: str = Field(default="float32", pattern=r"^(float32|bfloat16|float16)$")
+    field: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
+        default=None,
+        description="name of the noise field: models with one field have one noise, which nobody can average away over"
+        " their ids. None: a digest of the final layer, the same in float32, bfloat16 and float16, for any labels and any"
+        " backbone. A quantised copy (GGUF, int8) needs it, and a final layer trained anew: name the original's,"
+        " which `tenants levels --json` shows",
+    )
     length_scale: Annotated[float, Field(gt=0.0)] | None = Field(
         default=None,
-        description="ell of the noise field, in median distances between inputs of one class; None: the task's default",
+        description="ell of the noise field, in median distances between inputs of one class; None: that of the field,"
+        " or of a new one the task's default",
     )
     depth: Annotated[int, Field(ge=8, le=1024)] | None = Field(
         default=None,
-        description="D of the noise field; None: 32 for text, 128 for masks, 512 for labels",
+        description="D of the noise field; None: that of the field, or of a new one 32 for text, 128 for masks, 512 for"
+        " labels",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="CPU threads of a forward; None: the cores divided by the models, at least 1"

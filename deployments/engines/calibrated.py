@@ -41,7 +41,8 @@ class CalibratedEngine(ABC):
         model_id: the id that clients name.
         fingerprint: 16 hex digits that identify the weights and all else that decides an answer.
         final: the model's own final layer.
-        depth: D of the noise field.
+        field: name of the noise field, which models with copies of one final layer share.
+        depth: D of the noise field, where it is a new one.
         slots: of the head.
         live: recent inputs of the final layer.
         counts: positions answered and those that agreed, by level.
@@ -61,6 +62,7 @@ class CalibratedEngine(ABC):
     model_id: str
     fingerprint: str
     final: nn.Module
+    field: str
     depth: int
     slots: int
 
@@ -136,15 +138,16 @@ class CalibratedEngine(ABC):
         Args:
             sample: from `calibration_sample`.
             secret: the installation's noise secret.
-            stored: an earlier calibration of this model whose field is kept: a refit.
+            stored: a calibration whose field is kept, this model's for a refit, or another's of the same field.
             progress: called with the share done, 0 to 1.
         """
         tell = progress or (lambda _share: None)
         ell = self.spec.length_scale or self.scheme.length_scale
         scheme = replace(self.scheme, depth=self.depth, length_scale=ell)
         if sample.answered is None:
-            return sample.solved(secret, self.fingerprint, scheme, field=stored, progress=tell)
-        coarse = sample.solved(secret, self.fingerprint, replace(scheme, tolerance=COARSE), field=stored)
+            return sample.solved(secret, self.fingerprint, scheme, field=stored, field_name=self.field, progress=tell)
+        rough = replace(scheme, tolerance=COARSE)
+        coarse = sample.solved(secret, self.fingerprint, rough, field=stored, field_name=self.field)
         self.uninstall()
         self.install(coarse, secret)
         try:

@@ -32,7 +32,7 @@ class Calibration:
     """What a model needs to be sold by level; a refit moves levels along the same path and draws no new noise.
 
     Attributes:
-        fingerprint: the model's.
+        fingerprint: the model's, whose levels these are.
         length_scale: ell of the noise field, in the units of the features. Pinned: another ell is another field.
         depth: D of the noise field. Pinned likewise.
         metric: [H, m] float32 projection in whose space distances count, or None. Pinned likewise.
@@ -44,6 +44,8 @@ class Calibration:
             whose vocabulary is too large to be seen class by class.
         answers: how many were judged.
         balance: class offsets that belong to the field, or None. Pinned likewise.
+        field_name: with the secret the key of the noise; "": the fingerprint. Models that share the name and what is
+            pinned, such as one final layer's copies, have one noise.
     """
 
     fingerprint: str
@@ -56,6 +58,10 @@ class Calibration:
     metric: Tensor | None = field(default=None, compare=False)
     block: int = 1
     balance: Balance | None = field(default=None, compare=False)
+    field_name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "field_name", self.field_name or self.fingerprint)
 
     @property
     def floor(self) -> float:
@@ -85,9 +91,9 @@ class Calibration:
         return min(high, max(1, low + round(_share_of_cell(level, value_low, value_high) * (high - low))))
 
     def same_field(self, other: Calibration) -> bool:
-        """Whether another calibration is of this one's noise field: a refit of it."""
+        """Whether another calibration is of this one's noise field: a refit of it, or another model's on it."""
         one, two = (
-            (c.fingerprint, c.length_scale, c.depth, c.block, c.metric is None, c.balance) for c in (self, other)
+            (c.field_name, c.length_scale, c.depth, c.block, c.metric is None, c.balance) for c in (self, other)
         )
         if one != two:
             return False
@@ -108,6 +114,7 @@ class Calibration:
         block: int = 1,
         balance: bool = False,
         field: Calibration | None = None,
+        field_name: str = "",
         field_features: Tensor | None = None,
         readout: Readout | None = None,
         contention: int = 2,
@@ -126,8 +133,9 @@ class Calibration:
             block: for masks, side of the squares that share their noise, in logits.
             balance: whether to solve class offsets with which a level answers each class as often as the clean model
                 does, on all K logits.
-            field: for a refit, the calibration whose noise field is kept: depth, length scale, metric, block and
-                balance are then its own.
+            field: the calibration whose noise field is kept, for a refit or for another model of that field: name,
+                depth, length scale, metric, block and balance are then its own.
+            field_name: of a new field; "": the fingerprint.
             field_features: [N, H] what the field sees of each row where that is not its features: a block's mean.
             readout: for masks, interpolation to the client's resolution.
             contention: how many of the highest logits contend for focus.
@@ -145,7 +153,7 @@ class Calibration:
         if field is None:
             space = seen if metric is None else seen.float() @ metric.to(seen.device)
             ell = _round(relative_length_scale * _median_distance(space, highest.index[:, 0]))
-            unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block)
+            unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block, None, field_name)
         else:
             balance, unsolved = False, replace(field, fingerprint=fingerprint, favour_gap=favour, avoid_gap=avoid)
         ladder = unsolved.ladder(secret, features=features.shape[1], classes=highest.classes)
@@ -159,7 +167,7 @@ class Calibration:
         """The field that this calibration was solved on."""
         return NoiseLadder(
             secret,
-            self.fingerprint,
+            self.field_name,
             features=features,
             classes=classes,
             length_scale=self.length_scale,
@@ -194,6 +202,7 @@ class Calibration:
                 metric=None if fields["metric"] is None else _decoded(fields["metric"]),
                 block=int(fields["block"]),
                 balance=_balance(fields.get("balance")),
+                field_name=str(fields.get("field_name", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a stored calibration: {error!r}") from None

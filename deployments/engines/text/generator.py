@@ -29,6 +29,7 @@ from policies.calibration.candidates import Candidates
 from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import TEXT
 from policies.errors import InvalidRequest
+from policies.field.identity import field_digest
 from policies.head.head import Head
 from policies.head.slots import Setting
 from policies.head.words import targets
@@ -62,6 +63,7 @@ class Generator(CalibratedEngine):
         self.language_model = language_model
         self.tokenizer: Any = language_model.tokenizer
         self.fingerprint, self.final = language_model.fingerprint, language_model.final
+        self.field = spec.field or field_digest(self.final)
         self.features, self.vocabulary = self.final.in_features, self.final.out_features
         self.context = min(language_model.context, spec.max_context or language_model.context)
         self.depth = spec.depth or TEXT.depth
