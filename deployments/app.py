@@ -3,6 +3,7 @@
 # No postponed annotations here: Serve reads the type of build_app's argument to parse the YAML into it.
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,7 +12,7 @@ from ray.serve import Application
 
 from deployments.config import AppArgs, ModelSpec, Scaling, Task
 from deployments.gateway import TenantGateway
-from deployments.store import EmbeddedStore, StoreAccess, store_url
+from deployments.store import EmbeddedStore, StoreAccess, is_embedded
 
 WAITING_IN_FAIR_QUEUE = 10_000
 """Serve's router is first in, first out: let everything through, so that requests wait where tenants are told apart."""
@@ -20,11 +21,11 @@ WAITING_IN_FAIR_QUEUE = 10_000
 def build_app(args: AppArgs) -> Application:
     """Gateway in front, one deployment per model behind it, and the embedded store where no other is named."""
     embedded = None
-    if store_url(args.store) == "embedded":
+    if is_embedded(args.store):
         embedded = serve.deployment(EmbeddedStore).options(ray_actor_options={"num_cpus": 0.1}).bind(args.store)
     access = StoreAccess(embedded, args.store)
-    share_of_gpu = _share_of_gpu(args)
-    models = {spec.id: _model(spec, args, access, share_of_gpu) for spec in args.models}
+    share_of_gpu, of_replicas = _share_of_gpu(args), replace(access, replica=True)
+    models = {spec.id: _model(spec, args, of_replicas, share_of_gpu) for spec in args.models}
     gateway = serve.deployment(TenantGateway).options(**_options(args.gateway.scaling, 0.0))
     return gateway.bind(args, models, access)
 

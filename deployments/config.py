@@ -63,8 +63,8 @@ class ModelSpec(BaseModel):
     field: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
         default=None,
         description="name of the noise field: models with one field have one noise, which nobody can average away over"
-        " their ids. None: a digest of the final layer, the same in float32, bfloat16 and float16, for any labels and any"
-        " backbone. A quantised copy (GGUF, int8) needs it, and a final layer trained anew: name the original's,"
+        " their ids. None: a digest of the final layer, the same in float32, bfloat16 and float16, for any labels and"
+        " any backbone. A quantised copy (GGUF, int8) needs it, and a final layer trained anew: name the original's,"
         " which `tenants levels --json` shows",
     )
     length_scale: Annotated[float, Field(gt=0.0)] | None = Field(
@@ -111,7 +111,7 @@ class StoreArgs(BaseModel):
     redis_url: str = Field(
         default="embedded",
         description="`embedded` (a Valkey server of this application's own), or redis://, rediss://, redis+sentinel://."
-        " The environment's REDIS_URL goes before; keep credentials there",
+        " The environment's REDIS_URL goes before, and for replicas AIM_REPLICA_REDIS_URL; keep credentials there",
     )
     public_url: str = Field(
         default="http://127.0.0.1:8000", description="where clients reach the gateway; written to demo.env"

@@ -26,8 +26,9 @@ from pydantic import ValidationError
 from deployments.config import AppArgs
 from deployments.console import FAILED, MARK
 from deployments.first_calls import first_calls
-from deployments.store import store_url
+from deployments.store import StoreAccess, is_embedded, store_url
 from policies.errors import Unavailable
+from tenants.records import RecordError
 from tenants.store import TenantStore
 
 app = typer.Typer(add_completion=False, help="Start and stop the application on this machine.")
@@ -233,19 +234,28 @@ def _check_port(plan: Plan) -> None:
 
 
 def _check_store(plan: Plan) -> None:
-    url = store_url(plan.args.store)
-    if url == "embedded":
-        return
+    try:
+        if is_embedded(plan.args.store):
+            return
+    except ValueError as error:
+        raise fail(str(error)) from None
     logging.getLogger("tenants").setLevel(logging.ERROR)  # the one line below says it
 
-    async def ping() -> None:
-        async with await TenantStore.connect(url):
+    async def look() -> None:
+        async with await TenantStore.connect(store_url(plan.args.store)):
             pass
+        access = StoreAccess(None, plan.args.store, replica=True)
+        async with await TenantStore.connect(store_url(plan.args.store, replica=True)) as store:
+            await access.noise_secret(store)
 
     try:
-        asyncio.run(ping())
+        asyncio.run(look())
     except (Unavailable, ValueError) as error:
-        raise fail(f"The store that REDIS_URL or store.redis_url names cannot be used: {error}") from None
+        raise fail(
+            f"The store that REDIS_URL, AIM_REPLICA_REDIS_URL or store.redis_url names cannot be used: {error}"
+        ) from None
+    except (RecordError, OSError) as error:
+        raise fail(f"The noise secret cannot be used: {error}") from None
 
 
 def _is_ours(pid: int) -> bool:

@@ -12,8 +12,10 @@ from pathlib import Path
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import StoreArgs
-from deployments.console import announce
+from deployments.console import FAILED, announce
 from policies.errors import Unavailable
+from tenants import installation
+from tenants.edits import AdminError
 from tenants.embedded import EmbeddedValkey
 from tenants.seed import ENV_FILE, read_env, seed_demo
 from tenants.store import TenantStore
@@ -25,11 +27,16 @@ STARTUP_PAUSE_S = 0.5
 
 
 class EmbeddedStore:
-    """Owns a Valkey server on loopback, with its data under `data_dir`, seeded once with demo tenants."""
+    """Owns a Valkey server on loopback, with its data under `data_dir`, seeded once with secrets and demo tenants."""
 
     async def __init__(self, args: StoreArgs) -> None:
         self._valkey = await asyncio.to_thread(EmbeddedValkey, args.data_dir)
         async with await TenantStore.connect(self._valkey.url) as store:
+            try:
+                await installation.create_secrets(store, outside=given_noise_secret(args) is not None, who="seed")
+            except (AdminError, OSError) as error:
+                announce("store", f"{FAILED} {error}")
+                raise
             demo = await seed_demo(store, args.data_dir, args.public_url)
         # Printed from a worker, so Ray logs it: the place of the keys, never the keys.
         announce("store", f"embedded Valkey is up; demo keys are in {demo}")
@@ -53,11 +60,13 @@ class StoreAccess:
 
     Attributes:
         embedded: handle of `EmbeddedStore`, or None.
-        args: `store` of the configuration; the environment's REDIS_URL goes before its `redis_url`.
+        args: `store` of the configuration; the environment's URLs go before its `redis_url`.
+        replica: whether it is a replica's, which may have a store user of its own.
     """
 
     embedded: DeploymentHandle | None
     args: StoreArgs
+    replica: bool = False
 
     async def connect(self) -> TenantStore:
         """A connection to the store; waits for one that is away, so that Serve gives a new replica no requests.
@@ -78,7 +87,7 @@ class StoreAccess:
 
     async def _connect(self) -> TenantStore:
         if self.embedded is None:
-            return await TenantStore.connect(store_url(self.args))
+            return await TenantStore.connect(store_url(self.args, replica=self.replica))
         embedded = self.embedded
 
         async def locate() -> str:
@@ -89,19 +98,44 @@ class StoreAccess:
         return await TenantStore.connect(await locate(), locate=locate)
 
     async def noise_secret(self, store: TenantStore) -> bytes:
-        """The installation's noise secret: from the environment (AIM_NOISE_SECRET), else a file, else the store."""
-        if value := os.environ.get("AIM_NOISE_SECRET"):
-            return value.encode()
-        if self.args.noise_secret_file:
-            return Path(self.args.noise_secret_file).expanduser().read_bytes().strip()
-        return (await store.noise_secret()).encode()
+        """The installation's noise secret: from the environment (AIM_NOISE_SECRET), else a file, else the store.
+
+        Raises:
+            RecordError: the store has none, or a damaged one; the message names the command that makes it.
+            OSError: the file cannot be read.
+        """
+        given = given_noise_secret(self.args)
+        return (await store.noise_secret()).encode() if given is None else given
 
 
-def store_url(args: StoreArgs) -> str:
-    """`embedded`, or the store's URL; the environment's REDIS_URL goes before the configuration.
+def given_noise_secret(args: StoreArgs) -> bytes | None:
+    """The noise secret that the environment or a file gives; None: the store's is used. Raises OSError."""
+    if value := os.environ.get("AIM_NOISE_SECRET"):
+        return value.encode()
+    if args.noise_secret_file:
+        return Path(args.noise_secret_file).expanduser().read_bytes().strip()
+    return None
 
-    A shell that has read `demo.env` exports the embedded store's own URL, which means that store and no other.
+
+def store_url(args: StoreArgs, *, replica: bool = False) -> str:
+    """`embedded`, or the store's URL; the environment goes before the configuration.
+
+    That is REDIS_URL, and for replicas AIM_REPLICA_REDIS_URL before it, in which they have a user of their own. A
+    shell that has read `demo.env` exports the embedded store's own URL, which means that store and no other.
     """
-    url = os.environ.get("REDIS_URL") or args.redis_url
+    own = os.environ.get("AIM_REPLICA_REDIS_URL") if replica else None
+    url = own or os.environ.get("REDIS_URL") or args.redis_url
     demo = read_env(Path(args.data_dir) / ENV_FILE).get("REDIS_URL")
     return args.redis_url if url == demo else url
+
+
+def is_embedded(args: StoreArgs) -> bool:
+    """Whether the application has a store of its own.
+
+    Raises:
+        ValueError: replicas are given another one, and gateways none.
+    """
+    embedded = store_url(args) == "embedded"
+    if embedded and os.environ.get("AIM_REPLICA_REDIS_URL"):
+        raise ValueError("AIM_REPLICA_REDIS_URL names a store for replicas, but REDIS_URL names none for gateways")
+    return embedded

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from tenants import cli_keys, cli_manifest, cli_models, cli_tiers, keyspace, served_levels, show
+from tenants import (
+    cli_installation,
+    cli_keys,
+    cli_manifest,
+    cli_models,
+    cli_tiers,
+    installation,
+    keyspace,
+    served_levels,
+    show,
+)
 from tenants.admin import TenantAdmin
 from tenants.console import Assignments, Json, TenantId, Yes, assignments, complete_tier, failure, run
 from tenants.served import ServedModels
@@ -17,6 +27,7 @@ from tenants.usage import days_between, last_days, read_usage
 app = typer.Typer(help="Manage tiers, tenants and API keys.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(cli_tiers.app, name="tier")
 app.add_typer(cli_keys.app, name="key")
+app.command()(cli_installation.init)
 app.command()(cli_manifest.apply)
 app.command()(cli_manifest.export)
 app.command()(cli_models.levels)
@@ -173,7 +184,9 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     """Validate every record and judge every level in use; one line for each that is wrong, and exit status 1."""
 
     async def read(admin: TenantAdmin, store: TenantStore) -> Any:
-        return await admin.check(), served_levels.drifted(await ServedModels(store).reports())
+        reports = await ServedModels(store).reports()
+        strangers = await installation.strangers(store, reports)
+        return [*await admin.check(), *strangers], served_levels.drifted(reports)
 
     problems, drifted = run(context, read)
     lines = [str(problem) for problem in problems] or ["All records are valid."]

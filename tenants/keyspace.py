@@ -13,8 +13,13 @@ TRACKED_PREFIXES = (TIER, TENANT, APIKEY)
 """What entitlements are resolved from: the prefixes whose edits the server announces."""
 
 AUDIT = "audit"
+CALIBRATION = "calibration:"
+FIELD = "field:"
 LEVELS = "levels:"
 NOISE_SECRET = "secret:noise"
+NOISE_SECRET_ID = "noise-secret-id"
+"""Which noise secret the installation's replicas serve with: 16 hex digits, no secret."""
+RECEIPT_SECRET = "secret:receipts"
 SEED_GUARD = "seed:demo"
 
 _RANDOM = 43
@@ -56,7 +61,17 @@ def named_tenant(secret: str) -> str | None:
 
 
 def calibration(fingerprint: str) -> str:
-    return f"calibration:{fingerprint}"
+    return CALIBRATION + fingerprint
+
+
+def field(name: str) -> str:
+    """What a noise field is beside its key (JSON), written once: models that share the field are solved on it."""
+    return FIELD + name
+
+
+def field_shape(name: str) -> str:
+    """`<features>x<classes>` of the final layers that share a field."""
+    return f"{FIELD}{name}:shape"
 
 
 def calibration_version(fingerprint: str) -> str:

@@ -35,6 +35,8 @@ class ReplicaReport:
         version: refits of it that the replica has taken.
         inputs: inputs among its live rows.
         levels: every level below 1.0 in use, by rising level.
+        field: name of its noise field.
+        noise: id of its noise secret, as of `installation.secret_id`.
     """
 
     model: str
@@ -43,6 +45,8 @@ class ReplicaReport:
     version: int
     inputs: int
     levels: tuple[LevelReport, ...] = ()
+    field: str = ""
+    noise: str = ""
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -20,6 +20,7 @@ class ServedLevels:
         behind: whether others have a later refit of the same calibration.
         levels: by rising level.
         alone: whether no replica of the model serves another calibration.
+        field: name of their noise field.
     """
 
     calibration: str
@@ -28,6 +29,7 @@ class ServedLevels:
     behind: bool
     levels: tuple[LevelReport, ...]
     alone: bool
+    field: str = ""
 
     def __str__(self) -> str:
         count = "1 replica" if self.replicas == 1 else f"{self.replicas} replicas"
@@ -47,7 +49,7 @@ def merged(reports: Sequence[ReplicaReport]) -> list[ServedLevels]:
     for key, version in groups:
         newest.setdefault(key, version)
     return [
-        ServedLevels(key, version, len(group), version < newest[key], _sum(group), len(groups) == 1)
+        ServedLevels(key, version, len(group), version < newest[key], _sum(group), len(groups) == 1, group[0].field)
         for (key, version), group in groups.items()
     ]
 
@@ -86,6 +88,7 @@ def level_fields(group: ServedLevels, report: LevelReport) -> dict[str, Any]:
         "state": state,
         "delivered": fields(report.delivered),
         "expected": fields(report.expected),
+        "field": group.field,
         "calibration": group.calibration,
         "version": group.version,
         "replicas": group.replicas,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import secrets
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -34,6 +34,7 @@ SETTING_UP = 2.0
 """How much longer than an answer a new connection may take: names, TLS and Sentinel come before it."""
 _AWAY = (RedisConnectionError, RedisTimeoutError, RedisClusterException, SlotNotCoveredError, OSError, TimeoutError)
 _EDIT = scripts.load("edit")
+_HEX, _BASE64 = re.compile("[0-9a-f]{64}"), re.compile("[A-Za-z0-9_-]{43}")
 
 Command = tuple[Any, ...]
 Call = tuple[Sequence[str], Sequence[Any]]
@@ -201,32 +202,48 @@ class TenantStore:
                     break
 
     async def noise_secret(self) -> str:
-        """The installation's noise secret, 64 hex digits, created at the first call. Back it up."""
-        await self.execute("SET", keyspace.NOISE_SECRET, secrets.token_hex(32), "NX")
-        value = (await self.execute("GET", keyspace.NOISE_SECRET) or b"").decode("ascii", "replace")
-        if len(value) != 64 or set(value) - set("0123456789abcdef"):
-            raise RecordError(keyspace.NOISE_SECRET, "", "expected 64 lower-case hex digits")
+        """The installation's noise secret, 64 hex digits. Raises RecordError where there is none, or it is damaged."""
+        return await self._secret(keyspace.NOISE_SECRET, _HEX, "64 lower-case hex digits")
+
+    async def receipt_secret(self) -> str:
+        """The secret that signs receipts, 43 characters of URL-safe base 64. Raises RecordError as `noise_secret`."""
+        return await self._secret(keyspace.RECEIPT_SECRET, _BASE64, "43 characters of URL-safe base 64")
+
+    async def _secret(self, key: str, form: re.Pattern[str], expected: str) -> str:
+        stored = await self.execute("GET", key)
+        if stored is None:
+            raise RecordError(key, "", "there is none; create it once by `tenants init`, or restore it from a backup")
+        value = stored.decode("ascii", "replace")
+        if not form.fullmatch(value):
+            raise RecordError(key, "", f"expected {expected}")
         return cast(str, value)
+
+    async def place(self, key: str, text: str) -> str:
+        """Set a text unless one is there, so that of several writers one wins; what is there then."""
+        await self.execute("SET", key, text, "NX")
+        stored = await self.execute("GET", key)
+        return text if stored is None else cast(str, stored.decode("utf-8", "replace"))
 
     async def load_calibration(self, fingerprint: str) -> dict[str, Any] | None:
         """The stored calibration of a model's fingerprint. Raises RecordError where it is no JSON object."""
-        stored = await self.execute("GET", keyspace.calibration(fingerprint))
+        return await self.load_json(keyspace.calibration(fingerprint))
+
+    async def load_json(self, key: str) -> dict[str, Any] | None:
+        """A stored JSON object. Raises RecordError where it is none."""
+        stored = await self.execute("GET", key)
         if stored is None:
             return None
         try:
-            curve = json.loads(stored)
+            found = json.loads(stored)
         except ValueError:
-            curve = None
-        if not isinstance(curve, dict):
-            raise RecordError(keyspace.calibration(fingerprint), "", "is not a JSON object")
-        return curve
+            found = None
+        if not isinstance(found, dict):
+            raise RecordError(key, "", "is not a JSON object")
+        return found
 
     async def save_calibration(self, fingerprint: str, payload: str) -> str:
         """Store a calibration (JSON) unless one is there; the stored one is returned, so that all replicas agree."""
-        key = keyspace.calibration(fingerprint)
-        await self.execute("SET", key, payload, "NX")
-        stored = await self.execute("GET", key)
-        return payload if stored is None else cast(str, stored.decode())
+        return await self.place(keyspace.calibration(fingerprint), payload)
 
     async def push_connections(self) -> list[AbstractConnection]:
         """RESP3 connections of their own, for server-side invalidation: one, or one to each primary of a Cluster."""

@@ -8,16 +8,20 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from deployments.console import FAILED, announce
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.upkeep.calibrator import CalibrationFailed, Calibrator, check_source, pack
+from deployments.upkeep.fields import NoiseField
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
 from tenants import tasks
+from tenants.records import RecordError
 from tenants.served import LIVE, Job, ServedModels
 
 logger = logging.getLogger("deployments.upkeep.jobs")
+T = TypeVar("T")
 
 TELL_S = 0.5
 STORE_TURNS = 120
@@ -35,21 +39,29 @@ class Solving:
         engine: the replica's.
         calibrator: of its model.
         key: where the calibration is kept, below `calibration:`.
+        field: the model's noise field; the first calibration on it fixes it.
         stored: the calibration in place; None for the first.
         job: what is to be done.
     """
 
     def __init__(
-        self, engine: CalibratedEngine, calibrator: Calibrator, key: str, stored: Calibration | None, job: Job
+        self,
+        engine: CalibratedEngine,
+        calibrator: Calibrator,
+        key: str,
+        field: NoiseField,
+        stored: Calibration | None,
+        job: Job,
     ) -> None:
         self._engine, self._calibrator, self._key, self._stored = engine, calibrator, key, stored
+        self._field = field
         self._job = replace(job, state="running", step="starting")
         self._said = ("", 0)
 
     async def run(self, served: ServedModels, take: Callable[[int], Awaitable[None]]) -> None:
         """Do the job. `take` puts the calibration of a version in this replica's place."""
         try:
-            calibration = await self._followed(served)
+            calibration = await (self._first(served) if self._job.first else self._followed(served))
             self._job = replace(self._job, answers=calibration.answers, step="reaching every replica", share=1.0)
             put = served.place_calibration if self._job.first else served.replace_calibration
             version = await self._kept(served, partial(put, self._key, calibration.to_json()))
@@ -59,7 +71,7 @@ class Solving:
             await served.tell(replace(self._job, state="done", version=version))
         except CalledOff:
             logger.warning("model %s: the calibration was called off", self._job.model)
-        except (CalibrationFailed, ValueError) as error:
+        except (CalibrationFailed, RecordError, ValueError) as error:
             await self._fail(served, str(error))
         except Unavailable:
             logger.error(
@@ -70,8 +82,18 @@ class Solving:
             logger.exception("model %s: the calibration failed", self._job.model)
             await self._fail(served, "it failed; see the replica's log")
 
-    async def _kept(self, served: ServedModels, put: Callable[[], Awaitable[int]]) -> int:
-        """The version under which the calibration is in the store; one that is away is waited for a while."""
+    async def _first(self, served: ServedModels) -> Calibration:
+        """A first calibration, on the model's field as whoever was first has fixed it."""
+        self._stored = await self._kept(served, self._field.fixed)
+        calibration = await self._followed(served)
+        fixed = await self._kept(served, partial(self._field.fix, calibration))
+        if fixed.same_field(calibration):
+            return calibration
+        self._stored = fixed  # another model of the field was first meanwhile
+        return await self._followed(served)
+
+    async def _kept(self, served: ServedModels, put: Callable[[], Awaitable[T]]) -> T:
+        """What the store says to what is put into it; one that is away is waited for a while."""
         for left in reversed(range(STORE_TURNS)):
             try:
                 if not await served.tell(self._job):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
 import logging
 import time
@@ -15,10 +13,11 @@ from deployments.config import ModelSpec, resolve_path
 from deployments.console import announce
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.upkeep.calibrator import Calibrator, check_source
+from deployments.upkeep.fields import NoiseField, calibration_key
 from deployments.upkeep.jobs import Solving
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
-from tenants import tasks
+from tenants import installation, tasks
 from tenants.directory import Directory
 from tenants.records import RecordError
 from tenants.served import Job, ReplicaReport, ServedModels
@@ -52,9 +51,11 @@ class Keeper:
     """
 
     def __init__(
-        self, engine: CalibratedEngine, store: TenantStore, key: str, calibrator: Calibrator, replica: str
+        self, engine: CalibratedEngine, store: TenantStore, field: NoiseField, calibrator: Calibrator, replica: str
     ) -> None:
-        self._engine, self._store, self._key, self._calibrator, self._replica = engine, store, key, calibrator, replica
+        self._engine, self._store, self._calibrator, self._replica = engine, store, calibrator, replica
+        self._field, self._key = field, calibration_key(engine, calibrator.secret)
+        self._noise = installation.secret_id(calibrator.secret)
         self._served, self._spec = ServedModels(store), calibrator.spec
         self._stored: Calibration | None = None
         self._version, self._unusable = 0, -1
@@ -88,18 +89,23 @@ class Keeper:
 
         Raises:
             NotCalibrated: the store has no calibration, and `spec.calibration` names no sample.
-            CalibrationFailed, LoadError: as `check_source`.
-            RecordError, ValueError: what the store has cannot be used.
+            CalibrationFailed, LoadError: as `check_source`, or the model's field is fixed otherwise than configured.
+            RecordError, ValueError: what the store has cannot be used, or the noise secret is missing, or not the one
+                that the installation's other replicas serve with.
             Unavailable: the store is away.
         """
         store = await access.connect()
         try:
             secret = await access.noise_secret(store)
-            calibrator = Calibrator(spec, secret, threads, gpu_share)
-            keeper = cls(engine, store, calibration_key(engine, spec, secret), calibrator, replica)
+            await installation.join(store, secret)
+            field = NoiseField(engine, spec, secret, store)
+            await field.join()
+            keeper = cls(engine, store, field, Calibrator(spec, secret, threads, gpu_share), replica)
             # Before the calibration: one that is replaced in between is then taken again, not missed.
             keeper._version = await keeper._served.version(keeper._key)
             stored = await store.load_calibration(keeper._key)
+            if stored is None and (adopted := await field.adopted()) is not None:
+                stored = json.loads(await store.save_calibration(keeper._key, adopted.to_json()))
             if stored is not None:
                 await keeper._install(stored, keeper._version)
             else:
@@ -182,7 +188,9 @@ class Keeper:
             await self._served.tell(replace(job, state="failed", error=error))
 
     def _begin(self, job: Job) -> None:
-        solving = Solving(self._engine, self._calibrator, self._key, None if job.first else self._stored, job)
+        solving = Solving(
+            self._engine, self._calibrator, self._key, self._field, None if job.first else self._stored, job
+        )
         self._work = asyncio.create_task(solving.run(self._served, self._take), name=f"calibration-{job.model}")
 
     async def _look_after_levels(self) -> None:
@@ -199,7 +207,9 @@ class Keeper:
     async def _report(self) -> None:
         inputs, levels = await asyncio.to_thread(lambda: self._engine.live.inputs), tuple(self._engine.reports())
         await self._served.publish(
-            ReplicaReport(self._spec.id, self._replica, self._key, self._version, inputs, levels)
+            ReplicaReport(
+                self._spec.id, self._replica, self._key, self._version, inputs, levels, self._engine.field, self._noise
+            )
         )
         self._reported = time.monotonic()
 
@@ -226,15 +236,14 @@ class Keeper:
 
     async def _install(self, stored: dict[str, object], version: int) -> None:
         calibration = Calibration.from_json(json.dumps(stored))
+        # Levels that were solved before the field's record was lost say what the field is.
+        if not calibration.same_field(await self._field.fix(calibration)):
+            raise ValueError(
+                f"it is of another noise than its field '{self._engine.field}' has; delete calibration:{self._key}, and"
+                " the levels are solved on that one"
+            )
         await asyncio.to_thread(self._engine.install, calibration, self._calibrator.secret)
         self._stored, self._version, self._unusable = calibration, version, -1
-
-
-def calibration_key(engine: CalibratedEngine, spec: ModelSpec, secret: bytes) -> str:
-    """The model's fingerprint and a digest of all else that decides its noise field; 2 and 3 are kinds of field."""
-    kind = 3 if engine.scheme.balance else 2
-    field = hmac.new(secret, f"{kind}:{engine.fingerprint}:{spec.length_scale}:{spec.depth}".encode(), hashlib.sha256)
-    return f"{engine.fingerprint}-{field.hexdigest()[:8]}"
 
 
 def _source(spec: ModelSpec) -> str:

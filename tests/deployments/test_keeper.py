@@ -22,7 +22,8 @@ from deployments.config import REPOSITORY
 from deployments.engines.errors import LoadError
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.upkeep.calibrator import CalibrationFailed
-from deployments.upkeep.keeper import Keeper, NotCalibrated, calibration_key
+from deployments.upkeep.fields import calibration_key
+from deployments.upkeep.keeper import Keeper, NotCalibrated
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
 from tenants.cli import app
@@ -81,7 +82,7 @@ def invoke(store: TenantStore) -> Run:
 
 
 def key_of(engine: ImageClassifier) -> str:
-    return calibration_key(engine, SPEC, SECRET)
+    return calibration_key(engine, SECRET)
 
 
 async def said(result: Result) -> str:
