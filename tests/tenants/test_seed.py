@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tenants import keyspace
+from tenants import installation, keyspace
 from tenants.admin import TenantAdmin
 from tenants.cache import EntitlementCache
 from tenants.records import RecordError
@@ -73,7 +73,7 @@ async def test_no_key_and_no_password_is_logged_or_kept_in_the_store(
 ) -> None:
     with caplog.at_level(logging.DEBUG):
         values = read_env(await seed_demo(store, tmp_path, "http://a"))
-        await store.noise_secret()
+        await installation.create_secrets(store)
     secrets = [values[f"{name}_KEY"] for name in ("GOLD", "SILVER", "FREE")]
     password = store.url.split("@")[0].rpartition(":")[2]
     assert not any(secret in caplog.text for secret in (*secrets, password))

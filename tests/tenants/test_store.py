@@ -12,13 +12,6 @@ from tenants.store import TenantStore
 from tests.tenants.conftest import Backend, until
 
 
-async def test_the_noise_secret_is_made_once_for_all(store: TenantStore, shared_backend: Backend) -> None:
-    async with await TenantStore.connect(shared_backend.url, timeout_s=5.0) as other:
-        secrets = await asyncio.gather(*(s.noise_secret() for s in (store, other) for _ in range(8)))
-    assert len(set(secrets)) == 1
-    assert len(bytes.fromhex(secrets[0])) == 32
-
-
 async def test_a_cancelled_command_ends_cancelled_wherever_it_is(store: TenantStore) -> None:
     """Not answered after all, which loses the cancellation, and no reason to take the store for away."""
     answered = 0
@@ -33,13 +26,6 @@ async def test_a_cancelled_command_ends_cancelled_wherever_it_is(store: TenantSt
             answered += 1
             assert await task == [None, None]
     assert answered < 400 and store.breaker.closed
-
-
-async def test_a_damaged_noise_secret_is_refused_not_replaced(store: TenantStore) -> None:
-    await store.execute("SET", "secret:noise", "short")
-    with pytest.raises(RecordError):
-        await store.noise_secret()
-    assert await store.execute("GET", "secret:noise") == b"short"
 
 
 async def test_the_first_calibration_wins_and_every_writer_gets_it(store: TenantStore) -> None:
@@ -212,5 +198,5 @@ async def test_a_sentinel_group_leads_to_its_master(backend: Backend, tmp_path_f
                 return False
 
         await until(answers)
-        assert await store.noise_secret() == await store.noise_secret()
+        assert await store.place("key", "text") == await store.place("key", "other") == "text"
         await store.aclose()

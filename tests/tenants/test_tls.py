@@ -7,17 +7,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
 
 from policies.errors import LimitExceeded, Unavailable
+from tenants import installation, keyspace
 from tenants.admin import TenantAdmin
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.cli import app
+from tenants.directory import Directory
 from tenants.entitlements import Entitlements
-from tenants.served import ReplicaReport, ServedModels
+from tenants.served import Job, ReplicaReport, ServedModels
 from tenants.store import TenantStore
 from tests.tenants.conftest import REPOSITORY, populate, until
 from tests.tenants.requests import total
@@ -59,12 +62,21 @@ async def served_and_counted(store: TenantStore, admission: Admission, own: Enti
     assert (await admission.remaining(own))["tpm"] == 870
 
 
-async def models_calibrated(replica: ServedModels, operator: ServedModels) -> None:
-    """A replica reports, an operator asks for a refit, the replica takes it up, the operator calls it off."""
+async def models_calibrated(store: TenantStore, operator: ServedModels) -> None:
+    """A replica starts, calibrates first, reports; an operator asks for a refit, the replica takes it up, the operator
+    calls it off."""
+    replica, secret = ServedModels(store), await store.noise_secret()
+    await installation.join(store, secret.encode())
+    assert await store.place(keyspace.field_shape("f"), "2x3") == "2x3"
+    assert await store.place(keyspace.field("f"), "{}") == "{}"
+    assert await Directory(store).levels("m") == {0.5}
+    first = await replica.claim(Job("m", "r1", "/data", "first start", first="f"))
+    assert await store.load_calibration("f") is None and await replica.place_calibration("f", "{}") == 1
+    assert await replica.tell(replace(first, state="done")) and await store.load_calibration("f") == {}
     await replica.publish(ReplicaReport("m", "r1", "f", 0, 1, ()))
     job = await operator.ask("m", "/data", who="tester")
-    assert await replica.look("m", "f") == (0, job) and await replica.tell(job)
-    assert await replica.replace_calibration("f", "{}") == 1
+    assert await replica.look("m", "f") == (1, job) and await replica.tell(job)
+    assert await replica.replace_calibration("f", "{}") == 2
     await operator.call_off(job)
 
 
@@ -75,7 +87,10 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
     async with (
         await TenantStore.connect(server.url("admin"), timeout_s=5.0) as admins,
         await TenantStore.connect(server.url("gateway"), timeout_s=5.0) as store,
+        await TenantStore.connect(server.url("replica"), timeout_s=5.0) as replicas,
+        await TenantStore.connect(server.url("installer"), timeout_s=5.0) as installer,
     ):
+        assert len(await installation.create_secrets(installer)) == 2
         admin = TenantAdmin(admins, who="tester")
         secret = await populate(admin, rpm="3", tpm="1000", concurrency="2", quota_tokens_day="5000")
         await admin.set_key(secret, {"rpm": "2"})
@@ -94,11 +109,10 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
             return next(iter((await admin.keys("acme")).values())).last_used is not None
 
         await until(noted)
-        assert await store.noise_secret() == await store.noise_secret()
-        assert await store.save_calibration("f", "{}") == "{}" and await store.load_calibration("f") == {}
+        assert await store.receipt_secret() == await admins.receipt_secret()
         await admission.aclose()
         await cache.aclose()
-        await models_calibrated(ServedModels(store), ServedModels(admins))
+        await models_calibrated(replicas, ServedModels(admins))
     assert denials(server) == []
 
 
@@ -111,12 +125,33 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
         ("gateway", ("SCAN", "0")),
         ("gateway", ("KEYS", "*")),
         ("gateway", ("CONFIG", "GET", "requirepass")),
+        ("gateway", ("GET", "secret:noise")),
+        ("gateway", ("SET", "secret:noise", "0" * 64)),
+        ("gateway", ("SET", "noise-secret-id", "0" * 16)),
+        ("gateway", ("SET", "secret:receipts", "0" * 43)),
+        ("gateway", ("SET", "calibration:f", "{}")),
+        ("gateway", ("GET", "calibration:f")),
+        ("gateway", ("SET", "field:f", "{}")),
+        ("gateway", ("SET", "calibrate:m", "{}")),
+        ("replica", ("HMGET", "apikey:x", "tenant")),
+        ("replica", ("EVAL", "return redis.call('HGETALL', KEYS[1])", 1, "tenant:acme")),
+        ("replica", ("HSET", "tier:silver", "utility", "1.0")),
+        ("replica", ("SET", "tier:silver", "x")),
+        ("replica", ("SET", "secret:noise", "0" * 64)),
+        ("replica", ("GET", "secret:receipts")),
+        ("replica", ("SET", "used:x", "now")),
         ("admin", ("GET", "secret:noise")),
+        ("admin", ("SET", "secret:noise", "0" * 64)),
+        ("admin", ("SET", "secret:receipts", "0" * 43)),
+        ("admin", ("GET", "calibration:f")),
+        ("installer", ("GET", "secret:noise")),
+        ("installer", ("SET", "secret:noise", "0" * 64, "GET")),
+        ("installer", ("SET", "calibration:f", "{}")),
         ("admin", ("HSET", "usage:{acme}:2030-01-01", "requests", "0")),
         ("admin", ("FLUSHALL",)),
     ],
 )
-async def test_neither_user_may_do_more(server: TlsServer, user: str, command: tuple[str, ...]) -> None:
+async def test_no_user_may_do_more(server: TlsServer, user: str, command: tuple[str, ...]) -> None:
     async with await TenantStore.connect(server.url(user), timeout_s=5.0) as store:
         with pytest.raises(Unavailable):
             await store.execute(*command)
@@ -176,7 +211,17 @@ def test_what_is_wrong_is_said_in_one_line_without_the_password(
     assert server.password not in run.stdout + run.stderr
 
 
-def test_the_docs_give_both_users_and_no_password() -> None:
+async def test_the_installer_draws_a_new_secret_and_a_replica_takes_it(server: TlsServer) -> None:
+    environment = {"REDIS_URL": server.url("installer")}
+    for words in (["init"], ["init"], ["init", "--new-secret", "--yes"]):
+        result = await asyncio.to_thread(CliRunner().invoke, app, words, env=environment)
+        assert result.exit_code == 0, result.output
+    async with await TenantStore.connect(server.url("replica"), timeout_s=5.0) as store:
+        await installation.join(store, (await store.noise_secret()).encode())
+    assert denials(server) == []
+
+
+def test_the_docs_give_each_user_and_no_password() -> None:
     users = documented_users()
-    assert set(users) == {"gateway", "admin"}
+    assert set(users) == {"gateway", "replica", "admin", "installer"}
     assert all(">PASSWORD" in rules and "-@all" in rules for rules in users.values())
