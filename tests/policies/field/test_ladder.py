@@ -16,11 +16,9 @@ KEYS = 600
 MIDDLE = POSITIONS // 2
 
 
-def ladder(
-    secret: bytes = b"a secret of the installation", fingerprint: str = "model", **changes: float
-) -> NoiseLadder:
+def ladder(secret: bytes = b"a secret of the installation", field: str = "model", **changes: float) -> NoiseLadder:
     sizes = {"features": FEATURES, "classes": CLASSES, "length_scale": 1.0, "depth": DEPTH} | changes
-    return NoiseLadder(secret, fingerprint, **sizes)  # type: ignore[arg-type]
+    return NoiseLadder(secret, field, **sizes)  # type: ignore[arg-type]
 
 
 def noise(rungs: NoiseLadder, features: torch.Tensor, position: int) -> torch.Tensor:
@@ -44,11 +42,11 @@ def over_keys(features: torch.Tensor) -> tuple[list[int], torch.Tensor]:
     return positions, torch.stack(rows)
 
 
-def test_noise_depends_on_secret_model_variance_and_input_only(features: torch.Tensor) -> None:
+def test_noise_depends_on_secret_field_variance_and_input_only(features: torch.Tensor) -> None:
     once = noise(ladder(), features, MIDDLE)
     assert torch.equal(once, noise(ladder(), features, MIDDLE))
     assert not torch.equal(once, noise(ladder(secret=b"another secret of a kind"), features, MIDDLE))
-    assert not torch.equal(once, noise(ladder(fingerprint="other"), features, MIDDLE))
+    assert not torch.equal(once, noise(ladder(field="other"), features, MIDDLE))
     assert not torch.equal(once, noise(ladder(), features, MIDDLE + 1))
     assert not torch.equal(once, noise(ladder(), features + 1.0, MIDDLE))
 
