@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -227,3 +228,51 @@ def test_a_model_without_a_final_layer_is_refused_by_name() -> None:
     nn.init.normal_(cast(nn.LayerNorm, affine[1]).weight)
     with pytest.raises(NoFinalLayer, match="more is done to the output of '0'"):
         modulate(affine, torch.randn(200, 4), SECRET)
+
+
+def matrix(sold: Sold) -> Tensor:
+    return sold.head.matrix_at(16_000)
+
+
+def test_a_copy_in_another_dtype_has_the_name_of_its_field_and_by_the_original_its_noise(sold: Sold) -> None:
+    inputs = HOLDOUT[:400].bfloat16()
+    alone = modulate(Pictures().bfloat16(), inputs, SECRET)
+    beside = modulate(Pictures().bfloat16(), inputs, SECRET, field=sold)
+    own, other = sold.head.calibration, beside.head.calibration
+    assert own.field_name == alone.head.calibration.field_name == other.field_name
+    assert own.fingerprint != other.fingerprint and own.curve != other.curve and own.same_field(other)
+    assert torch.equal(matrix(sold), matrix(beside))
+    with torch.no_grad():
+        features = sold.model.conv(OTHERS[:50]).relu()
+        features = F.adaptive_avg_pool2d(features, 2).flatten(1)
+    torch.testing.assert_close(
+        sold.head.phi(features.bfloat16().float()), beside.head.phi(features.bfloat16()), rtol=0, atol=1e-6
+    )
+
+
+def test_a_named_field_is_one_noise_and_another_is_another(sold: Sold) -> None:
+    one, again, other = (modulate(Pictures(), HOLDOUT[:400], SECRET, field=name) for name in ("a", "a", "b"))
+    assert torch.equal(matrix(one), matrix(again)) and not torch.equal(matrix(one), matrix(other))
+    renamed = modulate(Pictures(), HOLDOUT[:400], SECRET, field="a", fingerprint="m")
+    assert torch.equal(matrix(one), matrix(renamed))
+
+
+def test_a_field_that_cannot_be_shared_is_refused_in_words(sold: Sold) -> None:
+    wider = Pictures()
+    wider.fc = nn.Linear(64, 12)
+    with pytest.raises(ValueError, match="64 inputs and 10 classes, but this model's has 64 and 12"):
+        modulate(wider, HOLDOUT[:400], SECRET, field=sold)
+    fresh = modulate(Pictures(), HOLDOUT[:400], SECRET, noise="independent")
+    with pytest.raises(ValueError, match="independent noise"):
+        modulate(Pictures(), HOLDOUT[:400], SECRET, field=fresh)
+
+
+def test_what_was_saved_before_fields_had_names_keeps_its_noise(sold: Sold, tmp_path: Path) -> None:
+    named = copy.deepcopy(sold.head.calibration)
+    sold.save(tmp_path / "sold.json")
+    stored = json.loads((tmp_path / "sold.json").read_text())
+    del stored["calibration"]["field_name"]
+    (tmp_path / "sold.json").write_text(json.dumps(stored))
+    again = Sold.load(Pictures(), tmp_path / "sold.json", SECRET)
+    assert again.head.calibration.field_name == named.fingerprint != named.field_name
+    assert again.head.calibration.curve == named.curve
