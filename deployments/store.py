@@ -45,9 +45,10 @@ class EmbeddedStore:
         """Starts the server again where it has died: Serve itself sees this process only."""
         await asyncio.to_thread(self._valkey.start)
 
-    def url(self) -> str:
-        """The server's URL. A secret: it travels by handle, never in arguments, which Ray logs."""
-        return self._valkey.url
+    def url(self, user: str) -> str:
+        """The server's URL for `gateway` or `replica`. A secret: it travels by handle, never in arguments, which Ray
+        logs."""
+        return self._valkey.url_of(user)
 
     def __del__(self) -> None:
         if hasattr(self, "_valkey"):
@@ -61,7 +62,7 @@ class StoreAccess:
     Attributes:
         embedded: handle of `EmbeddedStore`, or None.
         args: `store` of the configuration; the environment's URLs go before its `redis_url`.
-        replica: whether it is a replica's, which may have a store user of its own.
+        replica: whether it is a replica's, which has a store user of its own.
     """
 
     embedded: DeploymentHandle | None
@@ -92,7 +93,7 @@ class StoreAccess:
 
         async def locate() -> str:
             # A restarted server may find its port taken, and then listens on another.
-            url: str = await embedded.url.remote()
+            url: str = await embedded.url.remote("replica" if self.replica else "gateway")
             return url
 
         return await TenantStore.connect(await locate(), locate=locate)

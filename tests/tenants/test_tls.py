@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from policies.errors import LimitExceeded, Unavailable
-from tenants import installation, keyspace
+from tenants import installation, keyspace, rights
 from tenants.admin import TenantAdmin
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
@@ -223,5 +223,5 @@ async def test_the_installer_draws_a_new_secret_and_a_replica_takes_it(server: T
 
 def test_the_docs_give_each_user_and_no_password() -> None:
     users = documented_users()
-    assert set(users) == {"gateway", "replica", "admin", "installer"}
-    assert all(">PASSWORD" in rules and "-@all" in rules for rules in users.values())
+    assert users == {user: f"on >PASSWORD {rules}" for user, rules in rights.USERS.items()}
+    assert all("-@all" in rules for rules in users.values())

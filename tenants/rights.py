@@ -1,0 +1,20 @@
+"""What each user of the store may do, in the server's words; docs/operations.md says who they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_CONNECT = "-@all +hello +auth +ping"
+USERS: Mapping[str, str] = {
+    "gateway": f"{_CONNECT} +client|tracking +eval +evalsha +time +get +set +del +expire +hgetall +hmget +hexists +hset"
+    " +hdel +hincrby +zadd +zrem +zcard +zremrangebyscore %R~tier:* %R~tenant:* %R~apikey:* ~used:* ~usage:* ~rpm:*"
+    " ~tpm:* ~leases:* ~lease:* ~held:* %R~secret:receipts",
+    "replica": f"{_CONNECT} +eval +evalsha +get +set +del +incr +scan +hmget %R~tier:* %R~tenant:* ~calibration:*"
+    " ~calibration-version:* ~calibrate:* ~field:* ~levels:* ~noise-secret-id %R~secret:noise",
+    "admin": f"{_CONNECT} +eval +evalsha +get +set +del +exists +scan +hget +hgetall +hset +hdel +xadd +xrevrange"
+    " ~tier:* ~tenant:* ~apikey:* ~audit ~calibrate:* %R~used:* %R~usage:* %R~levels:* %R~noise-secret-id"
+    " %R~secret:receipts",
+    "installer": f"{_CONNECT} +scan +exists +set +del +xadd %W~secret:noise %W~secret:receipts ~noise-secret-id ~audit",
+}
+"""Rules of ACL SETUSER by user, without password. From Redis 7.2 and Valkey on each wants `NEWER` as well."""
+NEWER = "+client|setinfo"
