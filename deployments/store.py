@@ -35,7 +35,7 @@ class EmbeddedStore:
             try:
                 await installation.create_secrets(store, outside=given_noise_secret(args) is not None, who="seed")
             except (AdminError, OSError) as error:
-                announce("store", f"{FAILED} {error}")
+                announce("store", f"{FAILED} {error} Add `--embedded {args.data_dir}` to the command.")
                 raise
             demo = await seed_demo(store, args.data_dir, args.public_url)
         # Printed from a worker, so Ray logs it: the place of the keys, never the keys.

@@ -20,13 +20,14 @@ from typer import Exit
 from deployments.config import REPOSITORY
 from deployments.console import MARK, announce, announced
 from deployments.launch import Console, _wait_for, read_plan
+from tenants.embedded import EmbeddedValkey
 
 
 def launch(command: str, config: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "deployments.launch", command, str(config)],
         cwd=REPOSITORY,
-        env={k: v for k, v in os.environ.items() if k != "REDIS_URL"} | env,
+        env={k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "AIM_REPLICA_REDIS_URL")} | env,
         capture_output=True,
         text=True,
     )
@@ -67,6 +68,15 @@ def test_an_unreachable_store(config: Callable[..., Path]) -> None:
     done = launch("serve", config(), REDIS_URL="redis://:hunter2@127.0.0.1:1/0")
     one_line(done, "REDIS_URL")
     assert "hunter2" not in done.stderr
+
+
+def test_a_store_without_the_noise_secret(config: Callable[..., Path], tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "store") as server:
+        one_line(launch("serve", config(), REDIS_URL=server.url), "secret:noise", "tenants init")
+
+
+def test_a_store_for_replicas_alone(config: Callable[..., Path]) -> None:
+    one_line(launch("serve", config(), AIM_REPLICA_REDIS_URL="redis://127.0.0.1:1/0"), "REDIS_URL", "gateways")
 
 
 def test_a_wrong_field(config: Callable[..., Path]) -> None:

@@ -60,7 +60,9 @@ class Application:
         command = [sys.executable, "-m", "deployments.launch", "serve", str(self.config)]
         with (self.data.parent / "launch.log").open("ab") as log:
             # A shell that has read a demo.env must not make the tests use the store of that installation.
-            env = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "RAY_ADDRESS")}
+            env = {
+                k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "AIM_REPLICA_REDIS_URL", "RAY_ADDRESS")
+            }
             env["AIM_NOISE_SECRET"] = NOISE_SECRET
             self.process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=subprocess.STDOUT)
         until = time.monotonic() + START_TIMEOUT_S
