@@ -113,3 +113,9 @@ def test_a_models_own_level_and_the_models_list_are_followed(
     app.redis("HSET", "tenant:mutable", "models", SEGMENTER)
     assert within_a_second(lambda: classify(client, ship).status_code == 403)
     assert [m["id"] for m in client.get("/v1/models").json()["data"]] == [SEGMENTER]
+
+
+def test_gateways_and_replicas_wanted_no_right_that_they_do_not_have(app: Application) -> None:
+    assert set(app.redis("ACL", "USERS").split()) == {"default", "gateway", "replica"}
+    refused = app.redis("ACL", "LOG").splitlines()
+    assert "gateway" not in refused and "replica" not in refused, "\n".join(refused)
