@@ -19,6 +19,14 @@ class Task(StrEnum):
     TEXT = "text-generation"
 
 
+class Refit(StrEnum):
+    """Who has a model's levels solved anew on live inputs once they drift."""
+
+    AUTO = "auto"
+    ASK = "ask"
+    OFF = "off"
+
+
 class Scaling(BaseModel):
     """Replicas of one deployment and what each asks of Ray. Fractions share a core or a card."""
 
@@ -58,6 +66,11 @@ class ModelSpec(BaseModel):
         default=None,
         description="unlabelled inputs that the model was not trained on: a folder of images, a text file,"
         " or a bundled sample of features (.safetensors)",
+    )
+    refit: Refit = Field(
+        default=Refit.ASK,
+        description="once levels drift: `auto` solves them anew on live inputs of at least five tenants; `ask` reports"
+        " it, and an admin runs `tenants calibrate`; `off` reports it, and keeps no live inputs to solve on",
     )
     dtype: str = Field(default="float32", pattern=r"^(float32|bfloat16|float16)$")
     field: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(

@@ -104,7 +104,7 @@ class VisionReplica(Replica):
             await self.start(self.engine, spec, access, threads, gpu_share)
         self._max_pixels = max_pixels
         self._under_way = FlowBound(spec.max_queue_per_tenant)
-        self._batcher: FairBatcher[tuple[torch.Tensor, Modulation], ItemLogits] = FairBatcher(
+        self._batcher: FairBatcher[tuple[torch.Tensor, Modulation, str], ItemLogits] = FairBatcher(
             self._forward,
             max_batch_size=spec.max_batch_size,
             max_wait_ms=spec.max_batch_wait_ms,
@@ -130,7 +130,7 @@ class VisionReplica(Replica):
         with self._under_way.hold(share.flow):
             await asyncio.gather(*map(asyncio.wrap_future, held))
             size, pixels = await asyncio.to_thread(read)
-            item = await self._batcher.submit((pixels, modulation), share)
+            item = await self._batcher.submit((pixels, modulation, share.flow), share)
             answer: list[Any]
             if isinstance(self.engine, ImageClassifier):
                 answer = self.engine.answer(item, modulation, top_k)
@@ -143,9 +143,8 @@ class VisionReplica(Replica):
         self._batcher.check()
         self.check_and_export()
 
-    def _forward(self, items: list[tuple[torch.Tensor, Modulation]]) -> list[ItemLogits]:
-        pixels, modulations = zip(*items, strict=True)
-        return self.engine.forward(pixels, modulations)
+    def _forward(self, items: list[tuple[torch.Tensor, Modulation, str]]) -> list[ItemLogits]:
+        return self.engine.forward(*zip(*items, strict=True))
 
 
 class TextReplica(Replica):

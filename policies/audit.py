@@ -81,6 +81,10 @@ class Tally:
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(mine + theirs for mine, theirs in zip(self.to_list(), other.to_list(), strict=True)))
 
+    def __sub__(self, other: Tally) -> Tally:
+        """Without some of the groups."""
+        return Tally(*(mine - theirs for mine, theirs in zip(self.to_list(), other.to_list(), strict=True)))
+
     @property
     def level(self) -> float:
         """Share of the answers that agree; 1.0 of none."""

@@ -14,7 +14,7 @@ from tenants import show
 from tenants.admin import TenantAdmin
 from tenants.console import Json, failure, run
 from tenants.edits import AdminError
-from tenants.served import LIVE, Job, ServedModels
+from tenants.served import BEFORE, LIVE, Job, ServedModels
 from tenants.served_levels import merged
 from tenants.store import TenantStore
 
@@ -38,12 +38,13 @@ def calibrate(
         typer.Argument(metavar="[INPUTS]", help="Folder of images, or a text file, where the model runs."),
     ] = None,
     live: Annotated[bool, typer.Option("--live", help="On the inputs that tenants sent lately.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Put back what the last refit replaced.")] = False,
     as_json: Json = False,
 ) -> None:
     """Solve a running model's levels anew on other inputs; the noise stays, and no replica restarts."""
-    if live == (inputs is not None):
-        raise failure("name a folder or a text file of inputs, or give --live, not both.")
-    source = LIVE if inputs is None else str(inputs.expanduser().resolve())
+    if live + undo + (inputs is not None) != 1:
+        raise failure("name a folder or a text file of inputs, or give --live or --undo: one of them.")
+    source = str(inputs.expanduser().resolve()) if inputs else LIVE if live else BEFORE
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -80,12 +80,14 @@ class Directory:
 
     async def audit(self, count: int = 50) -> list[dict[str, str]]:
         """The last changes, newest first: `time` (unix seconds), `who`, `action`, `subject`, `detail`."""
-        entries = await self._store.execute("XREVRANGE", keyspace.AUDIT, "+", "-", "COUNT", count)
-        return [
+        streams = (keyspace.AUDIT, keyspace.AUDIT_MODELS)
+        entries = [e for s in streams for e in await self._store.execute("XREVRANGE", s, "+", "-", "COUNT", count)]
+        changes = [
             {"time": str(int(entry.partition(b"-")[0]) / 1000)}
             | {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
             for entry, fields in entries
         ]
+        return sorted(changes, key=lambda change: -float(change["time"]))[:count]
 
     async def check(self) -> list[RecordError]:
         """Everything that does not validate or leads nowhere, in the order of its keys."""

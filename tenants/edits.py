@@ -43,10 +43,10 @@ def hset(key: str, fields: Mapping[str, str]) -> Command:
     return ("HSET", key, *(part for pair in fields.items() for part in pair))
 
 
-def note(who: str, action: str, subject: str, detail: str) -> Command:
-    """The command that adds an entry to the audit stream; the server's clock says when."""
+def note(who: str, action: str, subject: str, detail: str, stream: str = keyspace.AUDIT) -> Command:
+    """The command that adds an entry to an audit stream; the server's clock says when."""
     what = ("who", who, "action", action, "subject", subject, "detail", detail)
-    return ("XADD", keyspace.AUDIT, "MAXLEN", "~", AUDIT_LENGTH, "*", *what)
+    return ("XADD", stream, "MAXLEN", "~", AUDIT_LENGTH, "*", *what)
 
 
 def os_user() -> str:

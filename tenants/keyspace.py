@@ -15,6 +15,8 @@ TRACKED_PREFIXES = (TIER, TENANT, APIKEY)
 AUDIT = "audit"
 CALIBRATION = "calibration:"
 FIELD = "field:"
+AUDIT_MODELS = "audit:models"
+"""What replicas began by themselves. Apart from `audit`, to which they have no right: who can add can trim."""
 LEVELS = "levels:"
 NOISE_SECRET = "secret:noise"
 NOISE_SECRET_ID = "noise-secret-id"
@@ -77,6 +79,16 @@ def field_shape(name: str) -> str:
 def calibration_version(fingerprint: str) -> str:
     """Counts how often a calibration was put in place, so that replicas need not read it to see that it is another."""
     return f"calibration-version:{fingerprint}"
+
+
+def calibration_before(fingerprint: str) -> str:
+    """The calibration that a refit replaced (JSON), to put back."""
+    return f"calibration:{fingerprint}:before"
+
+
+def calibration_rest(fingerprint: str) -> str:
+    """Why no refit of a calibration begins by itself now, in a few words; it expires when one may."""
+    return f"calibrate:{fingerprint}:rest"
 
 
 def calibration_job(subject: str) -> str:

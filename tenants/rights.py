@@ -9,10 +9,11 @@ USERS: Mapping[str, str] = {
     "gateway": f"{_CONNECT} +client|tracking +eval +evalsha +time +get +set +del +expire +hgetall +hmget +hexists +hset"
     " +hdel +hincrby +zadd +zrem +zcard +zremrangebyscore %R~tier:* %R~tenant:* %R~apikey:* ~used:* ~usage:* ~rpm:*"
     " ~tpm:* ~leases:* ~lease:* ~held:* %R~secret:receipts",
-    "replica": f"{_CONNECT} +eval +evalsha +get +set +del +incr +scan +hmget %R~tier:* %R~tenant:* ~calibration:*"
-    " ~calibration-version:* ~calibrate:* ~field:* ~levels:* ~noise-secret-id %R~secret:noise",
+    "replica": f"{_CONNECT} +eval +evalsha +get +set +del +incr +scan +hmget +xadd %R~tier:* %R~tenant:* ~calibration:*"
+    " ~calibration-version:* ~calibrate:* ~field:* ~levels:* ~audit:models ~noise-secret-id"
+    " %R~secret:noise",
     "admin": f"{_CONNECT} +eval +evalsha +get +set +del +exists +scan +hget +hgetall +hset +hdel +xadd +xrevrange"
-    " ~tier:* ~tenant:* ~apikey:* ~audit ~calibrate:* %R~used:* %R~usage:* %R~levels:* %R~noise-secret-id"
+    " ~tier:* ~tenant:* ~apikey:* ~audit %R~audit:models ~calibrate:* %R~used:* %R~usage:* %R~levels:* %R~noise-secret-id"
     " %R~secret:receipts",
     "installer": f"{_CONNECT} +scan +exists +set +del +xadd %W~secret:noise %W~secret:receipts ~noise-secret-id ~audit",
 }

@@ -21,7 +21,17 @@ RETRY_S = 120
 """A first calibration that has failed stands in the store for so long, and meanwhile nobody begins another."""
 _SWAP = scripts.load("swap")
 LIVE = "live"
-"""The source of a refit on live rows; any other is a path on the replica's machine."""
+"""The source of a refit on live rows."""
+BEFORE = "before"
+"""The source of putting the calibration back that a refit replaced; any other is a path on the replica's machine."""
+AUTO = "auto"
+"""Who asks for refits that begin by themselves."""
+REST_S = 1800
+"""After a refit, however it ended, none of the same calibration begins by itself for so long: judged on the same live
+rows the next would move levels by their sampling error, and one tenant's inputs should not keep a calibrator busy."""
+BEFORE_REST_S = 86_400
+"""After a calibration was put back: a day, in which an admin can set `refit` to what it shall be."""
+_SOURCES = {LIVE: "live rows", BEFORE: "the calibration before"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class ReplicaReport:
         levels: every level below 1.0 in use, by rising level.
         field: name of its noise field.
         noise: id of its noise secret, as of `installation.secret_id`.
+        note: why a level that drifted is not solved anew by itself now, in a few words.
     """
 
     model: str
@@ -47,6 +58,7 @@ class ReplicaReport:
     levels: tuple[LevelReport, ...] = ()
     field: str = ""
     noise: str = ""
+    note: str = ""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -72,7 +84,7 @@ class Job:
 
     Attributes:
         model, replica: whose it is.
-        source: `live`, or a path on the replica's machine.
+        source: `live`, `before`, or a path on the replica's machine.
         who: asked for it.
         asked_at: when, in unix seconds by that one's clock.
         state: `asked`, `running`, `done`, `failed` or `cancelled`.
@@ -80,6 +92,9 @@ class Job:
         error: why it failed.
         version: of the calibration, once done.
         answers: judged.
+        tenants, left_out: live refits only: on how many tenants' rows it was solved, and how many were left out, since
+            they moved a level for the others too far.
+        capped: whether no tenant had more than a fifth of the rows.
         before, after: live refits only: by level (text), what it delivered on the live rows.
         first: of a first calibration, its key below `calibration:`. Models that share it share the job; "": a refit.
     """
@@ -95,6 +110,9 @@ class Job:
     error: str = ""
     version: int = 0
     answers: int = 0
+    tenants: int = 0
+    left_out: int = 0
+    capped: bool = True
     asked_at: float = field(default_factory=time.time)
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
@@ -188,6 +206,10 @@ class ServedModels:
 
         Of several that ask at once, one is served.
 
+        Args:
+            source: as in `Job`.
+            who: asks; None: the user of this process.
+
         Raises:
             AdminError: no replica serves the model, or a refit of it is under way; the message says whose, and since
                 when.
@@ -198,18 +220,46 @@ class ServedModels:
             raise AdminError(f"No replica serves a model '{model}'; {known}.")
         chosen = max(reports[model], key=lambda report: (report.inputs, report.replica))
         job = Job(model, chosen.replica, source, who or edits.os_user())
+        await self._put(job, keyspace.AUDIT)
+        return job
+
+    async def ask_of_itself(self, model: str, replica: str) -> Job:
+        """As `ask`, by a replica of itself, on its live rows; noted in the audit stream of the models.
+
+        Raises:
+            AdminError: a refit of the model is under way.
+        """
+        job = Job(model, replica, LIVE, AUTO)
+        await self._put(job, keyspace.AUDIT_MODELS)
+        return job
+
+    async def _put(self, job: Job, audit: str) -> None:
+        """Put a refit in its place and note it."""
         while True:
             stored = await self._read(job.key)
             if (other := _job(stored)) and other.under_way:
                 raise AdminError(
-                    f"A calibration of {model} is under way, asked for by {other.who} at {iso(other.asked_at)}"
+                    f"A calibration of {job.model} is under way, asked for by {other.who} at {iso(other.asked_at)}"
                     f" ({other.step}); wait for it."
                 )
             if await self._swap(job.key, stored, job):
                 break
-        source = "live rows" if source == LIVE else source
-        await self._store.execute(*edits.note(job.who, "model calibrate", model, json.dumps({"source": source})))
-        return job
+        detail = json.dumps({"source": _SOURCES.get(job.source, job.source)})
+        await self._store.execute(*edits.note(job.who, "model calibrate", job.model, detail, audit))
+
+    async def rest(self, calibration: str, why: str, seconds: int = REST_S) -> None:
+        """Let no refit of a calibration begin by itself for so long."""
+        await self._store.execute("SET", keyspace.calibration_rest(calibration), why, "EX", seconds)
+
+    async def take_turn(self, calibration: str, why: str) -> bool:
+        """As `rest`, unless one rests already: of several replicas one may go on."""
+        key = keyspace.calibration_rest(calibration)
+        return bool(await self._store.execute("SET", key, why, "NX", "EX", REST_S))
+
+    async def resting(self, calibration: str) -> str:
+        """Why no refit of a calibration begins by itself now; "" where one may."""
+        stored = await self._read(keyspace.calibration_rest(calibration))
+        return stored.decode("utf-8", "replace") if isinstance(stored, bytes) else ""
 
     async def tell(self, job: Job) -> bool:
         """How far a job is; False where it was called off."""
@@ -225,9 +275,17 @@ class ServedModels:
         await self._replace(job, None)
 
     async def replace_calibration(self, calibration: str, payload: str) -> int:
-        """Put a refit in a calibration's place; the new version."""
+        """Put a refit in a calibration's place and keep what it replaces; the new version."""
+        replaced = await self._read(keyspace.calibration(calibration))
+        if replaced is not None and replaced != payload.encode():  # where this is tried again, it is there already
+            await self._store.execute("SET", keyspace.calibration_before(calibration), replaced)
         await self._store.execute("SET", keyspace.calibration(calibration), payload)
         return await self._announce(calibration)
+
+    async def replaced_calibration(self, calibration: str) -> str | None:
+        """What `replace_calibration` replaced last (JSON), or None."""
+        stored = await self._read(keyspace.calibration_before(calibration))
+        return stored.decode("utf-8", "replace") if isinstance(stored, bytes) else None
 
     async def place_calibration(self, calibration: str, payload: str) -> int:
         """Store a first calibration unless one is there, so that all replicas agree; the version of what is there."""

@@ -21,6 +21,7 @@ class ServedLevels:
         levels: by rising level.
         alone: whether no replica of the model serves another calibration.
         field: name of their noise field.
+        note: why a level that drifted is not solved anew by itself now; "" where none is, or it is an admin's to ask.
     """
 
     calibration: str
@@ -30,6 +31,7 @@ class ServedLevels:
     levels: tuple[LevelReport, ...]
     alone: bool
     field: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         count = "1 replica" if self.replicas == 1 else f"{self.replicas} replicas"
@@ -49,7 +51,16 @@ def merged(reports: Sequence[ReplicaReport]) -> list[ServedLevels]:
     for key, version in groups:
         newest.setdefault(key, version)
     return [
-        ServedLevels(key, version, len(group), version < newest[key], _sum(group), len(groups) == 1, group[0].field)
+        ServedLevels(
+            key,
+            version,
+            len(group),
+            version < newest[key],
+            _sum(group),
+            len(groups) == 1,
+            group[0].field,
+            note=next((report.note for report in group if report.note), ""),
+        )  # fmt: skip
         for (key, version), group in groups.items()
     ]
 
@@ -93,4 +104,5 @@ def level_fields(group: ServedLevels, report: LevelReport) -> dict[str, Any]:
         "version": group.version,
         "replicas": group.replicas,
         "behind": group.behind,
+        "note": group.note,
     }

@@ -19,7 +19,7 @@ from policies.audit import LevelReport, Tally
 from tenants.fields import iso
 from tenants.manifest import Step
 from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
-from tenants.served import Job
+from tenants.served import BEFORE, Job
 from tenants.served_levels import ServedLevels, level_fields
 from tenants.usage import COUNTERS, Usage
 
@@ -141,9 +141,10 @@ def levels(found: Mapping[str, Sequence[ServedLevels]], as_json: bool) -> None:
     if as_json:
         fields = {model: [level_fields(g, own) for g in groups for own in g.levels] for model, groups in found.items()}
         return _json(fields)
-    rows = []
+    rows, notes = [], []
     for model, groups in found.items():
         for group in groups:
+            notes += [f"{model}: {group.note}"] if group.note else []
             rows += [
                 (model, f"{own.level:g}", _tally(own.delivered), _tally(own.expected), own.state.value, str(group))
                 for own in group.levels
@@ -151,6 +152,7 @@ def levels(found: Mapping[str, Sequence[ServedLevels]], as_json: bool) -> None:
             if not group.levels:
                 rows.append((model, "", "", "", "no level below 1 in use", str(group)))
     _table(("model", "sold", "delivered lately", "expected on live inputs", "state", "served by"), rows)
+    print("\n".join(notes), end="\n" if notes else "")
 
 
 def drift(model: str, group: ServedLevels, own: LevelReport) -> str:
@@ -158,7 +160,7 @@ def drift(model: str, group: ServedLevels, own: LevelReport) -> str:
     where = "" if group.alone else f" ({group})"
     return (
         f"{model} at {own.level:g}{where}: delivers {_tally(own.evidence)}; it has drifted, see `tenants levels` and"
-        f" `tenants calibrate {model}`"
+        f" `tenants calibrate {model}`{f' ({group.note})' if group.note else ''}"
     )
 
 
@@ -166,14 +168,27 @@ def calibrated(job: Job, replicas: int, as_json: bool) -> None:
     """What a refit did."""
     if as_json:
         fields = {"model": job.model, "source": job.source, "answers": job.answers, "replicas": replicas}
+        fields |= {"tenants": job.tenants, "left_out": job.left_out, "capped": job.capped} if job.tenants else {}
         return _json(fields | {"levels": {x: {"before": job.before[x], "after": job.after.get(x)} for x in job.before}})
     served = "1 replica has" if replicas == 1 else f"{replicas} replicas have"
-    print(f"Calibrated {job.model} on {job.answers:,} answers; {served} it.")
+    if job.source == BEFORE:
+        print(f"Put back the calibration of {job.model} that the last refit replaced; {served} it.")
+    else:
+        print(f"Calibrated {job.model} on {job.answers:,} answers{_tenants(job)}; {served} it.")
     if job.before:
         print("On live inputs that it was not solved on:")
     for level in sorted(job.before, key=float):
         print(f"  {level}: {job.before[level]:.3f} before, {job.after.get(level, 1.0):.3f} now")
     return None
+
+
+def _tenants(job: Job) -> str:
+    """On whose live rows a refit was solved."""
+    if not job.tenants:
+        return ""
+    of = f" of {job.tenants} tenant" + "s" * (job.tenants > 1)
+    left = ", one left out since it moved a level for the others too far" if job.left_out else ""
+    return of + left + ("" if job.capped else " (too few to bound what one of them moves)")
 
 
 def _tally(tally: Tally) -> str:

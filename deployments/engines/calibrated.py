@@ -11,9 +11,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from deployments.config import ModelSpec
+from deployments.config import ModelSpec, Refit
 from deployments.engines.errors import LoadError
-from deployments.engines.live import Kept, LiveRows, expected
+from deployments.engines.judging import expected
+from deployments.engines.live import Kept, LiveRows
 from policies.audit import LevelAudit, LevelReport, Tally
 from policies.calibration.answering import COARSE
 from policies.calibration.calibration import Calibration
@@ -66,8 +67,10 @@ class CalibratedEngine(ABC):
     depth: int
     slots: int
 
-    def __init__(self) -> None:
-        self.live = LiveRows(self.live_capacity)
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        held_out = spec.refit is Refit.OFF
+        self.live = LiveRows(self.live_capacity // (2 if held_out else 1), held_out=held_out)
         self.counts = LevelAudit()
         self._head: Head | None = None
         self._expected: dict[float, Tally] = {}
@@ -204,8 +207,10 @@ class CalibratedEngine(ABC):
         Raises:
             LoadError: too few of them.
         """
+        if self.spec.refit is Refit.OFF:
+            raise LoadError(f"{self.model_id} keeps no live rows to refit on: its `refit` is off; name a path")
         kept = self.live.kept()
-        inputs, least = len(kept.groups.unique()), 2 * self.least_live
+        inputs, least = kept.inputs, 2 * self.least_live
         if inputs < least:
             raise LoadError(
                 f"{self.model_id} has live rows of {inputs} inputs; a refit on them needs {least}: half to solve the"
@@ -225,7 +230,7 @@ class CalibratedEngine(ABC):
             taken, used = self.live.taken, self._head.kept()
             if not levels or (taken == self._judged and set(levels) <= set(self._expected)):
                 return
-            kept = self.live.kept().held_out().thinned(self.live_judged)
+            kept = self.live.kept().held_out().fair(self.least_live).thinned(self.live_judged)
             if not len(kept.rows):
                 return
             levels = [level for level in levels if level not in self._expected or max(level, self.floor) in used]

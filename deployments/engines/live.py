@@ -1,29 +1,30 @@
-"""Live rows: a bounded sample of the final layer's recent inputs, and what the levels deliver on it."""
+"""Live rows: a bounded sample of the final layer's recent inputs, in which no tenant outweighs the others."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import secrets
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from policies.audit import Tally
-from policies.calibration.delivered import JudgedRows
-from policies.calibration.sample import CalibrationSample
-from policies.field.variance import scale_of
-from policies.head.head import Head
-from policies.head.slots import Setting
-
 FLUSH_ROWS = 256
 """Rows that wait on their device before they are copied off it together."""
 LEAST_AT = 200
 """Rows given at one position that are judged apart from those of other positions."""
+SHARE = 5
+"""One tenant's part of what levels are judged and solved on is at most one in so many."""
+OLDEST_S = 86_400.0
+"""Rows older than a day give way first: it is the same hour's traffic again, and who has left counts no longer."""
+Label = tuple[int, int, int]
+"""Of a row: the hash of its input, its position, and the hash of its tenant."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,25 @@ class Kept:
         rows: [N, ...] as they were kept.
         groups: [N] int64, a hash of the input that each came from: a picture, a prompt.
         at: [N] int64, for text the ladder position at which the answer that a row is a step of was being given.
+        owners: [N] int64, a hash of the tenant that sent it, which only this process can make.
         scale: for masks, output pixels per logit along a side.
     """
 
     rows: Tensor
     groups: Tensor
     at: Tensor
+    owners: Tensor
     scale: int = 1
+
+    @property
+    def inputs(self) -> int:
+        """Different inputs among the rows."""
+        return len(self.groups.unique())
+
+    @property
+    def tenants(self) -> int:
+        """How many tenants' rows it holds."""
+        return len(self.owners.unique())
 
     def solved(self) -> Kept:
         """About half of the inputs, with all their rows: what a refit is solved on."""
@@ -51,7 +64,27 @@ class Kept:
         return self._of(self.groups % 2 == 1)
 
     def _of(self, chosen: Tensor) -> Kept:
-        return replace(self, rows=self.rows[chosen], groups=self.groups[chosen], at=self.at[chosen])
+        parts = (part[chosen] for part in (self.rows, self.groups, self.at, self.owners))
+        return Kept(*parts, self.scale)
+
+    def without(self, owner: int) -> Kept:
+        """What is left without one tenant's rows."""
+        return self._of(self.owners != owner)
+
+    def capped(self) -> Kept:
+        """As many rows as there can be of which no tenant has more than a fifth; of fewer than five tenants, none."""
+        owners, counts = self.owners.unique(return_counts=True)
+        most = _largest_cap(counts)
+        order = torch.randperm(len(self.owners), generator=torch.Generator().manual_seed(0))
+        order = order[self.owners[order].argsort(stable=True)]
+        first = counts.cumsum(0) - counts
+        rank = torch.arange(len(order)) - first.repeat_interleave(counts)
+        return self._of(order[rank < most].sort().values)
+
+    def fair(self, least: int) -> Kept:
+        """`capped` where that leaves so many inputs, else all: what there is of few tenants is better than nothing."""
+        capped = self.capped()
+        return capped if capped.inputs >= least else self
 
     def thinned(self, most: int) -> Kept:
         """At most so many of the rows, evenly spread over the slots, which are in no order."""
@@ -67,28 +100,51 @@ class Kept:
         return nearest
 
 
+def _largest_cap(counts: Tensor) -> int:
+    """The largest number of rows c that is at most a fifth of all, where tenants of `counts` rows keep at most c."""
+    low, high = 0, int(counts.max()) if len(counts) else 0
+    while low < high:  # the sum of min(count, c), less 5 c, is concave in c and 0 at 0
+        middle = (low + high + 1) // 2
+        if int(counts.clamp(max=middle).sum()) >= SHARE * middle:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 class LiveRows:
     """A reservoir of recent rows of all tenants, in memory only. Safe from any thread.
 
     A row that came before is not kept again: who repeats an input would otherwise decide what the levels are judged on.
-    Once it is full a new row takes the place of one drawn at random, so that what is kept reaches back some multiple of
-    `capacity` rows, thinner and thinner. Rows are kept in 16 bits: `capacity` times 2 bytes times the size of a row,
-    8 MB for 8,192 rows of 512 features, 50 MB for 1,536 tiles of 8 x 8 cells of 256.
+    Once it is full a new row takes the place of one of the tenant that has most, drawn at random, so that a tenant that
+    floods it pushes out its own rows alone, and tenants keep equally many if they send enough. What is kept of one
+    reaches back some multiple of its part, thinner and thinner, but a day at most while it is full. Rows are kept in 16
+    bits: `capacity` times 2 bytes times the size of a row, 8 MB for 8,192 rows of 512 features, 50 MB for 1,536 tiles
+    of 8 x 8 cells of 256.
 
     Args:
         capacity: most rows.
+        held_out: whether to keep only inputs that no refit is solved on.
+        clock: seconds, for a row's age.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, held_out: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.capacity = capacity
+        self._held_out, self._clock = held_out, clock
+        self._key = secrets.token_bytes(32)
         self._taken = 0
         # As numpy: a tensor that is made in inference mode could not be written to outside of it.
         self._rows: list[np.ndarray] = []
         self._dtype = torch.float16
-        self._labels = np.zeros((capacity, 2), dtype=np.int64)
-        self._waiting: list[tuple[Tensor, list[tuple[int, int]], torch.cuda.Event | None]] = []
+        self._labels = np.zeros((capacity, 3), dtype=np.int64)
+        self._came = np.zeros(capacity)
+        # Tenants are numbered while they have rows, of which there are no more than rows.
+        self._numbers: dict[int, int] = {}
+        self._owner = np.zeros(capacity, dtype=np.int64)
+        self._counts = np.zeros(capacity, dtype=np.int64)
+        self._waiting: list[tuple[Tensor, list[Label], torch.cuda.Event | None]] = []
         self._seen: set[bytes] = set()
-        self._chance = torch.Generator().manual_seed(0)
+        self._chance = np.random.default_rng(0)
         self._lock = threading.Lock()
 
     @property
@@ -108,14 +164,17 @@ class LiveRows:
             self._flush()
             return len(np.unique(self._labels[self._usual(), 0]))
 
-    def add(self, rows: Tensor, groups: Sequence[int], at: Sequence[int] | None = None) -> None:
-        """Keep rows [n, ...], alike in shape and dtype, with the hash of each one's input and its position.
+    def add(
+        self, rows: Tensor, groups: Sequence[int], at: Sequence[int] | None = None, flows: Sequence[str] | None = None
+    ) -> None:
+        """Keep rows [n, ...], alike in shape and dtype, with the hash of each one's input, its position and its flow.
 
         Raises:
-            ValueError: another number of groups or positions than of rows.
+            ValueError: another number of groups, positions or flows than of rows.
         """
         dtype = torch.bfloat16 if rows.dtype is torch.bfloat16 else torch.float16
-        labels = list(zip(groups, at or [0] * len(groups), strict=True))
+        owners = self._owners(flows or [""] * len(groups))
+        labels = list(zip(groups, at or [0] * len(groups), owners, strict=True))
         with self._lock:
             waiting = rows.detach().to(dtype, copy=True)
             # Whoever reads them may be on another stream than the forward that writes them.
@@ -150,54 +209,55 @@ class LiveRows:
                     slot = self._taken
                     self._rows.append(row.copy())
                 else:
-                    slot = int(torch.randint(self.capacity, (), generator=self._chance))
+                    slot = self._given_up(label[2])
                     self._rows[slot] = row.copy()
-                self._labels[slot] = label
+                self._place(slot, label)
                 self._taken += 1
 
-    def _new(self, rows: np.ndarray, labels: Sequence[tuple[int, int]]) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-        """Those that have not come lately."""
+    def _place(self, slot: int, label: Label) -> None:
+        """Note whose row a slot holds now."""
+        number = self._numbers.get(label[2])
+        if number is None:
+            number = self._numbers[label[2]] = int(self._counts.argmin())  # one that nobody has: its count is 0
+        self._owner[slot], self._labels[slot], self._came[slot] = number, label, self._clock()
+        self._counts[number] += 1
+
+    def _given_up(self, owner: int) -> int:
+        """The slot that a new row of a tenant takes, which is then nobody's."""
+        slot = int(self._came.argmin())
+        if self._clock() - self._came[slot] <= OLDEST_S:
+            most, own = int(self._counts.max()), self._numbers.get(owner)
+            if own is not None and self._counts[own] == most:
+                number = own
+            else:
+                number = self._one_of(self._counts == most)
+            slot = self._one_of(self._owner == number)
+        number = int(self._owner[slot])
+        self._counts[number] -= 1
+        if not self._counts[number]:
+            del self._numbers[int(self._labels[slot, 2])]
+        return slot
+
+    def _one_of(self, chosen: np.ndarray) -> int:
+        places = np.flatnonzero(chosen)
+        return int(places[self._chance.integers(len(places))])
+
+    def _owners(self, flows: Sequence[str]) -> list[int]:
+        """Hashes of flows that tell nobody else who they are."""
+        found = {
+            flow: int.from_bytes(hashlib.blake2b(flow.encode(), digest_size=8, key=self._key).digest(), signed=True)
+            for flow in set(flows)
+        }
+        return [found[flow] for flow in flows]
+
+    def _new(self, rows: np.ndarray, labels: Sequence[Label]) -> Iterator[tuple[np.ndarray, Label]]:
+        """Those that have not come lately, and of inputs that are kept."""
         if len(self._seen) > 4 * self.capacity:
             self._seen.clear()
         for row, label in zip(rows, labels, strict=True):
+            if self._held_out and label[0] % 2 == 0:
+                continue
             digest = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
             if digest not in self._seen:
                 self._seen.add(digest)
                 yield row, label
-
-
-@torch.inference_mode()
-def expected(sample: CalibrationSample, groups: Tensor, head: Head, levels: Iterable[float]) -> dict[float, Tally]:
-    """What levels deliver on a sample, on the noise field in use and at the resolution that the client sees.
-
-    Not the closed form: one field's level scatters around it by 0.02 (docs/decisions/0001), which is the whole margin.
-    A level of text is judged on the rows of answers that were given nearest to it.
-
-    Args:
-        sample: clean rows.
-        groups: [M] int64, the input of each row, or where the sample has a readout of each row that it reads.
-    """
-    phi = head.phi(sample.features if sample.field_features is None else sample.field_features)
-    near = torch.zeros(1, dtype=torch.int64) if sample.at is None else sample.at.unique().cpu()
-    judged: dict[int, tuple[JudgedRows, Tensor]] = {}
-    tallies = {}
-    for level in levels:
-        position = head.position(Setting(level))
-        place = int(near[(near - position).abs().argmin()])
-        if place not in judged:
-            judged[place] = _judged(sample, phi, groups, place)
-        rows, number = judged[place]
-        agreed = rows.same(head.matrix_at(position), scale_of(position)).cpu()
-        counts = torch.bincount(number, agreed.double()).long()
-        tallies[level] = Tally.of_groups(torch.bincount(number).tolist(), counts.tolist())
-    return tallies
-
-
-def _judged(sample: CalibrationSample, phi: Tensor, groups: Tensor, place: int) -> tuple[JudgedRows, Tensor]:
-    """The rows of answers given at a place, all where it does not matter, and the number of each one's group."""
-    if sample.at is None:
-        rows = JudgedRows(phi, sample.logits, sample.readout)
-    else:
-        chosen = sample.at == place
-        rows, groups = JudgedRows(phi[chosen], sample.logits[chosen], sample.readout), groups[chosen.cpu()]
-    return rows, groups.unique(return_inverse=True)[1]

@@ -2,8 +2,8 @@
 
 `python -m deployments.upkeep.calibrator` reads a request from stdin: a line of JSON, then as many bytes of live rows
 (safetensors) as it names, which so stay in memory. It writes lines of JSON to stdout: {"step", "share"} on its way, at
-last {"calibration"} or {"error"}. It ends when its stdin does, since then nobody waits for it. While it lasts the
-machine holds the model a second time.
+last {"calibration"}, of live rows with the rest of a `Refitted`, or {"error"}. It ends when its stdin does, since then
+nobody waits for it. While it lasts the machine holds the model a second time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -28,6 +28,7 @@ from tenants.served import LIVE
 if TYPE_CHECKING:  # loaded late: the process listens for its parent's end before it loads torch
     from deployments.engines.calibrated import CalibratedEngine
     from deployments.engines.live import Kept
+    from deployments.upkeep.refitting import Refitted
     from policies.calibration.calibration import Calibration
 
 Progress = Callable[[str, float], None]
@@ -55,26 +56,46 @@ class Calibrator:
     threads: int
     gpu_share: float = 0.0
 
-    async def solve(
-        self, source: str, progress: Progress, *, stored: Calibration | None = None, live: bytes = b""
-    ) -> Calibration:
+    async def solve(self, source: str, progress: Progress, *, stored: Calibration | None = None) -> Calibration:
         """Solve the levels. Cancelling it ends the process.
 
         Args:
-            source: a path on this machine, or `live`.
+            source: a path on this machine.
             stored: the calibration whose field is kept: a refit. None: the first.
-            live: its rows, from `pack`.
 
         Raises:
             CalibrationFailed: it failed; why, in one line.
         """
         from policies.calibration.calibration import Calibration
 
-        request = {
+        told = await self._told({"source": source, "stored": stored and stored.to_json()}, b"", progress)
+        return Calibration.from_json(told["calibration"])
+
+    async def refit(
+        self, live: bytes, progress: Progress, *, stored: Calibration, levels: Sequence[float], strict: bool
+    ) -> Refitted:
+        """Solve the levels on live rows. Cancelling it ends the process.
+
+        Args:
+            live: from `pack`.
+            stored: the calibration whose field is kept.
+            levels, strict: as `refitted`.
+
+        Raises:
+            CalibrationFailed: it failed; why, in one line.
+        """
+        from deployments.upkeep.refitting import Refitted
+        from policies.calibration.calibration import Calibration
+
+        request = {"source": LIVE, "stored": stored.to_json(), "levels": list(levels), "strict": strict}
+        told = await self._told(request, live, progress)
+        return Refitted(**told | {"calibration": Calibration.from_json(told["calibration"])})
+
+    async def _told(self, wanted: dict[str, Any], live: bytes, progress: Progress) -> dict[str, Any]:
+        """The process's last word."""
+        request = wanted | {
             "spec": self.spec.model_dump(mode="json"),
             "secret": self.secret.hex(),
-            "stored": stored and stored.to_json(),
-            "source": source,
             "live": len(live),
             "threads": self.threads,
             "gpu_share": self.gpu_share,
@@ -93,7 +114,7 @@ class Calibrator:
                 if "error" in told:
                     raise CalibrationFailed(told["error"])
                 if "calibration" in told:
-                    return Calibration.from_json(told["calibration"])
+                    return dict(told)
                 progress(told["step"], told["share"])
             raise CalibrationFailed(f"its process ended with status {await child.wait()}, see the replica's log")
         finally:
@@ -137,7 +158,8 @@ def pack(engine: CalibratedEngine) -> bytes:
     from torch import tensor
 
     kept = engine.live_rows()
-    return save({"rows": kept.rows, "groups": kept.groups, "at": kept.at, "scale": tensor(kept.scale)})
+    parts = {"rows": kept.rows, "groups": kept.groups, "at": kept.at, "owners": kept.owners}
+    return save({**parts, "scale": tensor(kept.scale)})
 
 
 def _unpack(packed: bytes) -> Kept:
@@ -146,7 +168,8 @@ def _unpack(packed: bytes) -> Kept:
     from deployments.engines.live import Kept
 
     tensors = load(packed)
-    return Kept(tensors["rows"], tensors["groups"], tensors["at"], int(tensors["scale"]))
+    scale = int(tensors.pop("scale"))
+    return Kept(**tensors, scale=scale)
 
 
 def load_engine(spec: ModelSpec, device: Any) -> CalibratedEngine:
@@ -181,7 +204,7 @@ def main() -> None:
     live = sys.stdin.buffer.read(request["live"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _say(out, calibration=_solve(request, live, _Teller(out)).to_json())
+        _say(out, **_solve(request, live, _Teller(out)))
     except Exception as error:
         if not isinstance(error, ValueError):  # which tells what to change
             traceback.print_exc()
@@ -195,9 +218,10 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _solve(request: dict[str, Any], live: bytes, tell: Progress) -> Calibration:
+def _solve(request: dict[str, Any], live: bytes, tell: Progress) -> dict[str, Any]:
     import torch
 
+    from deployments.upkeep.refitting import refitted
     from policies.calibration.calibration import Calibration
 
     torch.set_num_threads(request["threads"])
@@ -210,12 +234,18 @@ def _solve(request: dict[str, Any], live: bytes, tell: Progress) -> Calibration:
     tell("loading the model", 0.0)
     engine = load_engine(ModelSpec.model_validate(request["spec"]), device)
     stored = request["stored"] and Calibration.from_json(request["stored"])
-    if request["source"] == LIVE:
-        sample, _ = engine.sample_of(_unpack(live))
-    else:
-        sample = engine.calibration_sample(Path(request["source"]), tell, refit=bool(stored))
     secret = bytes.fromhex(request["secret"])
-    return engine.fit(sample, secret, stored=stored, progress=lambda share: tell("solving levels", share))
+
+    def solving(share: float) -> None:
+        tell("solving levels", share)
+
+    if request["source"] == LIVE:
+        refit = refitted(
+            engine, _unpack(live), secret, stored, request["levels"], strict=request["strict"], progress=solving
+        )
+        return vars(refit) | {"calibration": refit.calibration.to_json()}
+    sample = engine.calibration_sample(Path(request["source"]), tell, refit=bool(stored))
+    return {"calibration": engine.fit(sample, secret, stored=stored, progress=solving).to_json()}
 
 
 def _wait_for_turn() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -17,8 +18,9 @@ from deployments.upkeep.fields import NoiseField
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
 from tenants import tasks
+from tenants.fields import iso
 from tenants.records import RecordError
-from tenants.served import LIVE, Job, ServedModels
+from tenants.served import AUTO, BEFORE, BEFORE_REST_S, LIVE, REST_S, Job, ServedModels
 
 logger = logging.getLogger("deployments.upkeep.jobs")
 T = TypeVar("T")
@@ -66,8 +68,10 @@ class Solving:
             put = served.place_calibration if self._job.first else served.replace_calibration
             version = await self._kept(served, partial(put, self._key, calibration.to_json()))
             await take(version)
-            if self._job.source == LIVE:
+            if self._job.source in (LIVE, BEFORE):
                 self._job = replace(self._job, after=await self._delivered())
+            if not self._job.first:
+                await self._rest(served)
             await served.tell(replace(self._job, state="done", version=version))
         except CalledOff:
             logger.warning("model %s: the calibration was called off", self._job.model)
@@ -108,12 +112,26 @@ class Solving:
     async def _fail(self, served: ServedModels, error: str) -> None:
         if self._job.first:
             announce(self._job.model, f"{FAILED} its levels cannot be solved: {error}")
+        if self._job.who == AUTO:
+            logger.warning("model %s: its drifted levels were not solved anew: %s", self._job.model, error)
         with suppress(Unavailable):  # a job that nobody tells of runs out
+            if self._job.who == AUTO:
+                await served.rest(self._key, f"the last, at {iso(time.time())}, failed: {error}")
             await served.tell(replace(self._job, state="failed", error=error))
+
+    async def _rest(self, served: ServedModels) -> None:
+        """Levels have moved: none is to be moved by itself for a while."""
+        at = iso(time.time())
+        if self._job.source == BEFORE:
+            why = f"{self._job.who} put the calibration before back at {at}, and it is left alone for a day"
+            await served.rest(self._key, why, BEFORE_REST_S)
+        else:
+            logger.info("model %s: levels solved anew, asked for by %s", self._job.model, self._job.who)
+            await served.rest(self._key, f"levels were solved anew at {at}", REST_S)
 
     async def _followed(self, served: ServedModels) -> Calibration:
         """The calibration, with its progress told every half second; a store that is away meanwhile is waited for."""
-        solving = asyncio.create_task(self._solve(), name=f"solve-{self._job.model}")
+        solving = asyncio.create_task(self._solve(served), name=f"solve-{self._job.model}")
         try:
             while not solving.done():
                 with suppress(Unavailable):
@@ -125,14 +143,32 @@ class Solving:
             if not solving.done():
                 await tasks.end(solving)
 
-    async def _solve(self) -> Calibration:
-        source, live = self._job.source, b""
-        if source == LIVE:
-            live = await asyncio.to_thread(pack, self._engine)
-            self._job = replace(self._job, before=await self._delivered())
-        else:
-            await asyncio.to_thread(check_source, source, self._calibrator.spec)
-        return await self._calibrator.solve(source, self._progress, stored=self._stored, live=live)
+    async def _solve(self, served: ServedModels) -> Calibration:
+        if self._job.source == LIVE:
+            return await self._refit()
+        if self._job.source == BEFORE:
+            return await self._before(served)
+        await asyncio.to_thread(check_source, self._job.source, self._calibrator.spec)
+        return await self._calibrator.solve(self._job.source, self._progress, stored=self._stored)
+
+    async def _refit(self) -> Calibration:
+        """The levels, solved on live rows."""
+        assert self._stored is not None  # the first calibration is solved on a path
+        live = await asyncio.to_thread(pack, self._engine)
+        self._job = replace(self._job, before=await self._delivered())
+        levels = [report.level for report in self._engine.reports()]
+        strict = self._job.who == AUTO
+        refit = await self._calibrator.refit(live, self._progress, stored=self._stored, levels=levels, strict=strict)
+        self._job = replace(self._job, tenants=refit.tenants, left_out=refit.left_out, capped=refit.capped)
+        return refit.calibration
+
+    async def _before(self, served: ServedModels) -> Calibration:
+        """The calibration that a refit replaced last."""
+        stored = await served.replaced_calibration(self._key)
+        if stored is None:
+            raise CalibrationFailed(f"{self._job.model} has no calibration to put back: no refit has replaced one")
+        self._job = replace(self._job, before=await self._delivered())
+        return Calibration.from_json(stored)
 
     async def _delivered(self) -> dict[str, float]:
         """By level in use, what the calibration in place delivers on live inputs that no refit is solved on."""

@@ -9,10 +9,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from deployments.config import ModelSpec, resolve_path
+from deployments.config import ModelSpec, Refit, resolve_path
 from deployments.console import announce
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.upkeep.calibrator import Calibrator, check_source
+from deployments.upkeep.drift import AutoRefit
 from deployments.upkeep.fields import NoiseField, calibration_key
 from deployments.upkeep.jobs import Solving
 from policies.calibration.calibration import Calibration
@@ -57,6 +58,8 @@ class Keeper:
         self._field, self._key = field, calibration_key(engine, calibrator.secret)
         self._noise = installation.secret_id(calibrator.secret)
         self._served, self._spec = ServedModels(store), calibrator.spec
+        auto = self._spec.refit is Refit.AUTO
+        self._auto = AutoRefit(engine, self._served, self._key, replica) if auto else None
         self._stored: Calibration | None = None
         self._version, self._unusable = 0, -1
         self._first: Job | None = None
@@ -198,6 +201,8 @@ class Keeper:
         if now - self._judged > JUDGE_S:
             await asyncio.to_thread(self._engine.judge_live)
             self._judged = time.monotonic()
+            if self._auto:
+                await self._auto.look()
         if now > self._sold:
             began = time.monotonic()
             sold = await Directory(self._store).levels(self._spec.id)
@@ -206,10 +211,19 @@ class Keeper:
 
     async def _report(self) -> None:
         inputs, levels = await asyncio.to_thread(lambda: self._engine.live.inputs), tuple(self._engine.reports())
+        note = self._auto.note if self._auto else ""
         await self._served.publish(
             ReplicaReport(
-                self._spec.id, self._replica, self._key, self._version, inputs, levels, self._engine.field, self._noise
-            )
+                self._spec.id,
+                self._replica,
+                self._key,
+                self._version,
+                inputs,
+                levels,
+                self._engine.field,
+                self._noise,
+                note,
+            )  # fmt: skip
         )
         self._reported = time.monotonic()
 

@@ -90,9 +90,11 @@ def solve(rows: int) -> Calibration:
     return engine.fit(replace(sample, features=sample.features[:rows], logits=sample.logits[:rows]), SECRET)
 
 
-def serve(engine: ImageClassifier, images: int) -> None:
-    """Answer so many different pictures at 0.7."""
-    pictures = scenes(images, 32, 32)
+def serve(engine: ImageClassifier, images: int, tenants: int = 1) -> None:
+    """Answer so many different pictures at 0.7, of some tenants in turn."""
+    pictures, terms = scenes(images, 32, 32), at(0.7)
     for start in range(0, images, 64):
-        batch = pictures[start : start + 64]
-        engine.predict(batch, [at(0.7)] * len(batch))
+        batch = [engine.preprocess(picture) for picture in pictures[start : start + 64]]
+        flows = [f"tenant-{number % tenants}" for number in range(len(batch))]
+        for item in engine.forward(batch, [terms] * len(batch), flows):
+            engine.answer(item, terms)

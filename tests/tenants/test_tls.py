@@ -78,6 +78,10 @@ async def models_calibrated(store: TenantStore, operator: ServedModels) -> None:
     assert await replica.look("m", "f") == (1, job) and await replica.tell(job)
     assert await replica.replace_calibration("f", "{}") == 2
     await operator.call_off(job)
+    assert await replica.take_turn("f", "drift") and await replica.resting("f") == "drift"
+    await replica.call_off(await replica.ask_of_itself("m", "r1"))
+    assert await replica.replaced_calibration("f") is None
+    await replica.rest("f", "done")
 
 
 async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_rights(

@@ -67,8 +67,7 @@ class VisionEngine(CalibratedEngine):
     calibration_images: ClassVar[int]
 
     def __init__(self, spec: ModelSpec, loaded: LoadedModel, device: str | torch.device) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec)
         self.model_id, self.classes = spec.id, loaded.classes
         self.device, self.dtype = torch.device(device), getattr(torch, spec.dtype)
         self.depth = spec.depth or self.scheme.depth
@@ -139,18 +138,22 @@ class VisionEngine(CalibratedEngine):
         return self.head.prepare(setting) if self.calibrated else []
 
     @torch.inference_mode()
-    def forward(self, pixels: Sequence[Tensor], modulations: Sequence[Modulation]) -> list[ItemLogits]:
+    def forward(
+        self, pixels: Sequence[Tensor], modulations: Sequence[Modulation], flows: Sequence[str] | None = None
+    ) -> list[ItemLogits]:
         """One batch across tenants: item i of `pixels` answered at `modulations[i]`.
 
         Args:
             pixels: from `preprocess`; those of one shape run together.
+            flows: whose each is, for the live rows; None: all of one tenant.
 
         Raises:
             InvalidRequest: as `row_terms`.
-            ValueError: other than one modulation per picture.
+            ValueError: other than one modulation per picture, or one flow.
         """
-        if len(pixels) != len(modulations):
-            raise ValueError(f"{len(pixels)} pictures, but {len(modulations)} modulations")
+        flows = flows or [""] * len(pixels)
+        if not len(pixels) == len(modulations) == len(flows):
+            raise ValueError(f"{len(pixels)} pictures, but {len(modulations)} modulations and {len(flows)} flows")
         shapes: dict[tuple[int, ...], list[int]] = {}
         for index, item in enumerate(pixels):
             shapes.setdefault(tuple(item.shape), []).append(index)
@@ -159,11 +162,14 @@ class VisionEngine(CalibratedEngine):
             settings = [self.setting(modulation) for modulation in modulations]
             for group in shapes.values():
                 batch = torch.stack([pixels[i] for i in group]).to(self.device, self.dtype)
-                modulated = self._modulated(batch, [settings[i] for i in group], [_source(pixels[i]) for i in group])
+                whose = [(_source(pixels[i]), flows[i]) for i in group]
+                modulated = self._modulated(batch, [settings[i] for i in group], whose)
                 answers |= dict(zip(group, modulated, strict=True))
         return [answers[i] for i in range(len(pixels))]
 
-    def _modulated(self, batch: Tensor, settings: Sequence[Setting], sources: Sequence[int]) -> Iterable[ItemLogits]:
+    def _modulated(
+        self, batch: Tensor, settings: Sequence[Setting], whose: Sequence[tuple[int, str]]
+    ) -> Iterable[ItemLogits]:
         head = self._head
         if head is None:  # `setting` let nothing but level 1.0 pass
             return [ItemLogits(item, item, item) for item in self._run(batch).float()]
@@ -173,7 +179,7 @@ class VisionEngine(CalibratedEngine):
         seen, head.seen = head.seen, None
         if last is None or seen is None:
             raise RuntimeError(f"{self.model_id}: the head was not in the path of this batch")
-        self._keep(seen, sources)
+        self._keep(seen, whose)
         # What is the same in the final layer is the same in the answer.
         utility = answer if last.utility is last.logits else self._as_answered(last.utility, answer.shape)
         clean = utility if last.clean is last.utility else self._as_answered(last.clean, answer.shape)
@@ -186,11 +192,11 @@ class VisionEngine(CalibratedEngine):
             return logits.float().reshape(shape)
         return F.interpolate(logits.float(), shape[2:], mode="bilinear", align_corners=self._align_corners)
 
-    def _keep(self, features: Tensor, sources: Sequence[int]) -> None:
-        """Live rows of a batch, by the pictures' hashes: a picture that comes again is the same input."""
+    def _keep(self, features: Tensor, whose: Sequence[tuple[int, str]]) -> None:
+        """Live rows of a batch, by the pictures' hashes and flows: a picture that comes again is the same input."""
         rows = [self.take(item[None], self._answered + i) for i, item in enumerate(features)]
-        groups = [source for source, taken in zip(sources, rows, strict=True) for _ in taken]
-        self.live.add(torch.cat(rows), groups)
+        groups, flows = zip(*(own for own, taken in zip(whose, rows, strict=True) for _ in taken), strict=True)
+        self.live.add(torch.cat(rows), groups, flows=flows)
         self._answered += len(features)
 
     def _between(self, call: Callable[[], None]) -> None:

@@ -139,7 +139,8 @@ class TextEngine:
         await asyncio.gather(*map(asyncio.wrap_future, held))
         self._loop = asyncio.get_running_loop()
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        seat = Seat(setting, params, seed_key(self.draw_secret, seed, choice), prompt, held, features=features)
+        key = seed_key(self.draw_secret, seed, choice)
+        seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow)
         request = _Request(share.flow, prompt, params, seat, salted_id(share.flow))
         self.line.push(share.flow, share.weight, request.pages, request)
         try:

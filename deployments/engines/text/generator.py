@@ -58,8 +58,8 @@ class Generator(CalibratedEngine):
     least_live = 40
 
     def __init__(self, spec: ModelSpec, language_model: LanguageModel) -> None:
-        super().__init__()
-        self.spec, self.model_id = spec, spec.id
+        super().__init__(spec)
+        self.model_id = spec.id
         self.language_model = language_model
         self.tokenizer: Any = language_model.tokenizer
         self.fingerprint, self.final = language_model.fingerprint, language_model.final

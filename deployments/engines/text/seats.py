@@ -29,7 +29,7 @@ _LEVELS = 101
 LIVE_EVERY = 4
 """Steps of a stream resemble each other, and every row kept is a copy off the device."""
 STEP_TIMEOUT_S = 60.0
-NO_PLACE = (-1, -1)
+NO_PLACE = (-1, -1, "")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Seat:
         held: what its setting needs, from `Head.prepare`: while it waits for its turn others do not displace it.
         records: one for each drawn token, where the parameters ask for log-probabilities.
         features: [H] inputs of the final layer, one for each drawn token, where a list is given: what calibrates.
+        flow: whose it is, for the live rows.
         source: a hash of the prompt, for the audit and the live rows.
     """
 
@@ -67,6 +68,7 @@ class Seat:
     held: list[Future[Tensor]] = field(default_factory=list)
     records: list[LogprobRecord] = field(default_factory=list)
     features: list[Tensor] | None = None
+    flow: str = ""
 
     @cached_property
     def source(self) -> int:
@@ -117,7 +119,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         self._level = torch.zeros(seats + 1, dtype=torch.int64, device=self._device)
         self._audit = torch.zeros(_LEVELS, 2, dtype=torch.int64, device=self._device)
         self._streams = torch.zeros(seats + 1, 2, dtype=torch.int64, device=self._device)
-        self._places: dict[int, tuple[int, int]] = {}
+        self._places: dict[int, tuple[int, int, str]] = {}
         self.head: Head | None = None
         self.live, self.counts = live, counts
         self.steps = 0
@@ -233,7 +235,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
                 head.write(number, Setting())
             for number, seat in new.items():
                 head.write(number, seat.setting, seat.prompt)
-            self._places = {n: (seat.source, head.position(seat.setting)) for n, seat in self._taken.items()}
+            self._places = {n: (seat.source, head.position(seat.setting), seat.flow) for n, seat in self._taken.items()}
         self._plan = DrawPlan.of({number: seat.params for number, seat in self._taken.items()})
         self._recording = any(seat.features is not None for seat in self._taken.values())
 
@@ -296,8 +298,8 @@ class Seats(ContinuousBatchingLogitsProcessor):
             return
         places = [self._places.get(number, NO_PLACE) for number in self._row_seats]
         if places and NO_PLACE not in places:
-            sources, positions = zip(*places, strict=True)
-            self.live.add(features[: len(places)], sources, positions)
+            sources, positions, flows = zip(*places, strict=True)
+            self.live.add(features[: len(places)], sources, positions, flows)
 
     def _record(self, logits: Tensor, tokens: Tensor, most: int) -> None:
         """Give each sequence that asked its token's log-probabilities, left on the device until they are told."""
