@@ -13,8 +13,8 @@ USERS: Mapping[str, str] = {
     " ~calibration-version:* ~calibrate:* ~field:* ~levels:* ~audit:models ~noise-secret-id"
     " %R~secret:noise",
     "admin": f"{_CONNECT} +eval +evalsha +get +set +del +exists +scan +hget +hgetall +hset +hdel +xadd +xrevrange"
-    " ~tier:* ~tenant:* ~apikey:* ~audit %R~audit:models ~calibrate:* %R~used:* %R~usage:* %R~levels:* %R~noise-secret-id"
-    " %R~secret:receipts",
+    " ~tier:* ~tenant:* ~apikey:* ~audit %R~audit:models ~calibrate:* %R~used:* %R~usage:* %R~levels:*"
+    " %R~noise-secret-id %R~secret:receipts",
     "installer": f"{_CONNECT} +scan +exists +set +del +xadd %W~secret:noise %W~secret:receipts ~noise-secret-id ~audit",
 }
 """Rules of ACL SETUSER by user, without password. From Redis 7.2 and Valkey on each wants `NEWER` as well."""
