@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from policies.errors import InvalidRequest, NotEntitled
+from policies.spelling import term_of
 
 FOCUS_LIMIT = 0.99
 """The strongest focus that any tier can grant: delta diverges as |f| approaches 1."""
+FOCUS_MAX_BELOW = 0.0
+"""What a request may set below level 1.0 where no `focus_max` is granted: any strength above 0 tells the runner-up."""
+_ROUNDING = 1e-9
+"""Strengths that add up to a limit may exceed it by so much in binary."""
 
 Level = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Strength = Annotated[float, Field(gt=-1.0, lt=1.0, allow_inf_nan=False)]
@@ -56,13 +61,27 @@ class Tier(BaseModel):
     labels: int | None = Field(default=None, ge=1)
     digits: int | None = Field(default=None, ge=0, le=16)
     logprobs: bool | None = None
-    focus_max: float = Field(default=FOCUS_LIMIT, ge=0.0, le=FOCUS_LIMIT, allow_inf_nan=False)
+    lower_utility: bool | None = Field(default=None, description="whether requests may ask for a level below its own")
+    focus_max: float | None = Field(default=None, ge=0.0, le=FOCUS_LIMIT, allow_inf_nan=False)
     focus_allow: frozenset[str] | None = Field(default=None, description="classes or terms; None: any")
     focus_locked: bool = False
 
     def level(self, model: str, floor: float = 0.01) -> float:
         """The best level this tier may have of `model`: a multiple of 0.01, at least the model's lowest."""
         return max(floor, round_level(self.utility_by_model.get(model, self.utility)))
+
+    def may_lower(self, own: float) -> bool:
+        """Whether a request may ask for less than this tier's `own` level of a model; unset: only where that is 1.0.
+
+        Each lower level shows one more answer from the same noisy logits of one's own.
+        """
+        return own >= 1.0 if self.lower_utility is None else self.lower_utility
+
+    def focus_limit(self, own: float) -> float:
+        """The strongest focus that a request may set on a model of which this tier's `own` level is this."""
+        if self.focus_max is not None:
+            return self.focus_max
+        return FOCUS_LIMIT if own >= 1.0 else FOCUS_MAX_BELOW
 
     def disclosure(self, level: float) -> Disclosure:
         """What an answer at `level` reveals: everything at 1.0, little below, more where the tier grants it."""
@@ -107,18 +126,20 @@ def resolve(
 
     Args:
         floor: the model's lowest level, about 1/K.
-        classes: the names that focus may use; None where the engine decides (words of a text model).
+        classes: the names that focus may use, exactly; None where the engine decides (words of a text model), and
+            spellings of one term (`term_of`) add up before they are held to the limit.
         standing: the tenant's standing focus for this model.
         utility: a lower level asked for by the request, in (0, 1].
         focus: the request's own focus, added to the standing one class by class.
 
     Raises:
         InvalidRequest: a value out of range or an unknown class; `param` names it.
-        NotEntitled: a level above the tier's, or a focus outside its terms.
+        NotEntitled: a level that is not the tier's to ask for, or a focus outside its terms.
     """
-    level = _resolve_level(tier, model, floor, utility)
-    requested = dict(focus or {})
-    _check_requested_focus(tier, requested, classes, model)
+    own = tier.level(model, floor)
+    level = _resolve_level(tier, model, floor, own, utility)
+    names = _Names(classes, tier.focus_allow)
+    _check_requested_focus(tier, focus or {}, names, model, own)
     standing = standing or {}
     unknown = [name for name in standing if classes is not None and name not in classes]
     if unknown:
@@ -126,18 +147,14 @@ def resolve(
             f"This tenant's standing focus names '{unknown[0]}', which {model} does not have; an admin must mend it.",
             code="entitlements_invalid",
         )
-    summed = {name: standing.get(name, 0.0) + requested.get(name, 0.0) for name in {**standing, **requested}}
-    limit = tier.focus_max
-    clamped = {name: max(-limit, min(limit, f)) for name, f in sorted(summed.items())}
     return Modulation(
         utility=level,
-        focus={name: f for name, f in clamped.items() if f and _allowed(tier, name)},
+        focus=_sum_of_focus(tier, standing, focus or {}, names, own),
         disclosure=tier.disclosure(level),
     )
 
 
-def _resolve_level(tier: Tier, model: str, floor: float, utility: float | None) -> float:
-    own = tier.level(model, floor)
+def _resolve_level(tier: Tier, model: str, floor: float, own: float, utility: float | None) -> float:
     if utility is None:
         return own
     if not 0.0 < utility <= 1.0:  # also catches NaN
@@ -145,7 +162,8 @@ def _resolve_level(tier: Tier, model: str, floor: float, utility: float | None) 
     level = round_level(utility)
     if level > own:
         raise NotEntitled(
-            f"utility {utility:g} is above this key's level for {model}, {own:g}; ask for {own:g} or less.",
+            f"utility {utility:g} is above this key's level for {model}, {own:g}; "
+            + (f"ask for {own:g} or less." if tier.may_lower(own) else f"ask for {own:g}."),
             param="utility",
             code="utility_not_entitled",
         )
@@ -155,34 +173,96 @@ def _resolve_level(tier: Tier, model: str, floor: float, utility: float | None) 
             param="utility",
             code="out_of_range",
         )
+    if level < own and not tier.may_lower(own):
+        raise NotEntitled(
+            f"This key may not ask for a level below its own of {model}, {own:g}: leave utility out. An admin can grant"
+            " it by the tier's field 'lower_utility'.",
+            param="utility",
+            code="lower_utility_not_entitled",
+        )
     return level
 
 
-def _allowed(tier: Tier, name: str) -> bool:
-    return tier.focus_allow is None or name in tier.focus_allow
+class _Names:
+    """Names of focus, by what two of them have in common: a class is its exact name, a word a term of any spelling."""
+
+    def __init__(self, classes: Collection[str] | None, allow: Iterable[str] | None) -> None:
+        self.classes = classes
+        self.allow = None if allow is None else {self.term(name): name for name in sorted(allow, reverse=True)}
+
+    def term(self, name: str) -> str:
+        return name if self.classes is not None else term_of(name)
+
+    def allowed(self, term: str) -> bool:
+        return self.allow is None or term in self.allow
+
+    def sums(self, focus: Focus) -> dict[str, float]:
+        """Strength by term."""
+        found: dict[str, float] = {}
+        for name, strength in focus.items():
+            term = self.term(name)
+            found[term] = found.get(term, 0.0) + strength
+        return found
+
+    def spelling(self, standing: Focus, requested: Focus) -> dict[str, str]:
+        """The name that each term goes by: an admin's where there is one, else a request would choose its tokens."""
+        by_admin = {**(self.allow or {}), **{self.term(name): name for name in sorted(standing, reverse=True)}}
+        return {self.term(name): name for name in sorted(requested, reverse=True)} | by_admin
 
 
-def _check_requested_focus(tier: Tier, focus: Focus, classes: Collection[str] | None, model: str) -> None:
-    if focus and (tier.focus_locked or tier.focus_max == 0.0):
-        raise NotEntitled("This key may not set focus.", param="focus", code="focus_not_entitled")
+def _sum_of_focus(tier: Tier, standing: Focus, requested: Focus, names: _Names, own: float) -> dict[str, float]:
+    """Standing and requested strengths by name, within `focus_max`.
+
+    Where that is unset its default holds requests alone: it lets a standing focus be, and nothing be added to it.
+    """
+    fixed, asked, spelling = names.sums(standing), names.sums(requested), names.spelling(standing, requested)
+    focus = {}
+    for term in {**fixed, **asked}:
+        limit, mine = tier.focus_limit(own), fixed.get(term, 0.0)
+        if tier.focus_max is None:
+            limit = min(FOCUS_LIMIT, max(limit, abs(mine)))
+        strength = max(-limit, min(limit, mine + asked.get(term, 0.0)))
+        if strength and names.allowed(term):
+            focus[spelling[term]] = strength
+    return dict(sorted(focus.items()))
+
+
+def _check_requested_focus(tier: Tier, focus: Focus, names: _Names, model: str, own: float) -> None:
+    limit = tier.focus_limit(own)
+    if focus and (tier.focus_locked or limit == 0.0):
+        why = "" if tier.focus_locked or tier.focus_max is not None else (
+            f" on {model} at its level, {own:g}; an admin can grant it by the tier's field 'focus_max'"
+        )
+        raise NotEntitled(f"This key may not set focus{why}.", param="focus", code="focus_not_entitled")
+    sums = names.sums(focus)
     for name, strength in focus.items():
-        param = f"focus.{name}"
-        if not -1.0 < strength < 1.0:
-            raise InvalidRequest(
-                f"The focus strength of '{name}' must lie strictly between -1 and 1, not {strength:g}.",
-                param=param,
-                code="out_of_range",
-            )
-        if classes is not None and name not in classes:
-            known = ", ".join(sorted(classes)[:20]) + (", ..." if len(classes) > 20 else "")
-            raise InvalidRequest(
-                f"{model} has no class '{name}'; focus can name: {known}.", param=param, code="unknown_class"
-            )
-        if not _allowed(tier, name):
-            raise NotEntitled(f"This key may not set focus on '{name}'.", param=param, code="focus_not_entitled")
-        if abs(strength) > tier.focus_max:
+        term = names.term(name)
+        _check_name(name, term, strength, names, model)
+        # One spelling may not be beyond the limit because another takes it back.
+        beyond = max(strength, sums[term], key=abs)
+        if abs(beyond) > limit + _ROUNDING:
+            together = "" if beyond == strength else " with its other spellings"
             raise NotEntitled(
-                f"The focus strength of '{name}', {strength:g}, is beyond this key's limit of {tier.focus_max:g}.",
-                param=param,
+                f"The focus strength of '{name}'{together}, {beyond:g}, is beyond this key's limit of {limit:g}.",
+                param=f"focus.{name}",
                 code="focus_not_entitled",
             )
+
+
+def _check_name(name: str, term: str, strength: float, names: _Names, model: str) -> None:
+    param = f"focus.{name}"
+    if not -1.0 < strength < 1.0:
+        raise InvalidRequest(
+            f"The focus strength of '{name}' must lie strictly between -1 and 1, not {strength:g}.",
+            param=param,
+            code="out_of_range",
+        )
+    if names.classes is not None and name not in names.classes:
+        known = ", ".join(sorted(names.classes)[:20]) + (", ..." if len(names.classes) > 20 else "")
+        raise InvalidRequest(
+            f"{model} has no class '{name}'; focus can name: {known}.", param=param, code="unknown_class"
+        )
+    if not term:
+        raise InvalidRequest("focus names a word without a visible letter.", param=param, code="unknown_term")
+    if not names.allowed(term):
+        raise NotEntitled(f"This key may not set focus on '{name}'.", param=param, code="focus_not_entitled")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from policies.terms import FOCUS_LIMIT, Share, Tier
+from policies.terms import Share, Tier
 from tenants.records import (
     LIMIT_FIELDS,
     MODEL_SCOPE,
@@ -91,7 +91,8 @@ def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) 
             labels=_revealed(pick("labels", _UNSET)),
             digits=_revealed(pick("digits", _UNSET), most=16),
             logprobs=pick("logprobs"),
-            focus_max=pick("focus_max", FOCUS_LIMIT),
+            lower_utility=pick("lower_utility"),
+            focus_max=pick("focus_max"),
             focus_allow=pick("focus_allow"),
             focus_locked=tenant.focus_locked,
         ),

@@ -61,8 +61,9 @@ class Terms(LimitFields):
     labels: Annotated[int | None, Field(ge=1, le=1_000_000), unbounded("all")] = None
     digits: Annotated[int | None, Field(ge=0, le=16), unbounded("all")] = None
     logprobs: bool | None = None
+    lower_utility: bool | None = None
     weight: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] = 1.0
-    focus_max: Annotated[float, Field(ge=0.0, le=FOCUS_LIMIT, allow_inf_nan=False)] = FOCUS_LIMIT
+    focus_max: Annotated[float | None, Field(ge=0.0, le=FOCUS_LIMIT, allow_inf_nan=False)] = None
     focus_allow: Names = None
     models: Names = None
 

@@ -16,7 +16,7 @@ from tenants.store import TenantStore
 ENV_FILE = "demo.env"
 TIERS: Mapping[str, Mapping[str, str]] = {
     "gold": {"utility": "1.0", "weight": "4"},
-    "silver": {"utility": "0.9", "weight": "2"},
+    "silver": {"utility": "0.9", "weight": "2", "focus_max": "0.9"},
     "free": {"utility": "0.7", "weight": "1", "rpm": "6000"},
 }
 

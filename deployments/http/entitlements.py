@@ -19,6 +19,8 @@ class ModelTerms(BaseModel):
     labels: int | None = Field(description="Most labels in an answer; null: all.")
     digits: int | None = Field(description="Decimal digits of a score; 0: no score; null: all.")
     logprobs: bool = Field(description="Whether text's log-probabilities and logit_bias may be asked for.")
+    lower_utility: bool = Field(description="Whether a request may ask for a lower utility than that.")
+    focus_max: float = Field(description="The strongest focus that a request may set; 0: none.")
     standing_focus: dict[str, float] = Field(description="Focus that applies to every call.")
 
 
@@ -30,7 +32,6 @@ class EntitlementsView(BaseModel):
     tier: str = Field(description="Tier's name.")
     key: str = Field(description="The key's prefix, for support.")
     models: list[ModelTerms] = Field(description="Models that this key may use and that are ready.")
-    focus_max: float = Field(description="The strongest focus it may set; 0: none.")
     focus_allow: list[str] | None = Field(description="Names that focus may use; null: any.")
     focus_locked: bool = Field(description="Whether requests may not change the standing focus.")
     limits: dict[str, int | None] = Field(description="Limits by name; null: unlimited.")
@@ -53,6 +54,8 @@ async def entitlements(request: Request, gateway: Gateway) -> EntitlementsView:
                 labels=shown.labels,
                 digits=shown.digits,
                 logprobs=shown.logprobs,
+                lower_utility=tier.may_lower(level),
+                focus_max=0.0 if tier.focus_locked else tier.focus_limit(level),
                 standing_focus=dict(own.focus(info.id)),
             )
         )
@@ -62,7 +65,6 @@ async def entitlements(request: Request, gateway: Gateway) -> EntitlementsView:
         tier=tier.name,
         key=own.key_prefix,
         models=models,
-        focus_max=tier.focus_max,
         focus_allow=None if tier.focus_allow is None else sorted(tier.focus_allow),
         focus_locked=tier.focus_locked,
         limits=own.limits.model_dump(exclude={"weight"}),

@@ -12,6 +12,7 @@ from deployments.http.generation import Generation, generate
 from deployments.http.schemas import ERRORS, ModelCard, ModelList
 from deployments.http.text_answers import ChatShape, CompletionShape
 from deployments.http.text_schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest
+from policies.terms import Tier
 
 _ROLES = {"developer": "system"}
 """OpenAI's newer name of a role, which chat templates do not know."""
@@ -50,7 +51,7 @@ async def models(request: Request, gateway: Gateway) -> ModelList:
     """The models that this key may use, each with its task and the names that focus may use."""
     entitlements = await gateway.authenticate(request)
     return ModelList(
-        data=[_card(info, entitlements.tier.level(info.id, info.floor)) for info in gateway.models_for(entitlements)]
+        data=[_card(info, entitlements.tier) for info in gateway.models_for(entitlements)]
     )
 
 
@@ -59,7 +60,7 @@ async def model(request: Request, model_id: str, gateway: Gateway) -> ModelCard:
     """One model that this key may use."""
     entitlements = await gateway.authenticate(request)
     info = gateway.entitle(entitlements, model_id)
-    return _card(info, entitlements.tier.level(info.id, info.floor))
+    return _card(info, entitlements.tier)
 
 
 async def _named(request: Request, gateway: Gateway, model_id: str) -> str:
@@ -70,13 +71,14 @@ async def _named(request: Request, gateway: Gateway, model_id: str) -> str:
     return texts[0] if len(texts) == 1 else model_id
 
 
-def _card(info: ModelInfo, utility: float) -> ModelCard:
+def _card(info: ModelInfo, tier: Tier) -> ModelCard:
+    utility = tier.level(info.id, info.floor)
     return ModelCard(
         id=info.id,
         created=info.created,
         task=info.task,
         utility=utility,
-        lowest_utility=info.floor,
+        lowest_utility=info.floor if tier.may_lower(utility) else utility,
         focus_classes=None if info.classes is None else list(info.classes),
         context=info.context,
         pending=info.pending or None,

@@ -13,12 +13,16 @@ FocusField = Annotated[
     Field(
         max_length=16,
         description="Class, word or phrase to strength in (-1, 1): positive favours it, negative avoids it."
-        " Added to the tenant's standing focus.",
+        " Added to the tenant's standing focus, within the tier's `focus_max`, which below level 1.0 is granted only.",
         examples=[{"ocean": 0.5}],
     ),
 ]
 UtilityField = Annotated[
-    Level | None, Field(description="A lower utility level than the key's own, in (0, 1].", examples=[0.8])
+    Level | None,
+    Field(
+        description="A utility level in (0, 1]: the key's own or, where its tier grants `lower_utility`, a lower one.",
+        examples=[0.8],
+    ),
 ]
 
 
@@ -35,7 +39,7 @@ class ModelCard(BaseModel):
     owned_by: str = Field(default="local", description="Always local.")
     task: str = Field(description="image-classification, image-segmentation or text-generation.")
     utility: float = Field(description="This key's level of the model.")
-    lowest_utility: float = Field(description="The lowest level that can be asked for.")
+    lowest_utility: float = Field(description="The lowest level that this key can ask for.")
     focus_classes: list[str] | None = Field(
         description="Names that focus may use; null for a text model, where any word or phrase will do."
     )

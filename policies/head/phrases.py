@@ -130,7 +130,7 @@ class FocusTable(Tables):
         if not self.phrases:
             return apply_focus(logits, self.targets, delta, xi, self._contention)
         matched = ((self.history[slots][:, None, :] == self.patterns) | (self.patterns == _ANY)).all(dim=2)
-        later = torch.zeros_like(xi).index_add_(1, self.places, self.ratio[slots] * matched)
+        later = _strongest(self.ratio[slots] * matched, self.places, xi.shape[1])
         # A phrase that is being completed must not begin again in the middle.
         under_way = (later > 0).any(dim=1, keepdim=True)
         delta = torch.where(under_way & (delta > 0), 0.0, delta)
@@ -152,6 +152,21 @@ class FocusTable(Tables):
         raised = raised.reshape(len(tokens), -1, len(targets))[:, -1]  # of a prompt's places the last one is answered
         self.lent[slots] = (raised & (targets == tokens[:, None])).any(dim=1)
         self._raised = None
+
+
+def _strongest(acting: Tensor, places: Tensor, count: int) -> Tensor:
+    """What phrases do to each of T tokens, [N, T] float32: the strongest to favour it and the strongest to avoid it.
+
+    Their sum would take several phrases that end in one token beyond the limit of each.
+
+    Args:
+        acting: [N, P] signed standard deviations of phrases, 0 of those that do not act.
+        places: [P] int64, which token each is about.
+        count: T.
+    """
+    where, none = places.expand(len(acting), -1), acting.new_zeros(len(acting), count)
+    up = none.scatter_reduce(1, where, acting.clamp(min=0.0), "amax")
+    return up + none.scatter_reduce(1, where, acting.clamp(max=0.0), "amin")
 
 
 def _completed(out: Tensor, targets: Tensor, later: Tensor, xi: Tensor, lent: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from policies.errors import InvalidRequest
 from policies.head.focus import Target
 from policies.head.phrases import MOST_TOKENS
-from policies.terms import FOCUS_LIMIT
 
 
 class Tokenizer(Protocol):
@@ -51,7 +50,10 @@ def spellings(tokenizer: Tokenizer, phrase: str, model_id: str) -> list[tuple[in
 
 
 def targets(tokenizer: Tokenizer, focus: Mapping[str, float], model_id: str) -> dict[Target, float]:
-    """The tokens that a focus acts on, each with its signed strength; names of one token add up.
+    """The tokens that a focus acts on, each with its signed strength.
+
+    Names that share a token do not add up on it, or a limit on each would be none: the strongest to favour it counts,
+    and the strongest to avoid it.
 
     To favour, a phrase's first token is favoured anywhere and each later one after those before it. To avoid, only
     its last one is, after those before it. A word with a spelling of one token is favoured by such spellings alone:
@@ -60,12 +62,13 @@ def targets(tokenizer: Tokenizer, focus: Mapping[str, float], model_id: str) -> 
     Raises:
         InvalidRequest: as `spellings`.
     """
-    entries: dict[Target, float] = {}
+    entries: dict[Target, tuple[float, float]] = {}
     for phrase, strength in focus.items():
         written = spellings(tokenizer, phrase, model_id)
         for entry in _favoured(written) if strength > 0 else _avoided(written):
-            entries[entry] = max(-FOCUS_LIMIT, min(FOCUS_LIMIT, entries.get(entry, 0.0) + strength))
-    return entries
+            up, down = entries.get(entry, (0.0, 0.0))
+            entries[entry] = max(up, strength), min(down, strength)
+    return {entry: up + down for entry, (up, down) in entries.items()}
 
 
 def _favoured(written: list[tuple[int, ...]]) -> set[Target]:
