@@ -1,4 +1,4 @@
-"""When two spellings are one term: so that a strength counts once, however its word is written. Standard library only."""
+"""When two spellings are one term, so that a strength counts once however its word is written."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-"""Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt): soft hyphens, joiners, variation selectors."""
+"""Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt): soft hyphens, joiners and the like."""
 
 
 def term_of(spelling: str) -> str:
     """The term that a spelling writes: case, width, composition, invisible characters and spaces do not tell apart.
 
-    After Unicode's compatibility caseless match (standard 3.13, D146): here without invisible characters, runs of white space as one space and none at the ends; "" where
-    nothing is visible. Letters of other scripts that look alike stay apart.
+    Unicode's compatibility caseless match (its standard, 3.13, D146), here without invisible characters, and with runs
+    of white space as one space and none at the ends. "" where nothing is visible. Letters of different scripts that
+    look alike stay apart.
     """
     text = unicodedata.normalize("NFKD", _INVISIBLE.sub("", spelling)).casefold()
     return " ".join(unicodedata.normalize("NFKC", text).split())

@@ -50,9 +50,7 @@ async def complete(request: Request, body: CompletionRequest, gateway: Gateway) 
 async def models(request: Request, gateway: Gateway) -> ModelList:
     """The models that this key may use, each with its task and the names that focus may use."""
     entitlements = await gateway.authenticate(request)
-    return ModelList(
-        data=[_card(info, entitlements.tier) for info in gateway.models_for(entitlements)]
-    )
+    return ModelList(data=[_card(info, entitlements.tier) for info in gateway.models_for(entitlements)])
 
 
 @router.get("/v1/models/{model_id}", response_model=ModelCard, tags=["models"], summary="One model")

@@ -194,3 +194,46 @@ def test_an_avoided_phrase_may_begin_and_is_not_completed(head: Head) -> None:
             gave_way += writer.next(york=20.0, other=5.0) == OTHER
         assert alone == 150
         assert gave_way / 150 == pytest.approx(strength, abs=0.12)
+
+
+def after(focus: dict[int | Target, float], row: Tensor, features: Tensor) -> Tensor:
+    """Logits of a text that ends in `OTHER NEW`, [1, V]."""
+    head = head_of()
+    head.write(0, Setting(1.0, focus), [OTHER, NEW])
+    return head(features, row, torch.tensor([0])).logits
+
+
+def test_phrases_that_end_in_one_token_do_not_add_up_on_it() -> None:
+    """Or one word under a limit would have all of it, by phrases that end in it."""
+    row = torch.zeros(1, V)
+    for sign, first in ((1, OTHER), (-1, YORK)):
+        row[0] = 0.0
+        row[0, first] = 20.0
+        one: dict[int | Target, float] = {Target(YORK, (OTHER, NEW)): sign * 0.3}
+        several = {**one, Target(YORK, (NEW,)): sign * 0.2}
+        alike = {**one, Target(YORK, (NEW,)): sign * 0.3}
+        for seed in range(20):
+            torch.manual_seed(seed)
+            features = torch.randn(1, H)
+            alone = after(one, row, features)
+            assert not torch.equal(alone, row)
+            torch.testing.assert_close(after(several, row, features), alone)
+            torch.testing.assert_close(after(alike, row, features), alone)
+
+
+def test_a_word_and_a_phrase_that_ends_in_it_avoid_it_no_more_often_than_the_stronger() -> None:
+    row = torch.zeros(1, V)
+    row[0, YORK], row[0, OTHER] = 2.0, 0.5
+    gone = {"word": 0, "phrase": 0, "both": 0}
+    for seed in range(150):
+        torch.manual_seed(seed)
+        features = torch.randn(1, H)
+        word, phrase = {Target(YORK): -0.3}, {Target(YORK, (NEW,)): -0.3}
+        gave_way = {
+            name: int(after({**focus}, row, features).argmax()) != YORK
+            for name, focus in (("word", word), ("phrase", phrase), ("both", word | phrase))
+        }
+        assert gave_way["both"] == (gave_way["word"] or gave_way["phrase"])
+        for name, gave in gave_way.items():
+            gone[name] += gave
+    assert 0 < gone["both"] == max(gone.values()) < 75

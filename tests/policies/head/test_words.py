@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policies.errors import InvalidRequest
 from policies.head.words import spellings, targets
@@ -48,8 +50,26 @@ def test_a_favoured_phrase_has_each_of_its_tokens_and_an_avoided_one_its_last() 
     assert all(e.prefix for e in avoided) and set(avoided.values()) == {-0.5}
 
 
-def test_a_word_of_one_token_is_favoured_whole_and_its_names_add_up() -> None:
+def test_a_word_of_one_token_is_favoured_whole_and_its_names_do_not_add_up() -> None:
     letters = Letters()
-    entries = targets(letters, {"four": 0.6, "Four": 0.6}, "m")  # type: ignore[arg-type]
-    assert {letters.text((e.index,)) for e in entries} == {"four", "Four"}
-    assert set(entries.values()) == {0.99} and not any(e.prefix for e in entries)
+    entries = targets(letters, {"four": 0.6, "Four": 0.5, "FOUR": 0.6}, "m")  # type: ignore[arg-type]
+    assert {letters.text((e.index,)) for e in entries} == {"four", "Four", "FOUR"}
+    assert set(entries.values()) == {0.6} and not any(e.prefix for e in entries)
+
+
+@given(
+    st.dictionaries(
+        st.lists(st.sampled_from(["red", "Red", "sea", "redder", "seas"]), min_size=1, max_size=3).map(" ".join),
+        st.floats(-0.99, 0.99),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_no_token_is_moved_further_than_by_one_of_the_names_that_share_it(focus: dict[str, float]) -> None:
+    letters = Letters()
+    alone: dict[object, list[float]] = {}
+    for phrase, strength in focus.items():
+        for entry, own in targets(letters, {phrase: strength}, "m").items():  # type: ignore[arg-type]
+            alone.setdefault(entry, [0.0]).append(own)
+    together = targets(letters, focus, "m")  # type: ignore[arg-type]
+    assert together == {entry: max(owns) + min(owns) for entry, owns in alone.items()}
