@@ -60,6 +60,12 @@ def gold(app: Application) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
+def silver(app: Application) -> Iterator[httpx.Client]:
+    with app.client("silver") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
 def free(app: Application) -> Iterator[httpx.Client]:
     with app.client("free") as client:
         yield client
@@ -69,7 +75,7 @@ def free(app: Application) -> Iterator[httpx.Client]:
 def limited(app: Application) -> str:
     """A tenant that may use the classifier only, and focus on cats alone."""
     app.tenants("create", "limited", "--tier", "free")
-    app.tenants("set", "limited", f"models={CLASSIFIER}", "focus_allow=cat")
+    app.tenants("set", "limited", f"models={CLASSIFIER}", "focus_max=0.9", "focus_allow=cat")
     return app.tenants("key", "create", "limited").strip()
 
 
@@ -124,10 +130,16 @@ def test_focus_not_entitled(app: Application, limited: str, ship: bytes) -> None
     refused(httpx.post(url, content=ship, headers={"x-api-key": limited}), 403, "focus.dog", "may not set focus")
 
 
-def test_focus_on_an_unknown_class(free: httpx.Client, ship: bytes, street: bytes) -> None:
-    refused(free.post(f"/models/{CLASSIFIER}?focus=zebra=0.5", content=ship), 400, "focus.zebra", "airplane")
+def test_focus_below_level_one_is_granted(free: httpx.Client, silver: httpx.Client, ship: bytes) -> None:
+    refused(free.post(f"/models/{CLASSIFIER}?focus=cat=0.1", content=ship), 403, "focus", "'focus_max'")
+    refused(free.post(CHAT, json=chat(focus={"ocean": 0.1})), 403, "focus", "'focus_max'")
+    refused(silver.post(CHAT, json=chat(focus={"ocean": 0.5, "Ocean": 0.5})), 403, "focus.ocean", "0.9")
+
+
+def test_focus_on_an_unknown_class(silver: httpx.Client, ship: bytes, street: bytes) -> None:
+    refused(silver.post(f"/models/{CLASSIFIER}?focus=zebra=0.5", content=ship), 400, "focus.zebra", "airplane")
     phrase = " ".join("abcdefghijklmnopqrstuvwxyz")
-    refused(free.post(CHAT, json=chat(focus={phrase: 0.5})), 400, f"focus.{phrase}", "at most 16")
+    refused(silver.post(CHAT, json=chat(focus={phrase: 0.5})), 400, f"focus.{phrase}", "at most 16")
 
 
 @pytest.mark.parametrize("strength", [1.0, -1.0, 7, "NaN"])
@@ -139,6 +151,13 @@ def test_strength_out_of_range(free: httpx.Client, ship: bytes, strength: object
 def test_utility_above_the_tier(free: httpx.Client, ship: bytes) -> None:
     refused(free.post(f"/models/{CLASSIFIER}?utility=0.9", content=ship), 403, "utility", "0.7")
     refused(free.post(CHAT, json=chat(utility=1.0)), 403, "utility", "0.7")
+
+
+def test_a_lower_utility_is_granted(free: httpx.Client, gold: httpx.Client, ship: bytes) -> None:
+    refused(free.post(f"/models/{CLASSIFIER}?utility=0.6", content=ship), 403, "utility", "'lower_utility'")
+    refused(free.post(CHAT, json=chat(utility=0.69)), 403, "utility", "0.7")
+    assert free.post(f"/models/{CLASSIFIER}?utility=0.7", content=ship).status_code == 200
+    assert gold.post(f"/models/{CLASSIFIER}?utility=0.7", content=ship).headers["x-utility"] == "0.7"
 
 
 @pytest.mark.parametrize("utility", ["0", "1.5", "-1", "abc", "nan"])
@@ -197,7 +216,7 @@ def test_wrong_types_and_unsupported_fields(free: httpx.Client, fields: dict[str
     refused(free.post(CHAT, json=chat(**fields)), 400, param, "")
 
 
-def test_wrong_types_in_an_image_request(free: httpx.Client, ship: bytes) -> None:
+def test_wrong_types_in_an_image_request(free: httpx.Client, silver: httpx.Client, ship: bytes) -> None:
     image = base64.b64encode(ship).decode()
     path = f"/models/{CLASSIFIER}"
     refused(free.post(path, json={"inputs": 3}), 400, "inputs", "")
@@ -205,7 +224,7 @@ def test_wrong_types_in_an_image_request(free: httpx.Client, ship: bytes) -> Non
     refused(free.post(path, json={"inputs": image, "parameters": {"top_k": 0}}), 400, "parameters.top_k", "")
     refused(free.post(path, json={"inputs": image, "parameters": {"candidate_labels": ["a"]}}), 400,
             "parameters.candidate_labels", "Unsupported")  # fmt: skip
-    assert free.post(path, json={"inputs": image, "parameters": {"focus": {"cat": 0.5}}}).status_code == 200
+    assert silver.post(path, json={"inputs": image, "parameters": {"focus": {"cat": 0.5}}}).status_code == 200
 
 
 def test_a_prompt_beyond_the_context(gold: httpx.Client) -> None:

@@ -65,6 +65,16 @@ def test_disclosure_follows_the_level_unless_a_record_grants_more() -> None:
     assert (granted.digits, granted.logprobs) == (16, True)
 
 
+def test_what_a_request_may_change_follows_the_level_unless_a_record_says_more() -> None:
+    default = merged({}, {}).tier
+    assert (default.may_lower(1.0), default.may_lower(0.9)) == (True, False)
+    assert (default.focus_limit(1.0), default.focus_limit(0.9)) == (0.99, 0.0)
+    tier = merged({"lower_utility": "yes", "focus_max": "0.5"}, {}).tier
+    assert tier.may_lower(0.9) and tier.focus_limit(0.9) == 0.5
+    own = merged({"lower_utility": "yes", "focus_max": "0.5"}, {"lower_utility": "no", "focus_max": "0"}).tier
+    assert not own.may_lower(1.0) and own.focus_limit(1.0) == 0.0
+
+
 def test_standing_focus_is_by_model() -> None:
     own = merged({}, {"focus:seg:pedestrian": "0.9", "focus:seg:sky": "-0.2", "focus_locked": "yes"})
     assert own.focus("seg") == {"pedestrian": 0.9, "sky": -0.2}

@@ -102,7 +102,15 @@ async def test_binary_junk_anywhere_never_crashes_and_never_raises_rights(
 
 
 FULL = {**dict.fromkeys(LIMIT_FIELDS, "1000000"), "tpm": "unlimited"}
-TERMS = {"labels": "2", "digits": "1", "logprobs": "false", "focus_max": "0.5", "focus_allow": "sky,a b", "models": "m"}
+TERMS = {
+    "labels": "2",
+    "digits": "1",
+    "logprobs": "false",
+    "lower_utility": "false",
+    "focus_max": "0.5",
+    "focus_allow": "sky,a b",
+    "models": "m",
+}
 ALL_FIELDS = {
     "tier": {**FULL, **TERMS, "weight": "2", "utility:m": "0.5"},
     "tenant": {**FULL, **TERMS, "utility": "0.8", "utility:m": "0.4", "focus_locked": "true"},

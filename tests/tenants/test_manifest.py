@@ -12,7 +12,7 @@ from tests.tenants.conftest import Run, prepare
 
 FILE = """\
 tiers:
-  gold: {utility: 1.0, weight: 4}
+  gold: {utility: 1.0, weight: 4, lower_utility: no}
   bronze: {utility: 0.8, rpm: 600, models: [resnet18-cifar10, "segformer-b0-camvid"]}
 tenants:
   acme:
@@ -33,6 +33,7 @@ async def test_what_is_applied_is_there_and_applying_it_again_changes_nothing(te
     assert json.loads(await tenants("show", "acme", "--json"))["tier"] == "silver"
     await tenants("apply", str(file), "--yes")
     shown = json.loads(await tenants("show", "acme", "--json"))
+    assert json.loads(await tenants("tier", "show", "gold", "--json"))["lower_utility"] == "false"
     assert shown["tier"] == "bronze" and shown["focus:segformer-b0-camvid:traffic light"] == "0.5"
     assert (
         json.loads(await tenants("tier", "show", "bronze", "--json"))["models"]

@@ -31,6 +31,7 @@ def test_a_tier_reads_every_field_of_the_design() -> None:
         "labels": "3",
         "digits": "4",
         "logprobs": "true",
+        "lower_utility": "no",
         "weight": "2.5",
         "rpm": "600",
         "tpm": "100000",
@@ -45,7 +46,7 @@ def test_a_tier_reads_every_field_of_the_design() -> None:
     terms = parse_tier("silver", {k.encode(): v.encode() for k, v in fields.items()}).terms
     assert terms.utility == 0.9
     assert terms.utility_by_model == {"resnet18-cifar10": 0.8}
-    assert (terms.labels, terms.digits, terms.logprobs) == (3, 4, True)
+    assert (terms.labels, terms.digits, terms.logprobs, terms.lower_utility) == (3, 4, True, False)
     assert (terms.weight, terms.rpm, terms.tpm, terms.concurrency) == (2.5, 600, 100000, 8)
     assert terms.focus_allow == frozenset({"sky", "pedestrian"})
     assert terms.models == frozenset({"a", "b"})
@@ -74,6 +75,7 @@ def test_a_focus_term_may_hold_colons_spaces_and_other_scripts() -> None:
         ({b"utility": b"0.9", b"weight": b"0"}, "weight"),
         ({b"utility": b"0.9", b"focus_max": b"1"}, "focus_max"),
         ({b"utility": b"0.9", b"logprobs": b"perhaps"}, "logprobs"),
+        ({b"utility": b"0.9", b"lower_utility": b"0.5"}, "lower_utility"),
         ({b"utility": b"\xff\xfe"}, "utility"),
         ({b"utility": b"0.9", b"\xff": b"1"}, "\\xff"),
         ({b"utility": b"0.9", b"utility_by_model": b"{}"}, "utility_by_model"),
@@ -146,6 +148,7 @@ terms_fields = st.fixed_dictionaries(
         "utility_by_model": st.dictionaries(names, st.floats(0.01, 1.0), min_size=1, max_size=3),
         "labels": st.none() | st.integers(1, 100),
         "logprobs": st.booleans(),
+        "lower_utility": st.booleans(),
         "weight": st.floats(0.01, 100.0),
         "rpm": limits,
         "quota_tokens_day": limits,

@@ -28,6 +28,8 @@ async def test_three_tenants_of_three_tiers_have_keys_that_work(
             utility,
             weight,
         )
+        assert own.tier.focus_limit(utility) == {"gold": 0.99, "silver": 0.9, "free": 0.0}[name]
+        assert own.tier.may_lower(utility) == (name == "gold")
         assert own.limits.rpm == (6000 if name == "free" else None)
         assert own.limits.concurrency is own.limits.tpm is None
 
