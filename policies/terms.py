@@ -230,11 +230,9 @@ def _sum_of_focus(tier: Tier, standing: Focus, requested: Focus, names: _Names, 
 def _check_requested_focus(tier: Tier, focus: Focus, names: _Names, model: str, own: float) -> None:
     limit = tier.focus_limit(own)
     if focus and (tier.focus_locked or limit == 0.0):
-        why = (
-            ""
-            if tier.focus_locked or tier.focus_max is not None
-            else (f" on {model} at its level, {own:g}; an admin can grant it by the tier's field 'focus_max'")
-        )
+        by_default = tier.focus_max is None and not tier.focus_locked
+        hint = f" on {model} at its level, {own:g}; an admin can grant it by the tier's field 'focus_max'"
+        why = hint if by_default else ""
         raise NotEntitled(f"This key may not set focus{why}.", param="focus", code="focus_not_entitled")
     sums = names.sums(focus)
     for name, strength in focus.items():
