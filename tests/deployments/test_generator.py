@@ -259,6 +259,7 @@ def test_the_model_keeps_its_tied_weights_and_its_fingerprint(loaded: Generator)
     assert loaded.final.weight is loaded.language_model.model.get_input_embeddings().weight
     assert (loaded.features, loaded.vocabulary, loaded.context) == (576, 49152, 512)
     assert loaded.fingerprint == "412e84963ca35e69"
+    assert loaded.field == "921bdbfe39461288", "the same as in bfloat16 and float16"
 
 
 def test_a_cpu_model_multiplies_packed_weights_and_the_engine_sees_it(loaded: Generator) -> None:
