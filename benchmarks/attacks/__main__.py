@@ -1,9 +1,9 @@
-"""What attackers win back of the 0.7 level's gap (clean accuracy less the level's), by source of noise.
+"""What attackers win back of a level's gap (clean accuracy less the level's), by source of noise.
 
 Features of all queries are computed once and kept in the cache folder; what follows is arithmetic on them.
 
 Usage: python -m benchmarks.attacks labels --cifar DIR [--cache DIR] [--secrets N]
-       python -m benchmarks.attacks masks --camvid DIR
+       python -m benchmarks.attacks masks --camvid DIR [--level 0.9] [--rows students] [--encoder DIR]
        python -m benchmarks.attacks text
        python -m benchmarks.attacks extraction --cifar DIR
        python -m benchmarks.attacks frontier --cifar DIR | --camvid DIR [--plot OUT.png]
@@ -12,6 +12,7 @@ Usage: python -m benchmarks.attacks labels --cifar DIR [--cache DIR] [--secrets 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -29,17 +30,23 @@ def main() -> None:
     parser.add_argument("--secrets", type=int, default=6, help="noise secrets to measure under")
     parser.add_argument("--plot", type=Path, help="where to draw the frontier")
     parser.add_argument("--threads", type=int, default=1, help="threads to compute with")
-    parser.add_argument("--level", type=float, default=labels.LEVEL, help="labels: the level under attack")
-    parser.add_argument("--rows", choices=("all", "answers", "students"), default="all", help="which attacks")
+    parser.add_argument("--level", type=float, default=labels.LEVEL, help="labels, masks: the level under attack")
+    parser.add_argument("--rows", choices=masks.ROWS, default="all", help="which attacks; labels: answers or students")
+    parser.add_argument("--encoder", type=Path, help="folder of the foreign encoder's packages, if pip has not them")
     arguments = parser.parse_args()
     if arguments.plot and arguments.task != "frontier":
         parser.error("--plot draws the frontier only")
+    if arguments.task == "labels" and arguments.rows not in labels.ROWS:
+        parser.error(f"labels has no --rows {arguments.rows}: one of {', '.join(labels.ROWS)}")
+    if arguments.encoder:
+        sys.path.append(str(arguments.encoder))
     torch.set_num_threads(arguments.threads)
     cache, secrets = arguments.cache, arguments.secrets
     if arguments.task == "text":
         records = text.measure(cache, secrets)
     elif arguments.task == "masks":
-        records = masks.measure(arguments.camvid or parser.error("masks needs --camvid"), cache, secrets)
+        root = arguments.camvid or parser.error("masks needs --camvid")
+        records = masks.measure(root, cache, secrets, arguments.level, arguments.rows)
     elif arguments.task == "frontier" and arguments.camvid:
         records = mask_frontier.measure(arguments.camvid, cache, secrets)
     elif arguments.task == "extraction":

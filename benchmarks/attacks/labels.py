@@ -20,6 +20,7 @@ from policies.attacks.answers import disclosed, label_and_score, own_label
 from policies.attacks.learners import network, random_features
 
 LEVEL = 0.7
+ROWS = ("all", "answers", "students")
 LADDER, CLEAN = "ladder", "clean answers"
 STUDENTS_OF = (LADDER, "fresh", "temperature", CLEAN)
 OWN, FOREIGN = "the model's own encoder", "EfficientNet-lite0"

@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.attacks.mask_features import EDGE, VOID, Scene
 from benchmarks.attacks.smoothing import window_means
 from policies.attacks.corrector import Corrector
+from policies.attacks.learners import Learner, linear
 
 PIXELS = 6000
 WINDOWS = (7, 31, 121)
@@ -84,13 +85,13 @@ def judging(given: Sequence[tuple[Tensor, Scene]]) -> Pixels:
     return _joined(parts)
 
 
-def corrected(sees: Seen, known: Pixels, judged: Pixels) -> float:
+def corrected(sees: Seen, known: Pixels, judged: Pixels, learner: Learner = linear) -> float:
     """Accuracy on judged pixels of a corrector fitted on known ones.
 
     It starts from a pixel's own answer where it sees that, else from nothing.
     """
     believes = float(sees in (own, answers, everything))
-    fitted = Corrector(sees(known), known.own * believes, known.truth)
+    fitted = Corrector(sees(known), known.own * believes, known.truth, learner)
     return float((fitted(sees(judged), judged.own * believes).argmax(dim=1) == judged.truth).float().mean())
 
 
@@ -99,18 +100,18 @@ def _pixels(shares: Tensor, scene: Scene, at: Tensor) -> Pixels:
     return Pixels(
         own=shares.flatten(1).T[at],
         around=around.permute(2, 0, 1),
-        picture=_place_and_colour(scene).flatten(1).T[at],
+        picture=place_and_colour(scene.picture).flatten(1).T[at],
         truth=scene.truth.flatten()[at],
     )
 
 
-def _place_and_colour(scene: Scene) -> Tensor:
-    """[F, h, w]: a curve in the place, the colour, its means and spread over windows of 15 and 61 pixels."""
-    height, width = scene.truth.shape
+def place_and_colour(picture: Tensor) -> Tensor:
+    """[h, w, 3] uint8 to [22, h, w]: a curve in the place, the colour, its means and spread over 15 and 61 pixels."""
+    height, width = picture.shape[:2]
     y = torch.linspace(-1, 1, height)[:, None].expand(height, width)
     x = torch.linspace(-1, 1, width)[None].expand(height, width)
     place = torch.stack([y, x, y * y, x * x, x * y, y**3, x.abs(), y * y * x * x, (y > 0).float(), x**3 * y])
-    colour = scene.picture.permute(2, 0, 1).float() / 255
+    colour = picture.permute(2, 0, 1).float() / 255
     means = [window_means(values, size) for values, size in ((colour, 15), (colour**2, 15), (colour, 61))]
     return torch.cat([place, colour, *means])
 

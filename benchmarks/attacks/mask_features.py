@@ -21,6 +21,7 @@ from policies.head.blocks import block_means
 
 QUERIES, BOTH_QUERIES = 100, 20
 JUDGED, EXAMPLES, BOTH_EXAMPLES = 6, 8, 4
+OTHER, SAME = "other drives", "same drive"
 OTHER_DRIVES = ("0001TP", "0006R0")
 STEP = 4
 """Pixels: a near-duplicate is shifted by up to two steps each way."""
@@ -63,17 +64,27 @@ class Scenes:
 
 def scenes(engine: ImageSegmenter, root: Path, cache: Path) -> Scenes:
     """Compute what the cache does not hold yet."""
-    calibrating, judging = camvid_validation(root)
-    known = _spread(calibrating, EXAMPLES)
+    labelled = labelled_files(root)
+    return Scenes(
+        judged=[_scene(engine, file, QUERIES, cache) for file in judged_files(root)],
+        examples=[
+            _scene(engine, file, BOTH_QUERIES if i < BOTH_EXAMPLES else 1, cache)
+            for i, file in enumerate(labelled[SAME])
+        ],
+        foreign=[_scene(engine, file, 1, cache) for file in labelled[OTHER]],
+    )
+
+
+def judged_files(root: Path) -> Sequence[Path]:
+    """Those of the scenes that judge."""
+    return _spread(camvid_validation(root)[1], JUDGED)
+
+
+def labelled_files(root: Path) -> dict[str, Sequence[Path]]:
+    """Those of the labelled scenes, by drive."""
     drives = [sorted((root / "train" / "images").glob(f"{drive}*")) for drive in OTHER_DRIVES]
     others = [file for files in drives for file in _spread(files, EXAMPLES // len(drives))]
-    return Scenes(
-        judged=[_scene(engine, file, QUERIES, cache) for file in _spread(judging, JUDGED)],
-        examples=[
-            _scene(engine, file, BOTH_QUERIES if i < BOTH_EXAMPLES else 1, cache) for i, file in enumerate(known)
-        ],
-        foreign=[_scene(engine, file, 1, cache) for file in others],
-    )
+    return {OTHER: others, SAME: _spread(camvid_validation(root)[0], EXAMPLES)}
 
 
 def _spread(files: Sequence[Path], count: int) -> Sequence[Path]:
@@ -90,11 +101,16 @@ def undone(answers: Tensor, numbers: Sequence[int]) -> Tensor:
     return torch.stack(straight)
 
 
-def _scene(engine: ImageSegmenter, file: Path, queries: int, cache: Path) -> Scene:
+def seen(engine: ImageSegmenter, file: Path, queries: int, cache: Path, lazily: bool = False) -> tuple[Tensor, Tensor]:
+    """Block means [Q, H, h', w'] and clean logits [Q, K, h'', w''] of a picture's near-duplicates, float16.
+
+    Args:
+        lazily: leave them in the cache's file until they are used.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"{engine.fingerprint}-{file.stem}-{queries}.pt"
-    (picture,) = read([file])
     if not path.exists():
+        (picture,) = read([file])
         began, means, logits = time.perf_counter(), [], []
         for features in final_inputs(engine, (usual(picture, n, STEP) for n in range(queries)), 4):
             means.append(block_means(features, engine.scheme.block).half())
@@ -102,6 +118,12 @@ def _scene(engine: ImageSegmenter, file: Path, queries: int, cache: Path) -> Sce
                 logits.append(engine.final(features).half())
         torch.save((torch.cat(means), torch.cat(logits)), path)
         print(f"  {file.stem}: {queries} queries, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    means_, logits_ = torch.load(path)
+    means_, logits_ = torch.load(path, mmap=lazily)
+    return means_, logits_
+
+
+def _scene(engine: ImageSegmenter, file: Path, queries: int, cache: Path) -> Scene:
+    means, logits = seen(engine, file, queries, cache)
+    (picture,) = read([file])
     truth = np.array(Image.open(file.parents[1] / "labels" / f"{file.stem}.png"))
-    return Scene(torch.from_numpy(np.array(picture)), torch.from_numpy(truth).long(), means_, logits_)
+    return Scene(torch.from_numpy(np.array(picture)), torch.from_numpy(truth).long(), means, logits)

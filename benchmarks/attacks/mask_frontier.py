@@ -9,9 +9,9 @@ from torch import Tensor
 
 from benchmarks.attacks import mask_correctors
 from benchmarks.attacks.frontier import View
+from benchmarks.attacks.mask_attack import MaskAttack
 from benchmarks.attacks.mask_features import scenes
 from benchmarks.attacks.mask_sources import Noise, field_noise, fresh_noise
-from benchmarks.attacks.masks import MaskAttack
 from benchmarks.attacks.records import Records
 from benchmarks.attacks.smoothing import crf, majority
 from benchmarks.attacks.sources import FINGERPRINT, secret

@@ -2,233 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.attacks import mask_correctors
-from benchmarks.attacks.mask_correctors import Pixels
-from benchmarks.attacks.mask_features import BOTH_EXAMPLES, BOTH_QUERIES, EDGE, VOID, Scene, Scenes, scenes, undone
-from benchmarks.attacks.mask_sources import Noise, fresh_noise, labels_of, ladders, rows_of
+from benchmarks.attacks.mask_attack import ACCOUNTS, REPEATS, MaskAttack, temperature
+from benchmarks.attacks.mask_encoders import Encoded, encoders, unlabelled
+from benchmarks.attacks.mask_features import Scene, Scenes, scenes
+from benchmarks.attacks.mask_levels import MaskLevels
+from benchmarks.attacks.mask_segmenter import MaskSegmenters
+from benchmarks.attacks.mask_sources import Noise, fresh_noise, ladders
+from benchmarks.attacks.mask_students import MaskStudents
 from benchmarks.attacks.records import Records
-from benchmarks.attacks.smoothing import by_segment, crf, majority, mean_shift_segments, one_hot
+from benchmarks.attacks.smoothing import mean_shift_segments
 from models.make_calibration_sample import load_segmenter
-from policies.attacks.answers import best_combination, sampled, temperature_for, votes, won_back
 
-LEVEL = 0.7
-LEVELS = (LEVEL, 0.6, 0.5)
-"""Those of a coalition, the attacked one first."""
-ACCOUNTS, TEMPERATURE_DRAWS = 8, 20
-REPEATS = f"{TEMPERATURE_DRAWS} repeats, vote"
-CORRECTORS = {
-    "its own answer": mask_correctors.own,
-    "answers within 31 pixels": mask_correctors.near,
-    "answer and its neighbourhood": mask_correctors.answers,
-    "the same, place and colour": mask_correctors.everything,
-    "place and colour, no answer": mask_correctors.picture,
-}
-_CHUNK = 10
-
-
-def measure(root: Path, folder: Path, secrets: int) -> Records:
-    """Every attack against the ladder under every secret, against the other sources under one."""
-    engine = load_segmenter()
-    data, records = scenes(engine, root, folder / "masks"), Records()
-    sample = engine.calibration_sample(Path(str(engine.spec.calibration)))
-    segments = [mean_shift_segments(scene.picture) for scene in data.judged]
-    clean = MaskAttack([lambda scene, queries, _: scene.logits[queries].float()], data, segments)
-    best = {name: run() for name, run in clean.correctors().items()}
-    for number in range(secrets):
-        if number == 0:
-            fresh = MaskAttack([fresh_noise(number, data.examples)], data, segments)
-            records.run("fresh", {name: _shared(fresh, run) for name, run in fresh.one_account().items()})
-            keys = MaskAttack(ladders(engine, sample, number, ACCOUNTS), data, segments)
-            records.run("temperature", {REPEATS: partial(temperature, fresh, number)})
-            records.run("key per tenant", {f"{ACCOUNTS} accounts, vote": _shared(keys, keys.accounts)})
-        ladder = MaskAttack(ladders(engine, sample, number, 1), data, segments)
-        records.run("ladder", {name: _shared(ladder, run) for name, run in ladder.one_account().items()})
-        records.run("clean answers", {name: partial(ladder.share, reached) for name, reached in best.items()})
-        records.save(folder / "masks.json")
-    return records
-
-
-def temperature(attack: MaskAttack, number: int) -> float:
-    """Share that a vote wins back from masks sampled pixel by pixel, at the temperature that delivers the level."""
-    generator = torch.Generator().manual_seed(number)
-    heat = temperature_for(torch.cat([_pixels(scene)[::16] for scene in attack.data.examples]), LEVEL)
-    single, voted = [], []
-    for scene in attack.data.judged:
-        drawn = sampled(_pixels(scene), heat, TEMPERATURE_DRAWS + 1, generator)
-        single.append(drawn[:, 0].reshape(scene.truth.shape))
-        voted.append(votes(drawn[:, 1:], scene.logits.shape[1]).argmax(dim=1).reshape(scene.truth.shape))
-    return won_back(attack.judge(voted), attack.judge(single), attack.clean())
+ROWS = ("all", "answers", "correctors", "levels", "students", "segmenters")
+Rows = dict[str, Callable[[], float]]
 
 
 @dataclass
-class MaskAttack:
-    """Sources of noise, one for each account, under attack at one level. Attacks return the pixel accuracy reached.
+class Material:
+    """What attackers have, and which of them are measured.
 
-    Args:
-        segments: mean-shift segments [h, w] of each judged picture.
+    Attributes:
+        segments: of each judged picture.
+        pictures: the attacker's own, without labels.
+        chosen: of `ROWS`.
+        reached: accuracies of what is the same under every secret: clean answers, and labels without any answer.
     """
 
-    noises: list[Noise]
     data: Scenes
-    segments: list[Tensor]
+    level: float
+    chosen: str
+    segments: list[Tensor] = field(default_factory=list)
+    pictures: Sequence[Scene] = ()
+    encoders: dict[str, Encoded] = field(default_factory=dict)
+    reached: dict[str, float] = field(default_factory=dict)
 
-    def one_account(self) -> dict[str, Callable[[], float]]:
-        """The rows of the table that one account can fill."""
-        filters = {f"majority, {size} x {size} pixels": self._filter(size) for size in (3, 7, 15, 31)}
-        return {
-            REPEATS: self.repeats,
-            "100 usual near-duplicates, vote": lambda: self.judge(self.shares),
-            **filters,
-            "mean-shift segments, majority": lambda: self.judge(map(by_segment, self.one, self.segments)),
-            "CRF-like smoother": lambda: self.judge(crf(m, s.picture) for m, s in self._judged(self.one)),
-            "levels 0.7, 0.6 and 0.5, raw logits, best combination": self.combined_levels,
-            "levels 0.7, 0.6 and 0.5, a mask each, vote": self.levels_vote,
-            **self.correctors(),
-            "both: 20 queries, vote, then majority 15 x 15": lambda: self.judge(majority(m, 15) for m in self.few),
-            "both: 20 queries, vote, then CRF-like": lambda: self.judge(
-                crf(m, s.picture) for m, s in self._judged(self.few)
-            ),
-            "both: 20 queries, corrector, same drive (4 pictures)": self.both,
-        }
+    def has(self, *names: str) -> bool:
+        """Whether one of some groups of rows is measured."""
+        return self.chosen in ("all", *names)
 
-    @cached_property
-    def one(self) -> list[Tensor]:
-        """One answer to each picture: [K, h, w]."""
-        return [self.asked(scene, 1) for scene in self.data.judged]
+    def attack(self, noises: list[Noise]) -> MaskAttack:
+        """Attacks on sources of noise."""
+        return MaskAttack(noises, self.data, self.segments, self.level)
 
-    @cached_property
-    def few(self) -> list[Tensor]:
-        """Shares of 20 votes."""
-        return [self.asked(scene, BOTH_QUERIES) for scene in self.data.judged]
+    def rows(self, attack: MaskAttack) -> Rows:
+        """What one account, or one and a key of level 1.0, can do."""
+        rows: Rows = {}
+        if self.has("answers"):
+            rows |= attack.one_account()
+        if self.has("correctors"):
+            rows |= attack.curved_correctors()
+        if self.has("levels"):
+            rows |= MaskLevels(attack).rows()
+        return rows | self.students(attack)
 
-    @cached_property
-    def shares(self) -> list[Tensor]:
-        """Shares of 100 votes."""
-        return [self.asked(scene, len(scene.logits)) for scene in self.data.judged]
+    def clean_rows(self, attack: MaskAttack) -> Rows:
+        """Those of them that clean answers help: no filters, votes or levels."""
+        rows: Rows = {}
+        if self.has("answers"):
+            rows |= attack.correctors()
+        if self.has("correctors"):
+            rows |= attack.curved_correctors()
+        if self.has("levels"):
+            rows |= MaskLevels(attack).gold_rows()
+        return rows | self.students(attack)
 
-    def asked(self, scene: Scene, queries: int, account: int = 0) -> Tensor:
-        """Shares of votes [K, h, w] of a scene's first near-duplicates, each put back into the picture's frame."""
-        total = torch.zeros(scene.logits.shape[1], *scene.truth.shape)
-        for start in range(0, queries, _CHUNK):
-            numbers = range(start, min(start + _CHUNK, queries))
-            logits = self.noises[account](scene, slice(numbers.start, numbers.stop), LEVEL)
-            for labels in undone(labels_of(logits, scene), numbers):
-                total += one_hot(labels, len(total))
-        return total / queries
+    def students(self, attack: MaskAttack) -> Rows:
+        """All that learn from many answers."""
+        rows: Rows = {}
+        if self.has("students"):
+            rows |= MaskStudents(attack, self.pictures, self.encoders).rows()
+        if self.has("segmenters"):
+            rows |= MaskSegmenters(attack, self.pictures).rows()
+        return rows
 
-    def clean(self) -> float:
-        """What the unmodulated model is worth."""
-        return self.judge(map(_clean, self.data.judged))
-
-    def single(self) -> float:
-        """What the level is worth: one answer each."""
-        return self.judge(self.one)
-
-    def repeats(self) -> float:
-        """The same picture again and again."""
-        return self.judge(
-            torch.stack([self.asked(scene, 1) for _ in range(TEMPERATURE_DRAWS)]).sum(dim=0)
-            for scene in self.data.judged
-        )
-
-    def accounts(self) -> float:
-        """One query each from every account."""
-        everyone = range(len(self.noises))
-        return self.judge(sum((self.asked(s, 1, a) for a in everyone), torch.zeros(())) for s in self.data.judged)
-
-    def combined_levels(self) -> float:
-        """Raw logits at three levels, in the linear combination that is nearest to the clean ones."""
-        rows = [torch.cat([rows_of(self.noises[0](s, slice(1), v)) for s in self.data.examples]) for v in LEVELS]
-        weights = best_combination(rows, torch.cat([rows_of(s.logits[:1].float()) for s in self.data.examples]))
-        out = []
-        for scene in self.data.judged:
-            mixed = sum(w * self.noises[0](scene, slice(1), v) for w, v in zip(weights, LEVELS, strict=True))
-            out.append(one_hot(labels_of(torch.as_tensor(mixed), scene)[0], scene.logits.shape[1]))
-        return self.judge(out)
-
-    def levels_vote(self) -> float:
-        """One mask of each of three levels; that of the highest decides where all differ."""
-        out = []
-        for scene in self.data.judged:
-            logits = torch.cat([self.noises[0](scene, slice(1), level) for level in LEVELS])
-            highest, *lower = (one_hot(labels, logits.shape[1]) for labels in labels_of(logits, scene))
-            out.append(1.5 * highest + sum(lower))
-        return self.judge(out)
-
-    def correctors(self) -> dict[str, Callable[[], float]]:
-        """6,000 labelled pixels of 8 pictures of other drives, or of the judged one."""
-        return {
-            f"corrector, {drive}: {name}": partial(self.corrected, sees, drive)
-            for drive in ("other drives", "same drive")
-            for name, sees in CORRECTORS.items()
-        }
-
-    def corrected(self, sees: mask_correctors.Seen, drive: str) -> float:
-        """A corrector fitted on labelled scenes of a drive, of one answer each."""
-        known = self.foreign if drive == "other drives" else self.examples
-        return mask_correctors.corrected(sees, known, self.judging)
-
-    def both(self) -> float:
-        """The same from shares of 20 votes."""
-        known = [(self.asked(s, BOTH_QUERIES), s) for s in self.data.examples[:BOTH_EXAMPLES]]
-        judged = mask_correctors.judging(list(self._judged(self.few)))
-        return mask_correctors.corrected(mask_correctors.answers, mask_correctors.labelled(known), judged)
-
-    @cached_property
-    def foreign(self) -> Pixels:
-        """Labelled pixels of other drives and their answers."""
-        return mask_correctors.labelled([(self.asked(scene, 1), scene) for scene in self.data.foreign])
-
-    @cached_property
-    def examples(self) -> Pixels:
-        """Labelled pixels of the same drive and their answers."""
-        return mask_correctors.labelled([(self.asked(scene, 1), scene) for scene in self.data.examples])
-
-    @cached_property
-    def judging(self) -> Pixels:
-        """The judged pixels and their answers."""
-        return mask_correctors.judging(list(self._judged(self.one)))
-
-    def share(self, reached: float) -> float:
-        """Accuracy as a share of the level's gap."""
-        return won_back(reached, self.single(), self.clean())
-
-    def _filter(self, size: int) -> Callable[[], float]:
-        return lambda: self.judge(majority(m, size) for m in self.one)
-
-    def _judged(self, shares: list[Tensor]) -> Iterable[tuple[Tensor, Scene]]:
-        return zip(shares, self.data.judged, strict=True)
-
-    def judge(self, answers: Iterable[Tensor]) -> float:
-        """Share of right pixels, of labels [h, w] or scores [K, h, w] of each judged picture; neither void nor edge."""
-        right = known = 0
-        inner = (slice(EDGE, -EDGE), slice(EDGE, -EDGE))
-        for answer, scene in zip(answers, self.data.judged, strict=True):
-            labels = answer.argmax(dim=0) if answer.ndim == 3 else answer
-            truth = scene.truth[inner]
-            right += int((labels[inner] == truth).sum())
-            known += int((truth != VOID).sum())
-        return right / known
+    def alone(self, attack: MaskAttack) -> Rows:
+        """What labels are worth without any answer."""
+        rows: Rows = {}
+        if self.has("students"):
+            rows |= MaskStudents(attack, (), self.encoders).alone()
+        if self.has("segmenters"):
+            rows |= MaskSegmenters(attack, ()).alone()
+        return rows
 
 
-def _shared(attack: MaskAttack, run: Callable[[], float]) -> Callable[[], float]:
-    return lambda: attack.share(run())
+def measure(root: Path, folder: Path, secrets: int, level: float, chosen: str) -> Records:
+    """Attacks against the ladder under every secret, against the other sources under one.
+
+    Args:
+        chosen: which attacks, of `ROWS`.
+    """
+    engine, cache = load_segmenter(), folder / "masks"
+    material = Material(scenes(engine, root, cache), level, chosen)
+    if material.has("answers"):
+        material.segments = [mean_shift_segments(scene.picture) for scene in material.data.judged]
+    if material.has("students"):
+        material.encoders = encoders(engine, root, cache)
+    if material.has("students", "segmenters"):
+        material.pictures = unlabelled(engine, root, cache)
+    sample, records = engine.calibration_sample(Path(str(engine.spec.calibration))), Records()
+    clean = material.attack([lambda scene, queries, _: scene.logits[queries].float()])
+    alone, best = Records(), Records()
+    alone.run("labels alone", material.alone(clean))
+    best.run("clean answers", material.clean_rows(clean))
+    for number in range(secrets):
+        if number == 0:
+            _others(records, material, ladders(engine, sample, number, ACCOUNTS) if material.has("answers") else [])
+        ladder = material.attack(ladders(engine, sample, number, 1))
+        records.add("(accuracy of one answer)", "ladder", ladder.single())
+        records.add("(accuracy of one answer)", "clean answers", ladder.clean())
+        records.run("ladder", _shared(ladder, material.rows(ladder)))
+        for source, reached in (("clean answers", best), ("labels alone", alone)):
+            for name, values in reached.values.items():
+                records.add(name, source, ladder.share(values[source][0]))
+        records.save(folder / f"masks-{chosen}-{level}.json")
+    return records
 
 
-def _clean(scene: Scene) -> Tensor:
-    """The unmodulated answer to a scene, one-hot [K, h, w]."""
-    return one_hot(labels_of(scene.logits[:1].float(), scene)[0], scene.logits.shape[1])
+def _others(records: Records, material: Material, keys: list[Noise]) -> None:
+    """Fresh noise, and where answers alone are measured temperature and a key for each tenant."""
+    fresh = material.attack([fresh_noise(0, material.data.examples)])
+    records.add("(accuracy of one answer)", "fresh", fresh.single())
+    records.run("fresh", _shared(fresh, material.rows(fresh)))
+    if keys:
+        records.run("temperature", {REPEATS: partial(temperature, fresh, 0)})
+        several = material.attack(keys)
+        records.run("key per tenant", _shared(several, {f"{ACCOUNTS} accounts, vote": several.accounts}))
 
 
-def _pixels(scene: Scene) -> Tensor:
-    """Clean logits [h * w, K] at the picture's resolution."""
-    return rows_of(F.interpolate(scene.logits[:1].float(), scene.truth.shape, mode="bilinear", align_corners=False))
+def _shared(attack: MaskAttack, rows: Rows) -> Rows:
+    return {name: lambda run=run: attack.share(run()) for name, run in rows.items()}
