@@ -94,6 +94,11 @@ class MaskAttack:
                 total += one_hot(labels, len(total))
         return total / queries
 
+    def answer(self, scene: Scene) -> Tensor:
+        """One answer to a scene, one-hot [K, h, w]."""
+        logits = self.noises[0](scene, slice(1), self.level)
+        return one_hot(labels_of(logits, scene)[0], logits.shape[1])
+
     def clean(self) -> float:
         """What the unmodulated model is worth."""
         return self.judge(map(_clean, self.data.judged))

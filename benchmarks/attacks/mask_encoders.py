@@ -43,10 +43,14 @@ class Cells:
     x: Tensor
     at: Tensor
 
-    def known(self, masks: Tensor, pictures: int | None = None) -> tuple[Tensor, Tensor]:
-        """Features [N, F] and labels [N] int64 of the first pictures' cells, in masks [P, h, w]; void is left out."""
-        labels = masks[:pictures].flatten(1).gather(1, self.at[:pictures]).flatten().long()
-        return self.x[:pictures].flatten(0, 1)[labels != VOID], labels[labels != VOID]
+    def known(self, labels: Tensor, pictures: int | None = None) -> tuple[Tensor, Tensor]:
+        """Features [N, F] and labels [N] of the first pictures' cells that labels [P, C] int64 know: not void."""
+        chosen = labels[:pictures].flatten()
+        return self.x[:pictures].flatten(0, 1)[chosen != VOID], chosen[chosen != VOID]
+
+    def read(self, masks: Tensor) -> Tensor:
+        """What masks [P, h, w] say in the middle of each cell: [P, C]."""
+        return masks.flatten(1).gather(1, self.at)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class MaskSegmenters:
 
     @cached_property
     def _answers(self) -> tuple[Tensor, Tensor]:
-        return _seen(self._pictures), torch.stack([_shares(self._attack.asked(s, 1)) for s in self._pictures])
+        return _seen(self._pictures), torch.stack([_shares(self._attack.answer(s)) for s in self._pictures])
 
     @cached_property
     def _labels(self) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.attacks import mask_correctors
 from benchmarks.attacks.mask_attack import MaskAttack
 from benchmarks.attacks.mask_encoders import OWN, QUERIES, Encoded
-from benchmarks.attacks.mask_features import OTHER, SAME, Scene
+from benchmarks.attacks.mask_features import OTHER, SAME, Scene, undone
 from benchmarks.attacks.mask_levels import answered
 from policies.attacks.corrector import BELIEF
 from policies.attacks.learners import Learner, Scorer, linear, neighbours, network
@@ -39,9 +39,7 @@ class MaskStudents:
         """Attacks by name."""
         rows: Rows = {}
         for name in self._encoders:
-            for head, learner in HEADS.items():
-                if name == OWN and learner is neighbours:
-                    continue  # of 10,800 cells a picture
+            for head, learner in self._heads(name).items():
                 student = f"student, {name}, {head}"
                 rows[f"{student}: {len(self._pictures)} pictures"] = partial(self.fitted, name, learner)
                 rows[f"{student}: the same, 8 labelled, {OTHER}"] = partial(self.fitted, name, learner, OTHER)
@@ -66,6 +64,10 @@ class MaskStudents:
             for drive in (OTHER, SAME)
         }
 
+    def _heads(self, name: str) -> dict[str, Learner]:
+        """The model's own head is linear."""
+        return {"linear": linear} if name == OWN else HEADS
+
     def fitted(
         self,
         name: str,
@@ -81,8 +83,7 @@ class MaskStudents:
             gold: those are labelled by a key of level 1.0, not by hand.
             queries: near-duplicates that are asked of each picture, for a vote.
         """
-        answers = self._answers if queries == 1 else self._voted
-        x, y = self._encoders[name].unlabelled.known(answers, pictures)
+        x, y = self._encoders[name].unlabelled.known(self._answers[queries][name], pictures)
         if drive is not None:
             more_x, more_y = self._labelled(name, drive, gold)
             x, y = torch.cat([x, more_x]), torch.cat([y, more_y])
@@ -92,13 +93,15 @@ class MaskStudents:
         """The best of the heads, chosen after the fact."""
         x, y = self._labelled(name, drive, False)
         judged = self._encoders[name].maps["judged"]
-        heads = [head for head in HEADS.values() if name != OWN or head is not neighbours]
-        return max(self._attack.judge(self._maps(learner(x, y, self._classes), judged)) for learner in heads)
+        return max(
+            self._attack.judge(self._maps(learner(x, y, self._classes), judged))
+            for learner in self._heads(name).values()
+        )
 
     def with_answer(self, name: str) -> float:
         """What a student believes, times how often its classes are answered as the pixel was: needs no labels."""
         encoded = self._encoders[name].unlabelled
-        x, y = encoded.known(self._answers)
+        x, y = encoded.known(self._answers[1][name])
         student = self._linear(name)
         counts = torch.zeros(self._classes, self._classes).index_add_(1, y, student(x).softmax(dim=1).T)
         likely = ((counts + 1.0) / (counts + 1.0).sum(dim=1, keepdim=True)).log()
@@ -126,21 +129,27 @@ class MaskStudents:
         return float((scores.argmax(dim=1) == judged.truth).float().mean())
 
     @cached_property
-    def _answers(self) -> Tensor:
-        """[P, h, w] uint8, one answer to each picture."""
-        return self.answers(1)
+    def _answers(self) -> dict[int, dict[str, Tensor]]:
+        """By near-duplicates asked, and encoder: what each cell of the pictures is answered, [P, C] int64."""
+        ways = [one.unlabelled.at.shape[1] for one in self._encoders.values()]
+        at = torch.cat([one.unlabelled.at for one in self._encoders.values()], dim=1)
+        shares = torch.stack([self._asked(scene, where) for scene, where in zip(self._pictures, at, strict=True)])
+        votes = {1: shares[:, 0], QUERIES: shares.mean(dim=1) + 1e-3 * shares[:, 0]}
+        return {
+            queries: dict(zip(self._encoders, share.argmax(dim=2).split(ways, dim=1), strict=True))
+            for queries, share in votes.items()
+        }
 
-    @cached_property
-    def _voted(self) -> Tensor:
-        return self.answers(QUERIES)
-
-    def answers(self, queries: int) -> Tensor:
-        """The most frequent of the answers to near-duplicates of each picture: [P, h, w] uint8."""
-        return torch.stack([self._attack.asked(s, queries).argmax(dim=0).to(torch.uint8) for s in self._pictures])
+    def _asked(self, scene: Scene, at: Tensor) -> Tensor:
+        """Answers to near-duplicates of a picture at some pixels: [3, C, K], one-hot."""
+        logits = self._attack.noises[0](scene, slice(QUERIES), self._attack.level)
+        whole = F.interpolate(logits, scene.truth.shape, mode="bilinear", align_corners=False)
+        straight = torch.stack([undone(one, [n] * len(one)).flatten(1)[:, at].T for n, one in enumerate(whole)])
+        return F.one_hot(straight.argmax(dim=2), self._classes).float()
 
     def _linear(self, name: str) -> Scorer:
         if name not in self._fitted:
-            self._fitted[name] = linear(*self._encoders[name].unlabelled.known(self._answers), self._classes)
+            self._fitted[name] = linear(*self._encoders[name].unlabelled.known(self._answers[1][name]), self._classes)
         return self._fitted[name]
 
     @cached_property
@@ -149,8 +158,9 @@ class MaskStudents:
 
     def _labelled(self, name: str, drive: str, gold: bool) -> tuple[Tensor, Tensor]:
         scenes = self._attack.data.foreign if drive == OTHER else self._attack.data.examples
-        masks = [answered(scene).truth if gold else scene.truth for scene in scenes]
-        return self._encoders[name].labelled[drive].known(torch.stack(masks))
+        masks = torch.stack([answered(scene).truth if gold else scene.truth for scene in scenes])
+        cells = self._encoders[name].labelled[drive]
+        return cells.known(cells.read(masks))
 
     def _maps(self, student: Scorer, maps: Tensor) -> list[Tensor]:
         """Log-scores [K, h, w] of pictures at their own resolution."""

@@ -78,10 +78,10 @@ def test_cells_are_read_at_their_middle_and_void_is_left_out() -> None:
     assert torch.equal(cells.x[0, :, 0], cells.at[0] // WIDTH // CELL * GRID[1] + cells.at[0] % WIDTH // CELL)
     mask = torch.full((1, HEIGHT, WIDTH), VOID)
     mask.view(-1)[cells.at[0, 3]] = 2
-    x, y = cells.known(mask)
+    x, y = cells.known(cells.read(mask))
     assert (x.tolist(), y.tolist()) == ([[float(cells.x[0, 3, 0])]], [2])
     more = Cells(cells.x.expand(2, -1, -1), cells.at.expand(2, -1))
-    assert len(more.known(torch.zeros(2, HEIGHT, WIDTH), pictures=1)[1]) == 20
+    assert len(more.known(torch.zeros(2, 20), pictures=1)[1]) == 20
 
 
 def test_a_student_wins_back_independent_noise_and_learns_what_is_wrong_everywhere() -> None:
