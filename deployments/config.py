@@ -132,6 +132,10 @@ class StoreArgs(BaseModel):
     noise_secret_file: str | None = Field(
         default=None, description="file with the noise secret; None: the environment's AIM_NOISE_SECRET, or the store"
     )
+    receipt_secret_file: str | None = Field(
+        default=None,
+        description="file with the secret of receipts; None: the environment's AIM_RECEIPT_SECRET, or the store",
+    )
     data_dir: str = Field(default=".data", description="folder of the embedded server and of the demo keys")
     cache_ttl_s: Annotated[float, Field(gt=0.0, le=3600.0)] = Field(
         default=60.0, description="how long entitlements are used unasked while edits are announced; else a second"

@@ -20,6 +20,7 @@ from deployments.catalog import ModelInfo
 from deployments.config import AppArgs
 from deployments.http.api import build_api
 from deployments.http.middleware import Receipt
+from deployments.receipts import Receipts
 from deployments.store import StoreAccess
 from deployments.ticket import Cost, Ticket
 from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
@@ -64,6 +65,7 @@ class TenantGateway:
         held = Path(args.store.data_dir) / "held"
         self.admission = Admission(self.store, stale_grace_s=grace, held_dir=held.resolve())
         await self.admission.start()
+        self.receipts = await Receipts.start(access, self.store)
         self._discovery = [asyncio.create_task(self._discover(model_id)) for model_id in models]
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -140,6 +142,7 @@ class TenantGateway:
         try:
             async with lease:
                 receipt.headers.update(lease.headers() | _modulation_headers(modulation))
+                receipt.sign = partial(self.receipts.sign, request, entitlements, model.id, modulation)
                 yield Ticket(entitlements, model, modulation, lease, self._handles[model.id], receipt, until)
         except LimitExceeded:
             receipt.headers.update(lease.headers())
@@ -173,8 +176,9 @@ class TenantGateway:
         return [info for info in self.infos.values() if entitlements.may_use(info.id)]
 
     def pending(self) -> list[str]:
-        """What models that are up do not serve yet."""
-        return [f"model {info.id}: {info.pending}" for info in self.infos.values() if info.pending]
+        """What is lacking while requests are answered: levels of models that are up, and the signature."""
+        pending = [f"model {info.id}: {info.pending}" for info in self.infos.values() if info.pending]
+        return [*pending, *filter(None, [self.receipts.problem])]
 
     def readiness(self) -> list[str]:
         """Reasons why this gateway cannot serve every model now; empty when it can."""
@@ -186,7 +190,7 @@ class TenantGateway:
         """Called by Serve at shutdown: what is not settled yet is."""
         for task in getattr(self, "_discovery", []):
             task.cancel()
-        for part in ("admission", "cache", "store"):
+        for part in ("receipts", "admission", "cache", "store"):
             if hasattr(self, part):
                 await getattr(self, part).aclose()
 

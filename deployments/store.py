@@ -108,6 +108,14 @@ class StoreAccess:
         given = given_noise_secret(self.args)
         return (await store.noise_secret()).encode() if given is None else given
 
+    async def receipt_secret(self, store: TenantStore) -> bytes:
+        """The secret that signs receipts: as the noise secret, from AIM_RECEIPT_SECRET, else a file, else the store."""
+        if value := os.environ.get("AIM_RECEIPT_SECRET"):
+            return value.encode()
+        if self.args.receipt_secret_file:
+            return Path(self.args.receipt_secret_file).expanduser().read_bytes().strip()
+        return (await store.receipt_secret()).encode()
+
 
 def given_noise_secret(args: StoreArgs) -> bytes | None:
     """The noise secret that the environment or a file gives; None: the store's is used. Raises OSError."""

@@ -12,6 +12,7 @@ from tenants import (
     cli_keys,
     cli_manifest,
     cli_models,
+    cli_receipts,
     cli_tiers,
     installation,
     keyspace,
@@ -32,6 +33,7 @@ app.command()(cli_manifest.apply)
 app.command()(cli_manifest.export)
 app.command()(cli_models.levels)
 app.command()(cli_models.calibrate)
+app.command()(cli_receipts.verify)
 
 
 @app.callback()

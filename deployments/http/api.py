@@ -18,7 +18,9 @@ DESCRIPTION = """\
 One model, sold at many qualities. Send your key as `Authorization: Bearer <key>` (or `X-API-Key`).
 
 Every answer of a model carries a receipt: `x-tenant-tier`, `x-utility` (the level applied), `x-focus`, and
-`x-policy-version` (a digest of the records the policy was resolved from).
+`x-policy-version` (a digest of the records the policy was resolved from). `x-receipt` says the same with
+the request's id, the time, the tenant and the model, and is signed: keep it, and the operator can confirm what the
+answer was given at.
 """
 
 

@@ -14,7 +14,9 @@ router = APIRouter(tags=["health"])
 class Health(BaseModel):
     """State of this gateway."""
 
-    status: str = Field(description="`ok`, `partial` where some levels are not served yet, or `unready`.")
+    status: str = Field(
+        description="`ok`, `partial` where some levels are not served yet or no receipt is signed, or `unready`."
+    )
     reasons: list[str] = Field(default_factory=list, description="Why it is not `ok`.")
 
 

@@ -12,12 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.http.errors import error_response
 from policies.errors import PayloadTooLarge
+from tenants.receipts import HEADER
 
 
 class Receipt:
     """What a request has learnt so far for its response headers; lives in `request.state.receipt`.
 
     `until` is the loop time at which its deadline ends, once it has begun; the gateway sets it.
+    `sign` makes the signed receipt of an answer that begins, once a model's terms are resolved; the gateway sets it.
     `limits` is asked for `x-ratelimit-*` where no admission gave them: a refusal, or an answer without a model.
     """
 
@@ -26,6 +28,7 @@ class Receipt:
         self.model_seconds = 0.0
         self.until: float | None = None
         self.headers: dict[str, str] = {}
+        self.sign: Callable[[], str | None] | None = None
         self.limits: Callable[[], Awaitable[dict[str, str]]] | None = None
 
     def overhead_ms(self) -> float:
@@ -53,6 +56,9 @@ class ReceiptHeaders:
                 if receipt.limits is not None and not any(name.startswith("x-ratelimit-") for name in receipt.headers):
                     receipt.headers.update(await receipt.limits())
                 headers.update(receipt.headers)
+                # A refusal or a failure after admission gave no answer, so that nothing is signed of it.
+                if message["status"] < 400 and receipt.sign is not None and (signed := receipt.sign()):
+                    headers[HEADER] = signed
                 if receipt.headers:
                     headers["x-overhead-duration-ms"] = f"{receipt.overhead_ms():.1f}"
             await send(message)
