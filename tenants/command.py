@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+
+WITH_MODELS = {"trace": "deployments.provenance"}
+"""Commands that need the models, by the module that has them: found by name, since no part of `tenants` needs it."""
 
 
 def main() -> None:
     """Run the command."""
     try:
         from tenants.cli import app
+
+        for name, module in WITH_MODELS.items():
+            app.command(name)(getattr(import_module(module), name))
     except ModuleNotFoundError as error:
         sys.exit(f"tenants needs the server's packages ({error.name} is missing): pip install 'aim-serve[server]'")
     app()

@@ -67,6 +67,12 @@ class Answers:
         seen, logits, given = (torch.cat([getattr(p, name) for p in parts]) for name in ("seen", "logits", "given"))
         return cls(seen, logits, index, given, first.classes)
 
+    def to(self, device: torch.device | str) -> Answers:
+        """The same on a device."""
+        index = None if self.index is None else self.index.to(device)
+        seen, logits, given = (value.to(device) for value in (self.seen, self.logits, self.given))
+        return replace(self, seen=seen, logits=logits, index=index, given=given)
+
     def __len__(self) -> int:
         return len(self.given)
 

@@ -2,6 +2,9 @@
 
 With few classes they are fresh draws. With many they are the field itself with its classes' columns permuted: as exact,
 since columns are drawn alike (Hemerik and Goeman, TEST 2018), without a draw of the size of the vocabulary for each.
+
+A field with class offsets was given them for its own key, on clean answers, and would fit any answers better than
+fields without. So every field compared gets its own, this one too, by the same few steps on the same rows.
 """
 
 from __future__ import annotations
@@ -12,17 +15,20 @@ import torch
 from torch import Tensor
 
 from policies.answers import highest
+from policies.calibration.balancer import RIGHT, SEEN
 from policies.calibration.calibration import Calibration
 from policies.closed_form import sigma_for
 from policies.field.ladder import NoiseLadder, phi
-from policies.field.variance import MAX_VARIANCE, MIN_VARIANCE, POSITIONS, variance
+from policies.field.variance import MAX_VARIANCE, MIN_VARIANCE, POSITIONS, scale_of, variance
 from policies.provenance.answers import Answers, Progress, untold
 
 DECOYS = 1999
 """The least p-value is then 0.0005."""
 MOST_ROWS, _MOST_WIDE = 1024, 512
 """Answers that are compared: those that least noise would change."""
-_POSITIONS, _WIDE_POSITIONS = 64, 16
+_POSITIONS, _WIDE_POSITIONS, _BALANCED_POSITIONS = 64, 16, 24
+_TURNS = 16
+"""Steps in which a field's class offsets are found; those that are served take up to 60."""
 _RANGE = (0.995, 0.4)
 """Agreement, by the closed form, at the first and last position at which fields are compared."""
 
@@ -45,19 +51,27 @@ class Decoys:
         self, answers: Answers, calibration: Calibration, count: int = DECOYS, progress: Progress = untold
     ) -> None:
         self.wide, self.count = answers.index is not None, count
-        self.rows = answers.least_margins(_MOST_WIDE if self.wide else MOST_ROWS)
-        self.positions = _grid(answers, _WIDE_POSITIONS if self.wide else _POSITIONS)
+        self._balanced = calibration.balance is not None
+        if self._balanced:  # offsets are of all answers, not of those that least noise would change
+            self.rows = torch.arange(0, len(answers), max(1, -(-len(answers) // MOST_ROWS)))
+        else:
+            self.rows = answers.least_margins(_MOST_WIDE if self.wide else MOST_ROWS)
+        count_of = _WIDE_POSITIONS if self.wide else _BALANCED_POSITIONS if self._balanced else _POSITIONS
+        self.positions = _grid(answers, count_of)
         self._chance = torch.Generator().manual_seed(0)
         self._progress = progress
+        self._clean = answers.clean[self.rows].cpu()
         self._drawn = None if self.wide else self._draw(answers[self.rows], calibration)
 
     def matches(self, answers: Answers, ladder: NoiseLadder) -> Tensor:
         """Whether each row's answer is each field's own: [M + 1, P, n] bool, the ladder's field first."""
         compared = answers[self.rows]
-        own = compared.are_of(ladder, self.positions)[None]
         if self._drawn is None:
-            return torch.cat([own, self._permuted(compared, ladder)])
-        return torch.cat([own, self._drawn == compared.given.cpu().to(torch.uint8)])
+            return torch.cat([compared.are_of(ladder, self.positions)[None], self._permuted(compared, ladder)])
+        matrices = torch.stack([ladder.matrix(position) for position in self.positions], dim=2)
+        noise = torch.einsum("nd,dkp->nkp", ladder.phi(compared.seen.cpu()), matrices)
+        own = self._settled(noise.add_(compared.logits.cpu()[:, :, None]))
+        return torch.cat([own[None], self._drawn]) == compared.given.cpu().to(torch.uint8)
 
     def _draw(self, compared: Answers, calibration: Calibration) -> Tensor:
         """Answers [M, P, n] uint8 of fresh fields of a calibration's geometry."""
@@ -73,9 +87,16 @@ class Decoys:
             b = torch.rand(depth, generator=chance) * (2.0 * math.pi)
             fresh = torch.randn(depth, classes * len(steps), generator=chance)
             noise = (phi(seen, w, b, ones=False) @ fresh).reshape(rows, classes, -1) * steps
-            drawn[decoy] = highest(noise.cumsum_(dim=2).add_(logits)).T
+            drawn[decoy] = self._settled(noise.cumsum_(dim=2).add_(logits))
             self._progress((decoy + 1) / self.count)
         return drawn
+
+    def _settled(self, noisy: Tensor) -> Tensor:
+        """Noisy logits [n, K, P] to answers [P, n] uint8, with class offsets where the field has them."""
+        if self._balanced:
+            scales = torch.tensor([scale_of(position) for position in self.positions])
+            noisy = noisy + scales * _offsets(noisy / scales, self._clean)
+        return highest(noisy).T.to(torch.uint8)
 
     def _permuted(self, compared: Answers, ladder: NoiseLadder) -> Tensor:
         """[M, P, n] bool of the ladder's own field with its columns permuted."""
@@ -92,6 +113,27 @@ class Decoys:
                 matches.append(compared.index.gather(1, won)[:, 0] == compared.given)
             self._progress((at + 1) / len(self.positions))
         return torch.stack(matches).reshape(len(self.positions), self.count, -1).transpose(0, 1)
+
+
+def _offsets(noisy: Tensor, clean: Tensor) -> Tensor:
+    """Class offsets [K, P] of noisy logits [n, K, P] in standard deviations, as `balanced` finds them one by one.
+
+    Args:
+        clean: [n] int64, the clean answers.
+    """
+    _, classes, positions = noisy.shape
+    place = classes * (classes * torch.arange(positions) + clean[:, None])
+    share = torch.bincount(clean, minlength=classes) / len(clean)
+    offsets = noisy.new_zeros(classes, positions)
+    for turn in range(_TURNS):
+        seen = torch.bincount((place + highest(noisy + offsets)).flatten(), minlength=positions * classes**2)
+        table = seen.reshape(positions, classes, classes).float() / len(clean)
+        right, got = table.diagonal(dim1=1, dim2=2), table.sum(dim=1)
+        other = (table - torch.diag_embed(right)).amax(dim=1)
+        wanted = share * (right / (RIGHT * other).clamp(min=SEEN)).clamp(max=1.0)
+        step = 0.5 if turn < _TURNS // 2 else 0.2
+        offsets += step * ((wanted + SEEN) / (got + SEEN)).log().clamp(-1.0, 1.0).T
+    return offsets - offsets.mean(dim=0)
 
 
 def _grid(answers: Answers, count: int) -> list[int]:

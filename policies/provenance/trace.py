@@ -110,7 +110,7 @@ def trace(
 
 def rank(answers: Answers, calibration: Calibration, secret: bytes, decoys: Decoys) -> tuple[float, float, int]:
     """The p-value of answers, the deviations, and the number of decoys, as `Trace` has them."""
-    # Class offsets were solved on this key's field: with them it would fit any answers better than decoys without.
+    # Without the class offsets that it is served with, which no decoy has: each field gets its own in `Decoys`.
     bare = replace(calibration, balance=None)
     ladder = bare.ladder(secret, features=answers.seen.shape[1], classes=answers.classes)
     scores = _scores(decoys.matches(answers, ladder))

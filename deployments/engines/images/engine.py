@@ -228,13 +228,22 @@ class VisionEngine(CalibratedEngine):
     @torch.inference_mode()
     def final_input(self, batch: Tensor) -> Tensor:
         """What the final layer is given for a batch from `preprocess`, [B, 3, h, w]: [B, H] or [B, H, h, w] float32."""
+        return self._final_input_and_answer(batch)[0]
+
+    @torch.inference_mode()
+    def clean_answer(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """What the final layer is given for a batch, as `final_input`, and its clean logits in the answer's shape."""
+        features, answer = self._final_input_and_answer(batch)
+        return features, self._as_answered(self.clean_logits(features), answer.shape)
+
+    def _final_input_and_answer(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         seen: list[Tensor] = []
         hook = self.final.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
         try:
-            self._run(batch.to(self.device, self.dtype))
+            answer = self._run(batch.to(self.device, self.dtype))
         finally:
             hook.remove()
-        return seen[0].float()
+        return seen[0].float(), answer
 
     @abstractmethod
     def take(self, features: Tensor, number: int) -> Tensor:

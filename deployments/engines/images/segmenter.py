@@ -180,9 +180,14 @@ def _square_of(height: int, width: int, block: int, device: torch.device) -> Ten
 
 
 def _labels_at(logits: Tensor, size: tuple[int, int], lines: Tensor, columns: Tensor) -> Tensor:
-    """Labels [n, m] at some lines [n] and columns [m] of what `_upsampled` yields of logits [K, h, w]."""
+    """Labels [n, m] of `logits_at`."""
+    return highest(logits_at(logits, size, lines, columns)[None])[0]
+
+
+def logits_at(logits: Tensor, size: tuple[int, int], lines: Tensor, columns: Tensor) -> Tensor:
+    """Logits [K, n, m] at some lines [n] and columns [m] of what `_upsampled` yields of logits [K, h, w]."""
     down, across = (_weights(at, *sides) for at, *sides in zip((lines, columns), logits.shape[1:], size, strict=True))
-    return highest((down @ logits @ across.T)[None])[0]
+    return down @ logits @ across.T
 
 
 def _weights(at: Tensor, source: int, size: int) -> Tensor:

@@ -84,10 +84,10 @@ def test_nothing_is_claimed_of_clean_answers_or_of_another_installations(
     assert not found.claimed and found.p > 0.01
 
 
-@pytest.mark.parametrize(("classes", "keys"), [(CLASSES, 150), (2 * WIDE, 60)])
-def test_p_values_of_answers_that_are_nobodys_are_uniform(classes: int, keys: int) -> None:
-    """Over keys, of fresh decoys and of permuted ones."""
-    first = solved(SECRET, classes, scale=1.5)
+@pytest.mark.parametrize(("classes", "keys", "balance"), [(CLASSES, 150, False), (CLASSES, 80, True), (130, 60, False)])
+def test_p_values_of_answers_that_are_nobodys_are_uniform(classes: int, keys: int, balance: bool) -> None:
+    """Over keys, of fresh decoys, of those with class offsets, and of permuted ones."""
+    first = solved(SECRET, classes, balance=balance, scale=1.5)
     answers = Answers.of(*asked(classes), answered(first, SECRET, 0.7, classes))[:60]
     shared = Decoys(answers, first, count=49)
     found = [rank(answers, first, f"installation number {key}".encode(), shared)[0] for key in range(keys)]
@@ -97,7 +97,7 @@ def test_p_values_of_answers_that_are_nobodys_are_uniform(classes: int, keys: in
         assert abs(low - share * keys) <= 4.0 * (keys * share * (1.0 - share)) ** 0.5
 
 
-def test_class_offsets_which_only_the_own_field_has_do_not_enter_the_p_value() -> None:
+def test_class_offsets_as_served_do_not_enter_the_p_value() -> None:
     """They were solved on the clean answers: with them the own field would fit any answers better than decoys do."""
     balanced = solved(SECRET, balance=True, scale=1.5)
     assert balanced.balance is not None
