@@ -17,6 +17,7 @@ from deployments.catalog import ModelInfo
 from deployments.config import AppArgs, StoreArgs, Task
 from deployments.http.middleware import ClientHeaders, Receipt
 from policies.errors import Unavailable
+from tenants import installation
 from tenants.admin import TenantAdmin
 from tenants.embedded import EmbeddedValkey
 from tenants.receipts import ReceiptError, Signer
@@ -70,7 +71,9 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         args = AppArgs(models=(spec,), store=StoreArgs(redis_url=valkey.url, data_dir=str(tmp_path)))  # type: ignore[arg-type]
         async with await TenantStore.connect(valkey.url, timeout_s=5.0) as store:
             admin = TenantAdmin(store, who="tester")
-            await admin.create_tier("silver", {"utility": "0.9", "rpm": "100"})
+            await installation.create_secrets(store)
+            granted = {"lower_utility": "yes", "focus_max": "0.9"}
+            await admin.create_tier("silver", {"utility": "0.9", "rpm": "100", **granted})
             await admin.create_tenant("acme", tier="silver")
             parts = Running(valkey, await opened(args), admin)
             yield parts
@@ -267,6 +270,7 @@ async def test_without_a_secret_answers_go_out_unsigned_and_readiness_says_so(
     assert "no receipt" in ready.json()["reasons"][0] and "secret:receipts" in ready.json()["reasons"][0]
 
     await running.admin._store.execute("DEL", "secret:receipts")
+    await installation.create_secrets(running.admin._store)
     await receipts.read()
     assert (await running.client.get("/readyz")).json() == {"status": "ok", "reasons": []}
     before = (await running.client.post("/models/m", content=b"x", headers=headers)).headers["x-receipt"]

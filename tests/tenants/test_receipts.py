@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tenants import installation
 from tenants.receipts import ReceiptError, Said, Signer, find
 from tenants.store import TenantStore
 from tests.tenants.conftest import Run
@@ -84,6 +85,7 @@ def test_receipts_are_found_bare_and_in_saved_headers() -> None:
 
 
 async def test_the_command_verifies_by_the_stores_secret(tenants: Run, store: TenantStore, tmp_path: Path) -> None:
+    await installation.create_secrets(store)
     receipt = Signer((await store.receipt_secret()).encode()).sign(SAID)
     (tmp_path / "saved").write_text(f"HTTP/1.1 200 OK\nx-receipt: {receipt}\n\n[]")
     said = await tenants("verify", str(tmp_path / "saved"))
@@ -95,7 +97,7 @@ async def test_the_command_verifies_by_the_stores_secret(tenants: Run, store: Te
 async def test_the_command_names_what_does_not_verify_and_why(
     invoke: Run, store: TenantStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await store.receipt_secret()
+    await installation.create_secrets(store)
     monkeypatch.setenv("AIM_RECEIPT_SECRET", SECRET.decode())
     good, strange = Signer(SECRET).sign(SAID), Signer(b"another installation").sign(SAID)
     (tmp_path / "list").write_text(f"{good}\n{good[:-6]}AAAAAA\n{strange}\nnonsense\n")
