@@ -72,14 +72,14 @@ class Calibrator:
         return Calibration.from_json(told["calibration"])
 
     async def refit(
-        self, live: bytes, progress: Progress, *, stored: Calibration, levels: Sequence[float], strict: bool
+        self, live: bytes, progress: Progress, *, stored: Calibration, levels: Sequence[float], least: int, strict: bool
     ) -> Refitted:
         """Solve the levels on live rows. Cancelling it ends the process.
 
         Args:
             live: from `pack`.
             stored: the calibration whose field is kept.
-            levels, strict: as `refitted`.
+            levels, least, strict: as `refitted`.
 
         Raises:
             CalibrationFailed: it failed; why, in one line.
@@ -87,7 +87,8 @@ class Calibrator:
         from deployments.upkeep.refitting import Refitted
         from policies.calibration.calibration import Calibration
 
-        request = {"source": LIVE, "stored": stored.to_json(), "levels": list(levels), "strict": strict}
+        wanted = {"levels": list(levels), "least": least, "strict": strict}
+        request = {"source": LIVE, "stored": stored.to_json(), "wanted": wanted}
         told = await self._told(request, live, progress)
         return Refitted(**told | {"calibration": Calibration.from_json(told["calibration"])})
 
@@ -240,9 +241,7 @@ def _solve(request: dict[str, Any], live: bytes, tell: Progress) -> dict[str, An
         tell("solving levels", share)
 
     if request["source"] == LIVE:
-        refit = refitted(
-            engine, _unpack(live), secret, stored, request["levels"], strict=request["strict"], progress=solving
-        )
+        refit = refitted(engine, _unpack(live), secret, stored, **request["wanted"], progress=solving)
         return vars(refit) | {"calibration": refit.calibration.to_json()}
     sample = engine.calibration_sample(Path(request["source"]), tell, refit=bool(stored))
     return {"calibration": engine.fit(sample, secret, stored=stored, progress=solving).to_json()}

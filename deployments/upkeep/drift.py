@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from deployments.engines.calibrated import CalibratedEngine
+from deployments.engines.errors import LoadError
 from deployments.engines.live import SHARE
 from policies.audit import State, judge
 from tenants.edits import AdminError
@@ -56,7 +57,10 @@ class AutoRefit:
 
     def _lacking(self) -> str:
         """What a refit that no tenant decides lacks; "" where nothing."""
-        kept = self._engine.live.kept().solved()
+        try:
+            kept = self._engine.live_rows()
+        except LoadError as error:
+            return f"no refit begins by itself: {error}"
         inputs = kept.capped().inputs
         if inputs >= self._engine.least_live:
             return ""

@@ -156,9 +156,14 @@ class Solving:
         assert self._stored is not None  # the first calibration is solved on a path
         live = await asyncio.to_thread(pack, self._engine)
         self._job = replace(self._job, before=await self._delivered())
-        levels = [report.level for report in self._engine.reports()]
-        strict = self._job.who == AUTO
-        refit = await self._calibrator.refit(live, self._progress, stored=self._stored, levels=levels, strict=strict)
+        refit = await self._calibrator.refit(
+            live,
+            self._progress,
+            stored=self._stored,
+            levels=[report.level for report in self._engine.reports()],
+            least=self._engine.least_live,
+            strict=self._job.who == AUTO,
+        )
         self._job = replace(self._job, tenants=refit.tenants, left_out=refit.left_out, capped=refit.capped)
         return refit.calibration
 

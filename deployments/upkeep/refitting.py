@@ -40,6 +40,7 @@ def refitted(
     stored: Calibration,
     levels: Sequence[float],
     *,
+    least: int,
     strict: bool,
     progress: Callable[[float], None] | None = None,
 ) -> Refitted:
@@ -51,6 +52,7 @@ def refitted(
         engine: of the model, serving nobody; it has no head afterwards.
         kept: from `CalibratedEngine.live_rows`.
         levels: those in use, below 1.0.
+        least: inputs that there must be, of which no tenant has more than a fifth.
         strict: whether to refuse rows of too few tenants to cap, and to leave focus as it is: levels alone move. Else
             all rows are taken then, and what one tenant moves has no bound.
         progress: called with the share done, 0 to 1.
@@ -58,12 +60,12 @@ def refitted(
     Raises:
         LoadError: rows of too few tenants, or one tenant too many that moves a level too far; the message says why.
     """
-    rows, capped = _sample(engine, kept, strict)
+    rows, capped = _sample(engine, kept, least, strict)
     solved = _solved(engine, rows, secret, stored, progress)
     left_out = 0
     if capped and (first := _beyond(engine, rows, secret, solved, levels)):
         left_out = 1
-        rows, _ = _sample(engine, kept.without(first.tenant), strict=True, besides=first)
+        rows, _ = _sample(engine, kept.without(first.tenant), least, strict=True, besides=first)
         solved = _solved(engine, rows, secret, stored, progress)
         if second := _beyond(engine, rows, secret, solved, levels):
             raise LoadError(
@@ -75,17 +77,19 @@ def refitted(
     return Refitted(solved, rows.tenants, left_out, capped)
 
 
-def _sample(engine: CalibratedEngine, kept: Kept, strict: bool, besides: Influence | None = None) -> tuple[Kept, bool]:
+def _sample(
+    engine: CalibratedEngine, kept: Kept, least: int, strict: bool, besides: Influence | None = None
+) -> tuple[Kept, bool]:
     """The rows to solve on, and whether no tenant has more than a fifth of them."""
     rows = kept.capped()
-    if rows.inputs >= engine.least_live:
+    if rows.inputs >= least:
         return rows, True
     if not strict:
         return kept, False
     why = f" besides one that moves a level for the others too far ({_told(besides)})" if besides else ""
     raise LoadError(
         f"{engine.model_id} has live rows of {kept.tenants} tenants to solve on{why}, of which {rows.inputs} inputs are"
-        f" left where none has more than a fifth; it needs {engine.least_live}, of at least {SHARE} tenants"
+        f" left where none has more than a fifth; it needs {least}, of at least {SHARE} tenants"
     )
 
 

@@ -249,7 +249,7 @@ async def tended(store: TenantStore, calibration: Calibration, keepers: list[Kee
     engine = ImageClassifier.load(SPEC)
     engine.least_live = 200  # type: ignore[misc]
     await store.save_calibration(key_of(engine), calibration.to_json())
-    keepers.append(await keep(engine, store.url, "replica", refit="auto"))
+    keepers.append(await keep(engine, store.url, "replica", refit=Refit.AUTO))
     return engine
 
 
@@ -323,7 +323,7 @@ async def test_a_model_without_live_refits_keeps_nothing_to_solve_on_and_has_not
 ) -> None:
     engine = ImageClassifier(SPEC.model_copy(update={"refit": Refit.OFF}), ImageClassifier._load(SPEC), "cpu")
     await store.save_calibration(key_of(engine), calibration.to_json())
-    keepers.append(await keep(engine, store.url, "replica", refit="off"))
+    keepers.append(await keep(engine, store.url, "replica", refit=Refit.OFF))
     await asyncio.to_thread(serve, engine, 512, 8)
     assert not len(engine.live.kept().solved().rows) and 200 < engine.live.inputs < 312
     while (await invoke("check")).exit_code == 0:

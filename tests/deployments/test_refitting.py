@@ -25,9 +25,7 @@ LEVELS = (0.5, 0.7, 0.9)
 
 @pytest.fixture(scope="module")
 def engine() -> ImageClassifier:
-    made = ImageClassifier.load(shipped("resnet18-cifar10", Task.CLASSIFICATION))
-    made.least_live = 200  # type: ignore[misc]
-    return made
+    return ImageClassifier.load(shipped("resnet18-cifar10", Task.CLASSIFICATION))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +61,7 @@ def delivered(engine: ImageClassifier, calibration: Calibration, features: Tenso
 
 
 def refit(engine: ImageClassifier, stored: Calibration, tenants: Sequence[Tensor], *, strict: bool = True) -> Refitted:
-    return refitted(engine, kept(*tenants), SECRET, stored, LEVELS, strict=strict)
+    return refitted(engine, kept(*tenants), SECRET, stored, LEVELS, least=200, strict=strict)
 
 
 def test_a_tenant_that_floods_a_refit_is_left_out_and_the_others_get_what_they_would_without_it(
@@ -129,13 +127,12 @@ def test_a_tenant_that_floods_masks_is_left_out() -> None:
     tiles, metric, metadata = read_features(path)
     sample = engine._sample(tiles, int(metadata["scale"]), metric)
     stored = engine.fit(sample, SECRET)
-    engine.least_live = 20  # type: ignore[misc]
     live = LiveRows(engine.live_capacity)
     for number, picture in enumerate(tiles.split(6)):
         live.add(picture, [number] * len(picture), flows=[f"t{number % 6}"] * len(picture))
     for number, picture in enumerate((tiles * 6.0).split(6)):
         live.add(picture, [100 + number] * len(picture), flows=["flood"] * len(picture))
     rows = replace(live.kept(), scale=int(metadata["scale"]))
-    found = refitted(engine, rows, SECRET, stored, LEVELS, strict=True)
+    found = refitted(engine, rows, SECRET, stored, LEVELS, least=20, strict=True)
     assert (found.tenants, found.left_out) == (6, 1)
     assert found.calibration.position(0.7) == pytest.approx(stored.position(0.7), abs=400)
