@@ -5,8 +5,8 @@ by the model itself, and by the installation of the next secret. Pictures are he
 calibrated the model; tiles are those that calibrate, since no other scenes ship with the project; prompts are
 paragraphs that calibration leaves out.
 
-Usage: python -m benchmarks.trace labels --cifar DIR [--secrets N] [--answers N]
-       python -m benchmarks.trace masks | text [--secrets N] [--answers N]
+Usage: python -m benchmarks.trace labels --cifar DIR [--secrets N] [--first N] [--answers N] [--decoys N]
+       python -m benchmarks.trace masks | text ...
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from policies.calibration.calibration import Calibration
 from policies.head.blocks import block_means
 from policies.head.slots import Setting
 from policies.provenance.answers import Answers
-from policies.provenance.decoys import Decoys
+from policies.provenance.decoys import DECOYS, Decoys
 from policies.provenance.trace import CLAIMED, Trace, rank, trace
 
 SETS = 5
@@ -100,10 +100,10 @@ class Found:
         print(f"secret {number}: {last}", file=sys.stderr, flush=True)
 
 
-def fields(asked: Sequence[Asked], solved: Sequence[tuple[bytes, Calibration]]) -> Found:
+def fields(asked: Sequence[Asked], solved: Sequence[tuple[bytes, Calibration]], count: int) -> Found:
     """Labels, or masks, of each installation, traced by it and answers of the next one."""
     found = Found()
-    decoys = [Decoys(Answers.of(a.seen, a.logits, highest(a.logits)), solved[0][1]) for a in asked]
+    decoys = [Decoys(Answers.of(a.seen, a.logits, highest(a.logits)), solved[0][1], count) for a in asked]
     for number, (secret, calibration) in enumerate(solved):
         inputs, compared = asked[number % len(asked)], decoys[number % len(asked)]
         other, theirs = solved[(number + 1) % len(solved)]
@@ -118,23 +118,23 @@ def fields(asked: Sequence[Asked], solved: Sequence[tuple[bytes, Calibration]]) 
     return found
 
 
-def solved_under(engine: VisionEngine, secrets: int) -> list[tuple[bytes, Calibration]]:
+def solved_under(engine: VisionEngine, secrets: range) -> list[tuple[bytes, Calibration]]:
     """The calibrations of some installations."""
     sample = engine.calibration_sample(Path(str(engine.spec.calibration)))
-    return [(secret_of(number), engine.fit(sample, secret_of(number))) for number in range(secrets)]
+    return [(secret_of(number), engine.fit(sample, secret_of(number))) for number in secrets]
 
 
-def labels(cifar: Path, secrets: int, count: int) -> Found:
+def labels(cifar: Path, secrets: range, count: int, decoys: int) -> Found:
     """The shipped classifier's."""
     engine = load_classifier()
     files = [file for file, _ in cifar_held_back(cifar)[CIFAR_SAMPLE:]][: SETS * count]
     pixels = [engine.preprocess(decode_image(file.read_bytes())) for file in files]
     features = torch.cat([engine.final_input(torch.stack(pixels[i : i + 50])) for i in range(0, len(pixels), 50)])
     asked = [Asked(some, engine.clean_logits(some)) for some in torch.split(features, count) if len(some) == count]
-    return fields(asked, solved_under(engine, secrets))
+    return fields(asked, solved_under(engine, secrets), decoys)
 
 
-def masks(secrets: int, count: int) -> Found:
+def masks(secrets: range, count: int, decoys: int) -> Found:
     """The shipped segmenter's: the pixel in the middle of each square of a tile."""
     engine = load_segmenter()
     block = engine.scheme.block
@@ -142,16 +142,16 @@ def masks(secrets: int, count: int) -> Found:
     some = tiles[torch.randperm(len(tiles), generator=torch.Generator().manual_seed(0))[:count]].float()
     logits = F.avg_pool2d(engine.clean_logits(some)[:, :, block // 2 - 1 :, block // 2 - 1 :], 2, stride=block)
     seen, clean = (maps.flatten(2).transpose(1, 2).flatten(0, 1) for maps in (block_means(some, block), logits))
-    return fields([Asked(seen, clean)], solved_under(engine, secrets))
+    return fields([Asked(seen, clean)], solved_under(engine, secrets), decoys)
 
 
-def text(secrets: int, count: int) -> Found:
+def text(secrets: range, count: int, decoys: int) -> Found:
     """The shipped language model's, as its serving engine gives them."""
     found = Found()
     with closing(Generator.load(SMOLLM2, torch.device("cpu"))) as engine:
         prompts = [prompt_of(engine.language_model, text) for text in split_paragraphs(BUNDLED)[1]][:count]
         sample = engine.calibration_sample()
-        for number in range(secrets):
+        for number in secrets:
             secret, other = secret_of(number), secret_of(number + 1)
             calibration = engine.fit(sample, secret)
             engine.install(calibration, secret)
@@ -161,18 +161,21 @@ def text(secrets: int, count: int) -> Found:
             for at, level in enumerate((*TEXT_LEVELS, 1.0)):
                 own = given[at * len(prompts) : (at + 1) * len(prompts)]
                 rows = Answers.join([traced_tokens(engine, *pair) for pair in zip(prompts, own, strict=True)])
-                _add_text(found, rows, calibration, secret, other, level)
+                _add_text(found, rows, calibration, (secret, other), level, decoys)
             found.say(number)
     return found
 
 
-def _add_text(found: Found, rows: Answers, calibration: Calibration, secret: bytes, other: bytes, level: float) -> None:
+def _add_text(
+    found: Found, rows: Answers, calibration: Calibration, keys: tuple[bytes, bytes], level: float, decoys: int
+) -> None:
+    secret, other = keys
     if level < 1.0:
-        found.add(level, trace(rows, calibration, secret))
+        found.add(level, trace(rows, calibration, secret, decoys=Decoys(rows, calibration, decoys)))
         name, key = "another installation's, all levels", other
     else:
         name, key = "the clean model's", secret
-    found.nulls.setdefault(name, []).append(rank(rows, calibration, key, Decoys(rows, calibration))[0])
+    found.nulls.setdefault(name, []).append(rank(rows, calibration, key, Decoys(rows, calibration, decoys))[0])
 
 
 def main() -> None:
@@ -181,13 +184,16 @@ def main() -> None:
     parser.add_argument("task", choices=("labels", "masks", "text"))
     parser.add_argument("--cifar", type=Path, help="folder that holds train/<class>/*.jpg")
     parser.add_argument("--secrets", type=int, default=20, help="noise secrets")
+    parser.add_argument("--first", type=int, default=0, help="number of the first")
+    parser.add_argument("--decoys", type=int, default=DECOYS, help="keys that each is compared with")
     parser.add_argument("--answers", type=int, default=200, help="answers that are traced together")
     arguments = parser.parse_args()
-    secrets, count = arguments.secrets, arguments.answers
+    secrets = range(arguments.first, arguments.first + arguments.secrets)
+    count, decoys = arguments.answers, arguments.decoys
     measures: dict[str, Callable[[], Found]] = {
-        "labels": lambda: labels(arguments.cifar or parser.error("labels needs --cifar"), secrets, count),
-        "masks": lambda: masks(secrets, count),
-        "text": lambda: text(secrets, count),
+        "labels": lambda: labels(arguments.cifar or parser.error("labels needs --cifar"), secrets, count, decoys),
+        "masks": lambda: masks(secrets, count, decoys),
+        "text": lambda: text(secrets, count, decoys),
     }
     print(measures[arguments.task]().table())
 

@@ -60,6 +60,9 @@ def trace(
     level: Annotated[
         list[float] | None, typer.Option(help="A level that is sold; repeat it. Default: every hundredth.")
     ] = None,
+    decoys: Annotated[
+        int, typer.Option(min=1999, max=100_000, help="Keys to compare with; more tell a p-value near 0.001 apart.")
+    ] = 1999,
     as_json: Json = False,
 ) -> None:
     """Say which level of which model, if any, gave these answers, with a p-value; needs the noise secret.
@@ -78,7 +81,7 @@ def trace(
         specs = _fitting(args, given, model)
         secret = _noise_secret(context, args)
         for spec in specs:
-            result = _traced(context, spec, secret, given, len(specs), sorted(level or []))
+            result = _traced(context, spec, secret, given, sorted(level or []), decoys, len(specs))
             found.append({"model": spec.id, "claimed": result.claimed, **asdict(result)})
             if not as_json:
                 typer.echo(f"{spec.id}: {sentence(result)}")
@@ -170,13 +173,14 @@ def _traced(
     spec: ModelSpec,
     secret: bytes,
     given: Sequence[Given],
-    models: int,
     levels: Sequence[float],
+    decoys: int,
+    models: int,
 ) -> Trace:
     """One model's trace; with several models looked at its p-value is that of the best of them (Bonferroni)."""
     from deployments.upkeep.keeper import calibration_key
     from policies.calibration.calibration import Calibration
-    from policies.provenance.decoys import DECOYS, Decoys
+    from policies.provenance.decoys import Decoys
     from policies.provenance.trace import trace
 
     typer.echo(f"{spec.id}: loading, and asking the clean model {len(given)} times ...", err=True)
@@ -186,8 +190,8 @@ def _traced(
         answers = _answers(engine, given)
     calibration = Calibration.from_json(json.dumps(stored))
     typer.echo(f"{spec.id}: comparing {len(answers)} answers with those of other keys ...", err=True)
-    decoys = Decoys(answers, calibration, count=(DECOYS + 1) * models - 1)
-    found = trace(answers, calibration, secret, decoys=decoys, levels=levels or None)
+    drawn = Decoys(answers, calibration, count=(decoys + 1) * models - 1)
+    found = trace(answers, calibration, secret, decoys=drawn, levels=levels or None)
     return replace(found, p=min(1.0, models * found.p))
 
 

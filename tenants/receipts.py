@@ -68,7 +68,7 @@ class Signer:
         self.key = hmac.digest(secret, b"receipt key id", hashlib.sha256).hex()[:8]
 
     def sign(self, said: Said) -> str:
-        """The receipt: about 10 microseconds."""
+        """The receipt; it takes some 20 microseconds."""
         text = json.dumps({"key": self.key, **asdict(said)}, ensure_ascii=False, separators=(",", ":"))
         # A lone surrogate, which a client's JSON can carry into a focus, has no bytes.
         signed = f"{_VERSION}.{_encoded(text.encode('utf-8', 'replace'))}"
