@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from deployments.config import REPOSITORY, Refit
 from deployments.engines.errors import LoadError
 from deployments.engines.images.classifier import ImageClassifier
-from deployments.upkeep.calibrator import CalibrationFailed
+from deployments.upkeep.calibrator import CalibrationFailed, Calibrator
 from deployments.upkeep.fields import calibration_key
 from deployments.upkeep.keeper import Keeper, NotCalibrated
 from policies.calibration.calibration import Calibration
@@ -308,14 +308,19 @@ async def test_of_the_inputs_of_two_tenants_no_refit_begins_by_itself(
 async def test_a_refit_that_failed_by_itself_says_why_and_waits(
     tended: ImageClassifier, invoke: Run, store: TenantStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = support.count_processes(monkeypatch)
-    monkeypatch.setattr("deployments.upkeep.calibrator.REPOSITORY", Path("/"))  # where there is no such module
+    asked: list[bool] = []
+
+    async def refuse(*_: Any, strict: bool, **__: Any) -> None:
+        asked.append(strict)
+        raise CalibrationFailed("two tenants' live inputs")
+
+    monkeypatch.setattr(Calibrator, "refit", refuse)
     await asyncio.to_thread(serve, tended, 640, 8)
-    while "failed: its process ended" not in (shown := await invoke("levels")).stdout:
+    while "failed: two tenants" not in (shown := await invoke("levels")).stdout:
         await asyncio.sleep(0.1)
     assert "no refit begins by itself yet: the last, at 20" in shown.stdout
-    assert "failed: its process ended" in (await invoke("check")).stdout
-    assert len(started) == 1 and await changes(invoke) == [("auto", "model calibrate", "live rows")]
+    assert "failed: two tenants' live inputs" in (await invoke("check")).stdout
+    assert asked == [True] and await changes(invoke) == [("auto", "model calibrate", "live rows")]
 
 
 async def test_a_model_without_live_refits_keeps_nothing_to_solve_on_and_has_nothing_to_put_back(
