@@ -17,9 +17,10 @@ import hashlib
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, closing
 from copy import deepcopy
+from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import mean, pstdev
@@ -123,7 +124,7 @@ def known(engine: Generator, items: Sequence[Item]) -> Iterator[Known]:
     hook = engine.final.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         start = encode(items[0].shown)
-        cache = model(torch.tensor([start]), use_cache=True).past_key_values
+        shown = model(torch.tensor([start]), use_cache=True).past_key_values
         alike: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
         for item in items:
             asked, whole = encode(item.shown + item.asked), encode(item.shown + item.asked + item.answer)
@@ -131,7 +132,7 @@ def known(engine: Generator, items: Sequence[Item]) -> Iterator[Known]:
             alike[len(asked) - len(start), len(whole) - len(asked)].append(whole[len(start) :])
         for (before, length), texts in alike.items():
             for rows in torch.tensor(texts).split(ROWS):
-                own = deepcopy(cache)
+                own = deepcopy(shown)
                 own.batch_repeat_interleave(len(rows))
                 model(rows, cache=own)
                 features = seen.pop()[:, before - 1 : before - 1 + length].float()
@@ -150,12 +151,12 @@ def right(engine: Generator, answers: Sequence[Known], level: float) -> dict[flo
     return {temperature: mean(some) for temperature, some in chances.items()}
 
 
-def install(engine: Generator, sample: CalibrationSample, number: int, solved: Path | None) -> None:
+def install(engine: Generator, sample: Callable[[], CalibrationSample], number: int, solved: Path | None) -> None:
     """Solve the levels under a secret, or take them from where an earlier run left them, and put on the head."""
     secret = hashlib.sha256(f"text quality {number}".encode()).digest()
     path = solved and solved / f"solved_{engine.fingerprint}_{number}.json"
     engine.uninstall()
-    calibration = Calibration.load(path) if path and path.exists() else engine.fit(sample, secret)
+    calibration = Calibration.load(path) if path and path.exists() else engine.fit(sample(), secret)
     if path:
         calibration.save(path)
     engine.uninstall()
@@ -188,7 +189,7 @@ def main() -> None:
         answers = {name: list(known(engine, items)) for name, items in tasks().items()}
         runs = [measures(engine, prompts, answers, LEVELS[:1])]
         print(runs[0], flush=True)
-        sample = engine.calibration_sample()
+        sample = cache(engine.calibration_sample)
         for number in range(arguments.secrets):
             install(engine, sample, number, arguments.solved)
             runs.append(measures(engine, prompts, answers, LEVELS[1:]))
