@@ -139,7 +139,10 @@ def classification(root: Path, foreign: Sequence[Path]) -> dict[str, tuple[Curve
     files, truth = [file for file, _ in held_back], torch.tensor([k for _, k in held_back])
     engine = load_classifier()
     own = engine.final(torch.cat([x for x, _ in final_inputs(engine, files)])).float()
-    found = {"ResNet-18": own} | {path.stem.split("-")[0].title(): logits_of(load(path), files) for path in foreign}
+    found = {"ResNet-18": own}
+    for path in foreign:
+        depth = path.stem.partition("-")[0].removeprefix("resnet")
+        found[f"foreign ResNet-{depth}"] = logits_of(load(path), files)
     return {name: accuracy_curves(name, logits, truth) for name, logits in found.items()}
 
 
