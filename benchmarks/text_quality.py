@@ -188,12 +188,11 @@ def main() -> None:
         prompts = text_prompts(engine)[0][:PROMPTS]
         answers = {name: list(known(engine, items)) for name, items in tasks().items()}
         runs = [measures(engine, prompts, answers, LEVELS[:1])]
-        print(runs[0], flush=True)
         sample = cache(engine.calibration_sample)
         for number in range(arguments.secrets):
             install(engine, sample, number, arguments.solved)
             runs.append(measures(engine, prompts, answers, LEVELS[1:]))
-            print(runs[-1], flush=True)
+            print(f"secret {number} measured", flush=True)
     names = ("agreement", "overlap", "perplexity", *(f"{name} ({len(own)})" for name, own in answers.items()))
     print(f"| temperature | level | {' | '.join(names)} |\n|---|---|{'---|' * len(names)}")
     for temperature, level in product(TEMPERATURES, LEVELS):
