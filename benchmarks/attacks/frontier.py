@@ -101,7 +101,7 @@ def draw(records: Records, path: Path, view: View) -> None:
         )  # fmt: skip
     axes.axvline(view.limits[0], color="grey", linewidth=0.8, linestyle="--")
     axes.axhline(view.limits[1], color="grey", linewidth=0.8, linestyle="--")
-    axes.set_xlabel(f"{view.x} (share of the gap won back; dashed: asked at most)")
+    axes.set_xlabel(f"{view.x}\n(shares of the gap won back; dashed: asked at most)")
     axes.set_ylabel(view.y)
     figure.colorbar(points, label=view.title)
     listed = [f"{n}  {name}: {c:.2f}" for n, (name, c) in enumerate(zip(records.values, colour, strict=True), start=1)]
