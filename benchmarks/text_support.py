@@ -19,7 +19,7 @@ import yaml
 from benchmarks.tenancy_support import NOISE_SECRET, REPOSITORY, percentile
 from deployments.config import ModelSpec
 from deployments.engines.text.generator import Generator, SamplingParams
-from deployments.upkeep.keeper import calibration_key
+from deployments.upkeep.fields import calibration_key
 from policies.calibration.calibration import Calibration
 from policies.terms import Modulation, Share
 from tenants.store import TenantStore
@@ -157,7 +157,7 @@ async def load_engine(spec: ModelSpec, store_url: str) -> Generator:
     secret = NOISE_SECRET.encode()
     engine = await asyncio.to_thread(Generator.load, spec, torch.device("cpu"))
     async with await TenantStore.connect(store_url) as store:
-        key = calibration_key(engine, spec, secret)
+        key = calibration_key(engine, secret)
         stored = await store.load_calibration(key)
         if stored is None:
             solved = await asyncio.to_thread(lambda: engine.fit(engine.calibration_sample(), secret))

@@ -178,14 +178,14 @@ def _traced(
     models: int,
 ) -> Trace:
     """One model's trace; with several models looked at its p-value is that of the best of them (Bonferroni)."""
-    from deployments.upkeep.keeper import calibration_key
+    from deployments.upkeep.fields import calibration_key
     from policies.calibration.calibration import Calibration
     from policies.provenance.decoys import Decoys
     from policies.provenance.trace import trace
 
     typer.echo(f"{spec.id}: loading, and asking the clean model {len(given)} times ...", err=True)
     with _loaded(spec) as engine:
-        key = calibration_key(engine, spec, secret)
+        key = calibration_key(engine, secret)
         stored = run(context, lambda _, store: _calibration(store, spec, key))
         answers = _answers(engine, given)
     calibration = Calibration.from_json(json.dumps(stored))

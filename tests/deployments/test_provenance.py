@@ -42,7 +42,7 @@ from tests.deployments.vision_support import SECRET, at, calibrated, scenes, shi
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
-    from deployments.upkeep.keeper import calibration_key
+    from deployments.upkeep.fields import calibration_key
 
 PICTURES = 120
 OTHER = b"the secret of another installation"
@@ -61,7 +61,7 @@ class Traced:
 
     async def calibrate(self, engine: CalibratedEngine, spec: ModelSpec) -> None:
         """As a first start leaves it."""
-        key = calibration_key(engine, spec, SECRET)
+        key = calibration_key(engine, SECRET)
         await self.store.save_calibration(key, engine.head.calibration.to_json())
 
     async def run(self, lines: list[Any], *options: str) -> Result:
