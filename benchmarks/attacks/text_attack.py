@@ -24,7 +24,7 @@ REPEATS, SAMPLES, HEAT = 100, 10, 0.7
 TAUGHT, OWN = 5000, 600
 """Steps that a student is taught, and labelled steps behind them."""
 CANDIDATES = 8
-_OPEN = 64
+_OPEN = 24
 _CUT = len(REWORDINGS)
 KINDS: dict[str, list[int]] = {
     "15 rewordings": list(range(_CUT)),

@@ -14,7 +14,7 @@ from benchmarks.attacks.text_correctors import ranker
 from benchmarks.attacks.text_sources import Source
 
 FORMS = len(VERBALIZERS)
-SPELLINGS = (("positive", "Positive", "POSITIVE"), ("good", "Good"), ("yes", "Yes"), ("true", "True"))
+SPELLINGS = (("positive", "Positive"), ("good", "Good", "GOOD"), ("yes", "Yes"), ("true", "True"))
 SAMPLES, HEAT = 10, 0.7
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,27 +27,33 @@ BAD = (
 ITEMS = [
     (f"The {noun} was {words}.", label) for noun in NOUNS for label, side in enumerate((GOOD, BAD)) for words in side
 ]
-DEMONSTRATIONS = (
+MIXED = (
     *(("The party was amazing.", 0), ("The weather was nasty.", 1), ("The book was dull.", 1)),
     *(("The waiter was friendly.", 0), ("The room was cold.", 1), ("We loved every minute.", 0)),
     *(("I want my money back.", 1), ("I would come again.", 0), ("The bread was stale.", 1), ("What a view!", 0)),
 )
-VERBALIZERS: dict[str, tuple[str, tuple[str, str]]] = {
-    "positive": ("Review: {}\nSentiment:", (" positive", " negative")),
-    "Positive": ("Review: {}\nSentiment:", (" Positive", " Negative")),
-    "POSITIVE": ("REVIEW: {}\nSENTIMENT:", (" POSITIVE", " NEGATIVE")),
-    "good": ("Review: {}\nVerdict:", (" good", " bad")),
-    "Good": ("Review: {}\nVerdict:", (" Good", " Bad")),
-    "yes": ("Review: {}\nDid the reviewer like it?", (" yes", " no")),
-    "Yes": ("Review: {}\nDid the reviewer like it?", (" Yes", " No")),
-    "true": ("Review: {}\nThe reviewer is happy:", (" true", " false")),
-    "True": ("Review: {}\nThe reviewer is happy:", (" True", " False")),
-    "A": ("Review: {}\nA) praise B) complaint. Answer:", (" A", " B")),
-    "1": ("Review: {}\n1. praise 2. complaint. Answer: ", ("1", "2")),
-    "happy": ("Review: {}\nThe reviewer is", (" happy", " sad")),
-    "bueno": ("Review: {}\nEn español:", (" bueno", " malo")),
-    "love": ("Review: {}\nDo they love or hate it?", (" love", " hate")),
+_PRAISE, _BLAME = ([item for item in MIXED if item[1] == label] for label in (0, 1))
+BLAME_LAST = (*_PRAISE, *_BLAME)
+ONE_PRAISE = (*_PRAISE[:4], *_BLAME[:4], _PRAISE[4], _BLAME[4])
+ONE_BLAME = (*_BLAME[:4], *_PRAISE[:4], _BLAME[4], _PRAISE[4])
+Items = Sequence[tuple[str, int]]
+VERBALIZERS: dict[str, tuple[str, tuple[str, str], Items]] = {
+    "positive": ("Review: {}\nSentiment:", (" positive", " negative"), MIXED),
+    "Positive": ("Review: {}\nSentiment:", (" Positive", " Negative"), ONE_PRAISE),
+    "good": ("Review: {}\nVerdict:", (" good", " bad"), ONE_PRAISE),
+    "Good": ("Review: {}\nVerdict:", (" Good", " Bad"), MIXED),
+    "GOOD": ("Review: {}\nVERDICT:", (" GOOD", " BAD"), ONE_PRAISE),
+    "yes": ("Review: {}\nDid the reviewer like it?", (" yes", " no"), MIXED),
+    "Yes": ("Review: {}\nDid the reviewer like it?", (" Yes", " No"), ONE_BLAME),
+    "true": ("Review: {}\nThe reviewer is happy:", (" true", " false"), BLAME_LAST),
+    "True": ("Review: {}\nThe reviewer is happy:", (" True", " False"), MIXED),
+    "A": ("Review: {}\nA) praise B) complaint. Answer:", (" A", " B"), BLAME_LAST),
+    "happy": ("Review: {}\nThe reviewer is", (" happy", " sad"), ONE_BLAME),
+    "bueno": ("Review: {}\nEn español:", (" bueno", " malo"), MIXED),
+    "bon": ("Review: {}\nEn français :", (" bon", " mauvais"), ONE_PRAISE),
+    "up": ("Review: {}\nThumbs", (" up", " down"), MIXED),
 }
+"""Question, words and demonstrations; those were chosen, in order, by how well the clean model tells 32 other items."""
 REPAIR = ("Review: {}\nDraft: {}\nCorrected:", (" positive", " negative"))
 """Asked with either draft; the demonstrations' drafts are wrong half of the time."""
 JUDGE = ("Review: {}\nX:{}\nY:{}\nThe better of X and Y is", (" X", " Y"))
@@ -75,7 +83,12 @@ class Choices:
 
 def choices(cache: Path, victim: Victim) -> Choices:
     """Compute what the cache does not hold yet."""
-    forms = kept(cache / "choices.pt", lambda: [_asked(victim, *form) for form in _forms()])
+    forms = [
+        kept(
+            cache / f"choice-{hashlib.sha256(repr(form).encode()).hexdigest()[:12]}.pt", partial(_asked, victim, *form)
+        )
+        for form in _forms()
+    ]
     features, index, logits, meaning = (torch.stack(parts) for parts in zip(*forms, strict=True))
     return Choices(
         features.float(), index.long(), logits.float(), meaning.long(), torch.tensor([label for _, label in ITEMS])
@@ -87,13 +100,13 @@ Form = tuple[str, list[str], tuple[str, str]]
 
 def _forms() -> list[Form]:
     """Demonstrations, the items as they are asked, and the words for the first and the second class."""
-    forms = [_form(question, words, DEMONSTRATIONS, ITEMS) for question, words in VERBALIZERS.values()]
+    forms = [_form(*verbalizer) for verbalizer in VERBALIZERS.values()]
     question, words = REPAIR
     for draft in range(2):
         shown = [question.replace("{}", "{{}}", 1).format(words[draft]).replace("{{}}", "{}")] * len(ITEMS)
         demonstrations = [
             question.format(text, words[label if n % 4 < 2 else 1 - label]) + words[label]
-            for n, (text, label) in enumerate(DEMONSTRATIONS)
+            for n, (text, label) in enumerate(MIXED)
         ]
         forms.append(
             ("\n\n".join(demonstrations) + "\n\n", [q.format(t) for q, (t, _) in zip(shown, ITEMS, strict=True)], words)
@@ -102,18 +115,16 @@ def _forms() -> list[Form]:
     for swapped in range(2):
         demonstrations = [
             question.format(text, words[n % 2], words[1 - n % 2]) + names[int(label != n % 2)]
-            for n, (text, label) in enumerate(DEMONSTRATIONS)
+            for n, (text, label) in enumerate(MIXED)
         ]
         asked = [question.format(text, words[swapped], words[1 - swapped]) for text, _ in ITEMS]
         forms.append(("\n\n".join(demonstrations) + "\n\n", asked, (names[swapped], names[1 - swapped])))
     return forms
 
 
-def _form(
-    question: str, words: tuple[str, str], shown: Sequence[tuple[str, int]], items: Sequence[tuple[str, int]]
-) -> Form:
+def _form(question: str, words: tuple[str, str], shown: Items) -> Form:
     demonstrations = [question.format(text) + words[label] for text, label in shown]
-    return "\n\n".join(demonstrations) + "\n\n", [question.format(text) for text, _ in items], words
+    return "\n\n".join(demonstrations) + "\n\n", [question.format(text) for text, _ in ITEMS], words
 
 
 def _asked(victim: Victim, demonstrations: str, items: Sequence[str], words: tuple[str, str]) -> tuple[Tensor, ...]:

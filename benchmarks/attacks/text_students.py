@@ -91,7 +91,7 @@ class _Small(nn.Module):
         return scores
 
 
-def small_model(x: Tensor, y: Tensor, classes: int, passes: int = 8) -> Scorer:
+def small_model(x: Tensor, y: Tensor, classes: int, passes: int = 5) -> Scorer:
     """A small transformer from scratch.
 
     Args:
