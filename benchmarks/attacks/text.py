@@ -20,10 +20,9 @@ from benchmarks.attacks.text_students import Scorer, linear, nearest, small_mode
 from benchmarks.attacks.text_victim import Victim
 
 ROWS = ("votes", "correctors", "logits", "students", "choice", "cost")
-CHOICE_SINGLE, CHOICE_VOTE = "choice, one form: accuracy", "choice, vote over 14 forms: accuracy"
 ACCOUNTS, REPEATS = 8, 100
-SHARES = (0.5, 0.9)
-"""Of `SharedLadder`, beside no sharing and all."""
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of `SharedLadder`, beside none."""
 HIDDEN = 16
 FEW_SECRETS = 2
 """Secrets that the rows of students, which vary little, are measured under."""
@@ -94,7 +93,8 @@ class Against:
             return _students(data.steps, attack.taught) if self._number < FEW_SECRETS else {}
         if group == "choice":
             modulated = ChoiceAttack(self._source, data.choices, LEVEL, self._number)
-            return _choice(modulated, ChoiceAttack(None, data.choices, LEVEL))
+            clean = ChoiceAttack(None, data.choices, LEVEL)
+            return {"choice: agreement": modulated.agreement} | _choice(modulated) | _shares(modulated, clean)
         return {
             "noise at 0.7, in logits": partial(self._source.scale, LEVEL),
             "delivered at 0.7": lambda: attack.single,
@@ -114,10 +114,8 @@ def _sources(number: int, data: Data) -> dict[str, Source]:
 
 
 def _votes(attack: TextAttack) -> Attacks:
-    fixed = isinstance(attack.accounts[0], Field)
     return {
-        # A field answers a repeat as it did before.
-        "100 repeats, vote": (lambda: 0.0) if fixed else attack.repeats,
+        "100 repeats, vote": attack.repeats,
         **{f"{kind}, vote": lambda kind=kind: attack.vote(kind) for kind in KINDS},
         "10 samples at temperature 0.7, vote": attack.samples,
         "levels 0.7, 0.6 and 0.5, raw logits, best combination": attack.combined_levels,
@@ -162,34 +160,36 @@ def _students(steps: Steps, taught: Tensor) -> Attacks:
     }
 
 
-def _choice(choice: ChoiceAttack, clean: ChoiceAttack) -> Attacks:
-    def share(
-        reached: Callable[[], float],
-        single: Callable[[], float] = choice.single,
-        whole: Callable[[], float] = clean.single,
-    ) -> Callable[[], float]:
-        return lambda: won_back(reached(), single(), whole())
-
+def _choice(choice: ChoiceAttack) -> Attacks:
+    """Accuracies, each to be read beside what the same reaches on clean answers."""
     return {
-        "choice, one form: agreement": choice.agreement,
-        CHOICE_SINGLE: choice.single,
-        CHOICE_VOTE: choice.voted,
-        "choice, vote over 14 forms": share(choice.voted),
-        "choice, vote over spellings of one word": share(choice.spellings, choice.spelt, clean.spelt),
-        "choice, 14 forms, corrector with 128 labels": share(choice.corrected),
-        "choice, 14 forms, repair and judge, corrector": share(lambda: choice.corrected(FORMS + 4)),
-        "choice, 10 samples at temperature 0.7": share(choice.sampled_alone),
-        "choice, 10 samples of 14 forms": share(lambda: choice.sampled(range(FORMS))),
-        "choice, draft repaired": share(choice.repaired, choice.drafted, clean.drafted),
-        "choice, drafts judged": share(choice.judged, choice.drafted, clean.drafted),
+        "choice, one form": choice.single,
+        "choice, vote over 14 forms": choice.voted,
+        "choice, vote over the spellings of one pair of words": choice.spellings,
+        "choice, the form that is best on 128 labels": choice.chosen,
+        "choice, 14 forms, corrector with 128 labels": choice.corrected,
+        "choice, 14 forms, repair and judge, the same corrector": lambda: choice.corrected(FORMS + 4),
+        "choice, 10 samples of one form at temperature 0.7": choice.sampled_alone,
+        "choice, 10 samples of each of 14 forms": lambda: choice.sampled(range(FORMS)),
+        "choice, first form": choice.drafted,
+        "choice, first form's draft repaired": choice.repaired,
+        "choice, drafts judged": choice.judged,
+    }
+
+
+def _shares(choice: ChoiceAttack, clean: ChoiceAttack) -> Attacks:
+    """Of the way from one form at the level to what the same attack reaches on clean answers."""
+    attacks = {"vote over 14 forms": ChoiceAttack.voted, "corrector with 128 labels": ChoiceAttack.corrected}
+    return {
+        f"choice, {name}: share": lambda attack=attack: won_back(attack(choice), choice.single(), attack(clean))
+        for name, attack in attacks.items()
     }
 
 
 def _clean(data: Data, group: str) -> Attacks:
     """What votes and students reach from clean answers; a student of 600 is what an attacker's own labels are worth."""
     if group == "choice":
-        clean = ChoiceAttack(None, data.choices, LEVEL)
-        return {CHOICE_SINGLE: clean.single, CHOICE_VOTE: clean.voted}
+        return _choice(ChoiceAttack(None, data.choices, LEVEL))
     if group == "students":
         return _students(data.steps, data.steps.labelled.tokens)
     return {}

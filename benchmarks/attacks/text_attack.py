@@ -70,9 +70,12 @@ class TextAttack:
         return won_back(self._agreement(tokens), self.single, 1.0)
 
     def repeats(self) -> float:
-        """The same prompt again and again."""
+        """The same prompt again and again; a field that answers the second time as the first is asked no more."""
         rows = self.steps.judged
-        return self.share(_majority(torch.stack([_first(rows, self.noisy(rows)) for _ in range(REPEATS)], dim=1)))
+        given = [_first(rows, self.noisy(rows)) for _ in range(2)]
+        if not torch.equal(*given):
+            given += [_first(rows, self.noisy(rows)) for _ in range(REPEATS - 2)]
+        return self.share(_majority(torch.stack(given, dim=1)))
 
     def vote(self, kind: str) -> float:
         """Most frequent token of the queries of a kind."""

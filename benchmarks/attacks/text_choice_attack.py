@@ -55,26 +55,20 @@ class ChoiceAttack:
         groups = [self.answers[[names.index(name) for name in group]].T for group in SPELLINGS]
         return sum(self._accuracy(self._majority(group)) for group in groups) / len(groups)
 
-    def spelt(self) -> float:
-        """Mean accuracy over the verbalizers that `spellings` votes on, each pair of words counting as one."""
-        names = list(VERBALIZERS)
-        right = (self.answers[:FORMS] == self._choices.truth).float().mean(dim=1)
-        means = [right[[names.index(name) for name in group]].mean() for group in SPELLINGS]
-        return float(torch.stack(means).mean())
+    def chosen(self) -> float:
+        """The one form that is right most often on the labels of one half of the items, judged on the other."""
+        right = (self.answers[:FORMS] == self._choices.truth).float()
+        parts = [float(right[right[:, rows].mean(dim=1).argmax(), ~rows].mean()) for rows in self._halves()]
+        return sum(parts) / 2
 
     def corrected(self, forms: int = FORMS) -> float:
         """A corrector of all forms' answers, fitted on the labels of one half of the items and judged on the other."""
         given = self.answers[:forms].T
-        seen = torch.stack(
-            [
-                torch.stack([(given == k).float() - (given == 1 - k).float(), (given == k).float() * (1 - 2 * k)], 2)
-                for k in (0, 1)
-            ],
-            1,
-        ).flatten(2)
-        right, half = self._choices.truth, torch.arange(len(given)) // 4 % 2 == 0
-        scores = torch.zeros(len(given), 2)
-        for rows in (half, ~half):
+        said = torch.stack([(given == k).float() for k in (0, 1)], dim=1)
+        # For and against each class, and once more for the first alone: a form that favours one class is told by it.
+        seen = torch.cat([said - said.flip(1), said * torch.tensor([1.0, -1.0])[None, :, None]], dim=2)
+        right, scores = self._choices.truth, torch.zeros(len(given), 2)
+        for rows in self._halves():
             scores[~rows] = ranker(seen[rows], right[rows])(seen[~rows])
         return self._accuracy(scores.argmax(dim=1))
 
@@ -100,6 +94,11 @@ class ChoiceAttack:
         """Both drafts shown in either order, for the model to say which is better: its two votes, the draft between."""
         both = torch.cat([self.answers[FORMS + 2 :], self.answers[:1]]).T
         return self._accuracy(self._majority(both))
+
+    def _halves(self) -> tuple[Tensor, Tensor]:
+        """Each a mask [N]: whose labels are known, and once more the other way round."""
+        half = torch.arange(len(self._choices.truth)) // 4 % 2 == 0
+        return half, ~half
 
     def _draws(self, form: int) -> Tensor:
         shares = (self.logits[form] / HEAT).softmax(dim=1)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.attacks.text import Student
+from benchmarks.attacks.text_choice_attack import FORMS, ChoiceAttack
+from benchmarks.attacks.text_choices import Choices
 from benchmarks.attacks.text_correctors import FullLogits, from_tokens, least_squares, ranker
 from benchmarks.attacks.text_sources import Field, Fresh, SharedLadder, TiedLadder, Vocabulary
 from benchmarks.attacks.text_students import linear, nearest, small_model
@@ -117,3 +119,39 @@ def test_a_ranker_needs_a_hidden_layer_for_what_no_weighing_tells(hidden: int, s
     seen = torch.cat([first, first * agrees], dim=2)
     found = ranker(seen[:800], right[:800], hidden)(seen[800:]).argmax(dim=1)
     assert (float((found == right[800:]).float().mean()) > 0.9) is solved
+
+
+def choices(right: torch.Tensor) -> Choices:
+    """Forms [V, N] bool that are right or wrong; contender 0 is first, 1 the other class, 2 neither."""
+    truth = torch.arange(right.shape[1]) % 2
+    first = torch.where(right, truth, 1 - truth)
+    meaning = torch.stack([first, 1 - first, torch.full_like(first, -1)], dim=2)
+    logits = torch.tensor([30.0, 0.0, -30.0]).expand(meaning.shape)
+    return Choices(torch.zeros(*right.shape, 2), torch.zeros_like(meaning), logits, meaning, truth)
+
+
+def test_a_vote_over_forms_outdoes_one_form_and_labels_find_the_forms_that_are_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    right = torch.rand(FORMS + 4, 400, generator=generator) < 0.7
+    attack = ChoiceAttack(None, choices(right), LEVEL)
+    assert attack.single() == pytest.approx(0.7, abs=0.03)
+    assert attack.voted() > 0.85
+    right[: FORMS // 2 + 1] = torch.rand(FORMS // 2 + 1, 400, generator=generator) < 0.35
+    right[FORMS - 1] = True
+    misled = ChoiceAttack(None, choices(right), LEVEL)
+    assert misled.voted() < 0.8
+    assert misled.chosen() == 1.0
+    assert misled.corrected() == 1.0
+
+
+def test_a_draft_is_repaired_by_the_form_that_shows_it_and_judged_with_its_own_vote_between() -> None:
+    right = torch.zeros(FORMS + 4, 8, dtype=torch.bool)
+    right[FORMS] = True  # shown the draft 0, the model corrects it; shown 1 it does not
+    attack = ChoiceAttack(None, choices(right), LEVEL)
+    wrong_is_zero = torch.arange(8) % 2 == 1
+    assert attack.drafted() == 0.0
+    assert attack.repaired() == float(wrong_is_zero.float().mean())
+    right[FORMS + 2 :] = True
+    assert ChoiceAttack(None, choices(right), LEVEL).judged() == 1.0
+    right[FORMS + 3] = False
+    assert ChoiceAttack(None, choices(right), LEVEL).judged() == 0.0
