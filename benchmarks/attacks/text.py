@@ -18,6 +18,7 @@ from benchmarks.attacks.text_features import Steps, text_steps
 from benchmarks.attacks.text_sources import Field, Fresh, Source, Vocabulary, vocabulary
 from benchmarks.attacks.text_students import Scorer, linear, nearest, small_model
 from benchmarks.attacks.text_victim import Victim
+from policies.attacks.answers import sampled, temperature_for, won_back
 
 ROWS = ("votes", "correctors", "logits", "students", "choice", "cost")
 ACCOUNTS, REPEATS = 8, 100

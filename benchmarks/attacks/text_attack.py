@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import won_back
 from benchmarks.attacks.text_correctors import FullLogits, from_tokens, least_squares, ranker
 from benchmarks.attacks.text_features import CUTS, REWORDINGS, WITH_PREFIX, Steps
 from benchmarks.attacks.text_sources import Field, Source, Vocabulary
 from benchmarks.attacks.text_students import Scorer, linear, nearest
 from benchmarks.attacks.text_victim import Clean
+from policies.attacks.answers import won_back
 
 LEVEL = 0.7
 LOWER_LEVELS = (0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15)

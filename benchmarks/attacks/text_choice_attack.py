@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from benchmarks.attacks.arithmetic import votes
 from benchmarks.attacks.text_choices import VERBALIZERS, Choices
 from benchmarks.attacks.text_correctors import ranker
 from benchmarks.attacks.text_sources import Source
+from policies.attacks.answers import votes
 
 FORMS = len(VERBALIZERS)
 SPELLINGS = (("positive", "Positive"), ("good", "Good", "GOOD"), ("yes", "Yes"), ("true", "True"))

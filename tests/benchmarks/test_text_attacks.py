@@ -141,7 +141,7 @@ def test_a_vote_over_forms_outdoes_one_form_and_labels_find_the_forms_that_are_r
     misled = ChoiceAttack(None, choices(right), LEVEL)
     assert misled.voted() < 0.8
     assert misled.chosen() == 1.0
-    assert misled.corrected() == 1.0
+    assert misled.corrected() > 0.95
 
 
 def test_a_draft_is_repaired_by_the_form_that_shows_it_and_judged_with_its_own_vote_between() -> None:
