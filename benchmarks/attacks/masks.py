@@ -137,4 +137,4 @@ def _others(records: Records, material: Material, keys: list[Noise]) -> None:
 
 
 def _shared(attack: MaskAttack, rows: Rows) -> Rows:
-    return {name: lambda run=run: attack.share(run()) for name, run in rows.items()}
+    return {name: partial(lambda run: attack.share(run()), run) for name, run in rows.items()}

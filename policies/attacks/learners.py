@@ -52,6 +52,19 @@ def linear(x: Tensor, y: Tensor, classes: int, prior: Tensor | None = None) -> S
     return score
 
 
+def stiff(penalty: float) -> Learner:
+    """Softmax regression with a penalty that is given, not chosen on held-out answers: those reward a student for
+    learning a level's systematic mistakes, which a stiffer one does not follow."""
+
+    def learner(x: Tensor, y: Tensor, classes: int, prior: Tensor | None = None) -> Scorer:
+        standard = _Standard(x)
+        design, start = standard(x), torch.zeros(len(x), classes) if prior is None else prior
+        fitted = _regression(design, y, start, penalty, torch.zeros(design.shape[1], classes))
+        return lambda x, prior=None: standard(x) @ fitted + (0.0 if prior is None else prior)
+
+    return learner
+
+
 def random_features(x: Tensor, y: Tensor, classes: int, prior: Tensor | None = None) -> Scorer:
     """Softmax regression on the inputs and 600 random Fourier features of them (Rahimi and Recht, NIPS 2007)."""
     standard, generator = _Standard(x), torch.Generator().manual_seed(0)
