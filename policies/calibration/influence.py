@@ -7,14 +7,15 @@ so far has that tenant moved the level for them (a deletion diagnostic, as Belsl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from policies.audit import WITHIN, Tally
 
-ERRORS = 2.0
-"""Standard errors of what was moved, beyond 0.02, that samples of like tenants may differ by."""
+ERRORS = 1.0
+"""Standard errors of the others' agreement that a tenant may move them by, beyond 0.02. With a fifth of the answers a
+tenant like the others does so by 0.4 of one (standard deviation). No error of its own counts: few inputs that gave many
+answers, or odd ones, would buy it room."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Influence:
 def influences(tallies: Mapping[float, Mapping[int, Tally]]) -> list[Influence]:
     """The influence of every tenant on every level; of a single tenant none, since nobody else is there.
 
-    The bound is 0.02 and two standard errors of the difference: w sqrt(e_i^2 + e_rest^2), clustered by input.
+    The bound is 0.02 and one standard error of the others' agreement, clustered by input.
 
     Args:
         tallies: by level and tenant, the answers of the rows that the levels were solved on, at the level's position.
@@ -53,9 +54,7 @@ def influences(tallies: Mapping[float, Mapping[int, Tally]]) -> list[Influence]:
         for tenant, tally in own.items():
             rest = whole - tally
             if rest.answers:
-                share = tally.answers / whole.answers
-                error = share * math.hypot(tally.error, rest.error)
-                found.append(Influence(tenant, level, rest.level - whole.level, WITHIN + ERRORS * error))
+                found.append(Influence(tenant, level, rest.level - whole.level, WITHIN + ERRORS * rest.error))
     return found
 
 
