@@ -172,8 +172,11 @@ class Solving:
         stored = await served.replaced_calibration(self._key)
         if stored is None:
             raise CalibrationFailed(f"{self._job.model} has no calibration to put back: no refit has replaced one")
+        calibration = Calibration.from_json(stored)
+        if self._stored is None or not calibration.same_field(self._stored):
+            raise CalibrationFailed(f"the calibration of {self._job.model} before is of another noise field")
         self._job = replace(self._job, before=await self._delivered())
-        return Calibration.from_json(stored)
+        return calibration
 
     async def _delivered(self) -> dict[str, float]:
         """By level in use, what the calibration in place delivers on live inputs that no refit is solved on."""
