@@ -2,7 +2,7 @@
 
 from policies.attacks.answers import accuracy, best_combination, disclosed, label_and_score, own_label, votes, won_back
 from policies.attacks.corrector import Corrector
-from policies.attacks.learners import LEARNERS, Learner, Scorer
+from policies.attacks.learners import LEARNERS, Learner, Scorer, stiff
 
 __all__ = [
     "LEARNERS",
@@ -14,6 +14,7 @@ __all__ = [
     "disclosed",
     "label_and_score",
     "own_label",
+    "stiff",
     "votes",
     "won_back",
 ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from policies.attacks import LEARNERS, Corrector
+from policies.attacks import LEARNERS, Corrector, stiff
 
 CLASSES = 3
 
@@ -28,6 +28,14 @@ def test_a_learner_finds_classes_that_lie_apart(name: str) -> None:
     x = centres[truth] + torch.randn(600, 6, generator=generator)
     fitted = LEARNERS[name](x[:400], truth[:400], CLASSES)
     assert right(fitted(x[400:]), truth[400:]) > 0.9
+
+
+def test_a_stiffer_regression_finds_the_same_classes_and_is_less_sure() -> None:
+    x, _ = rows(600, 0)
+    truth = (x[:, 0] + x[:, 1] > 0).long()
+    loose, tight = (stiff(penalty)(x[:400], truth[:400], 2)(x[400:]) for penalty in (1e-3, 1.0))
+    assert right(loose, truth[400:]) > 0.95 and right(tight, truth[400:]) > 0.95
+    assert 5 * tight.softmax(dim=1).max(dim=1).values.sub(0.5).mean() < loose.softmax(dim=1).max(dim=1).values.mean()
 
 
 @pytest.mark.parametrize("name", ["random features", "network", "nearest"])
