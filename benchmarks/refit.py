@@ -5,7 +5,7 @@ begins by itself is, and the other half judges: what tenants get at each level b
 in which a ninth tenant has sent as many inputs as all others together, chosen to move the levels.
 
 - labels: held-back CIFAR-10 pictures, blurred, noisy, of low contrast, or as coarse JPEGs, in turn
-- masks: CamVid, two other drives than the one that calibrates: first halves are served, second halves judged
+- masks: CamVid, two other drives than the one that calibrates; every other ten frames are served, the others judged
 - text: prompts of a few wordings, where paragraphs calibrated
 
 Usage: python benchmarks/refit.py [--cifar DIR] [--camvid DIR] [--text] [--secrets N]
@@ -149,8 +149,11 @@ def measured(
     def refit() -> None:
         kept = engine.live_rows()
         made = refitted(engine, kept, secret, first, LEVELS, least=engine.least_live, strict=True)
-        print(f"  solved on {made.calibration.answers} answers of {made.tenants} tenants, {made.left_out} left out")
         put(engine, made.calibration, secret)
+        print(f"  solved on {made.calibration.answers} answers of {made.tenants} tenants, {made.left_out} left out")
+        engine.judge_live()
+        held_out = ", ".join(f"{r.level:g}: {r.expected.level:.3f} ± {r.expected.error:.3f}" for r in engine.reports())
+        print(f"  on live inputs held out {held_out}", flush=True)
 
     engine.live = LiveRows(engine.live_capacity)
     if isinstance(engine, Generator):
@@ -207,13 +210,11 @@ def labels(root: Path, secrets: int) -> None:
 
 
 def masks(root: Path, secrets: int) -> None:
-    """Two drives of the training folder: first halves are served, and mirrored, so that enough inputs come."""
+    """Two drives of the training folder; what is served is mirrored too, so that enough inputs come."""
     engine = load_segmenter()
-    halves: tuple[list[Path], list[Path]] = ([], [])
-    for drive in DRIVES:
-        files = sorted((root / "train" / "images").glob(f"{drive}*"))
-        for half, own in zip(halves, (files[: len(files) // 2], files[len(files) // 2 :]), strict=True):
-            half.extend(own)
+    files = [file for drive in DRIVES for file in sorted((root / "train" / "images").glob(f"{drive}*"))]
+    # Frames that follow each other are nearly one picture: halves by frame would judge what was solved on.
+    halves = [[file for number, file in enumerate(files) if number // 10 % 2 == half] for half in (0, 1)]
     served = [decode_image(file.read_bytes()) for file in halves[0]]
     served += [ImageOps.mirror(image) for image in served]
     odd = [faded(image, number) for number, image in enumerate(served)]
