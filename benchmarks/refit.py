@@ -8,7 +8,7 @@ in which a ninth tenant has sent as many inputs as all others together, chosen t
 - masks: CamVid, two other drives than the one that calibrates; every other ten frames are served, the others judged
 - text: prompts of a few wordings, where paragraphs calibrated
 
-Usage: python benchmarks/refit.py [--cifar DIR] [--camvid DIR] [--text] [--secrets N]
+Usage: python -m benchmarks.refit [--cifar DIR] [--camvid DIR] [--text] [--secrets N]
 """
 
 from __future__ import annotations

@@ -44,8 +44,6 @@ def main() -> None:
     rows = arguments.rows[0] if arguments.rows else "all"
     if arguments.plot and arguments.task != "frontier":
         parser.error("--plot draws the frontier only")
-    if arguments.task == "labels" and arguments.rows not in labels.ROWS:
-        parser.error(f"labels has no --rows {arguments.rows}: one of {', '.join(labels.ROWS)}")
     if arguments.encoder:
         sys.path.append(str(arguments.encoder))
     torch.set_num_threads(arguments.threads)
