@@ -30,13 +30,10 @@ def fields(metric: Tensor) -> dict[str, Field]:
     """Fields by name; the metric's columns rise in importance."""
     base = Field(1.0, 512, metric)
     width = metric.shape[1]
-    scales = (0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
     return {
-        **{f"metric of {width}, ell {ell}": replace(base, length_scale=ell) for ell in scales},
+        **{f"metric of {width}, ell {ell}": replace(base, length_scale=ell) for ell in (0.7, 1.0, 1.2, 2.0)},
         f"metric of {width}, ell 1.0, balanced": replace(base, balance=True),
-        f"metric of {width}, ell 1.0, D 128": replace(base, depth=128),
-        f"metric of {width // 2}, ell 1.0": replace(base, metric=metric[:, -(width // 2) :]),
-        **{f"plain, ell {ell}": Field(ell, 512) for ell in (0.8, 1.6)},
+        **{f"plain, ell {ell}": Field(ell, 512) for ell in (0.8, 1.2, 1.6, 2.0, 3.0)},
     }
 
 
