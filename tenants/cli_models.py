@@ -14,7 +14,8 @@ from tenants import show
 from tenants.admin import TenantAdmin
 from tenants.console import Json, failure, run
 from tenants.edits import AdminError
-from tenants.served import BEFORE, LIVE, Job, ServedModels
+from tenants.jobs import BEFORE, LIVE, Job
+from tenants.served import ServedModels
 from tenants.served_levels import merged
 from tenants.store import TenantStore
 

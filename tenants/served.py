@@ -1,17 +1,16 @@
-"""The models that replicas serve now: their reports, and the jobs in which their levels are solved."""
+"""The models that replicas serve now: where replicas and the `tenants` command meet."""
 
 from __future__ import annotations
 
 import json
-import secrets
-import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 from policies.audit import LevelReport, Tally
 from tenants import edits, keyspace, scripts
 from tenants.edits import AdminError
 from tenants.fields import iso
+from tenants.jobs import AUTO, LIVE, REST_S, SOURCES, Job, read_job
 from tenants.store import TenantStore
 
 REPORT_TTL_S = 20
@@ -20,18 +19,6 @@ JOB_TTL_S = 20
 RETRY_S = 120
 """A first calibration that has failed stands in the store for so long, and meanwhile nobody begins another."""
 _SWAP = scripts.load("swap")
-LIVE = "live"
-"""The source of a refit on live rows."""
-BEFORE = "before"
-"""The source of putting the calibration back that a refit replaced; any other is a path on the replica's machine."""
-AUTO = "auto"
-"""Who asks for refits that begin by themselves."""
-REST_S = 1800
-"""After a refit, however it ended, none of the same calibration begins by itself for so long: judged on the same live
-rows the next would move levels by their sampling error, and one tenant's inputs should not keep a calibrator busy."""
-BEFORE_REST_S = 86_400
-"""After a calibration was put back: a day, in which an admin can set `refit` to what it shall be."""
-_SOURCES = {LIVE: "live rows", BEFORE: "the calibration before"}
 
 
 @dataclass(frozen=True)
@@ -78,65 +65,6 @@ class ReplicaReport:
             raise ValueError(f"not a replica's report: {error!r}") from None
 
 
-@dataclass(frozen=True)
-class Job:
-    """One solving of a model's levels: its first calibration, or a refit.
-
-    Attributes:
-        model, replica: whose it is.
-        source: `live`, `before`, or a path on the replica's machine.
-        who: asked for it.
-        asked_at: when, in unix seconds by that one's clock.
-        state: `asked`, `running`, `done`, `failed` or `cancelled`.
-        step, share: what it does now, and how much of that is done, 0 to 1.
-        error: why it failed.
-        version: of the calibration, once done.
-        answers: judged.
-        tenants, left_out: live refits only: on how many tenants' rows it was solved, and how many were left out, since
-            they moved a level for the others too far.
-        capped: whether no tenant had more than a fifth of the rows.
-        before, after: live refits only: by level (text), what it delivered on the live rows.
-        first: of a first calibration, its key below `calibration:`. Models that share it share the job; "": a refit.
-    """
-
-    model: str
-    replica: str
-    source: str
-    who: str
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-    state: str = "asked"
-    step: str = "waiting for the replica"
-    share: float = 0.0
-    error: str = ""
-    version: int = 0
-    answers: int = 0
-    tenants: int = 0
-    left_out: int = 0
-    capped: bool = True
-    asked_at: float = field(default_factory=time.time)
-    before: dict[str, float] = field(default_factory=dict)
-    after: dict[str, float] = field(default_factory=dict)
-    first: str = ""
-
-    @property
-    def key(self) -> str:
-        """Where it stands in the store: one at a time of each model, or of each first calibration."""
-        return keyspace.calibration_job(self.first or self.model)
-
-    @property
-    def under_way(self) -> bool:
-        """Whether somebody has it to do."""
-        return self.state in ("asked", "running")
-
-    @classmethod
-    def from_json(cls, text: bytes | str) -> Job:
-        """Parse a stored job. Raises ValueError for anything else."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"not a calibration job: {error!r}") from None
-
-
 class ServedModels:
     """Where replicas and the `tenants` command meet. Every method raises Unavailable while the store is away."""
 
@@ -165,7 +93,7 @@ class ServedModels:
         """What a replica watches: the version of its calibration, and the refit of its model."""
         keys = (keyspace.calibration_version(calibration), keyspace.calibration_job(model))
         version, job = await self._store.pipeline([("GET", key) for key in keys])
-        return int(version or 0), _job(job)
+        return int(version or 0), read_job(job)
 
     async def version(self, calibration: str) -> int:
         """How often a calibration was put in place: 0 or 1 until it is refitted."""
@@ -173,7 +101,7 @@ class ServedModels:
 
     async def job(self, model: str) -> Job | None:
         """The refit of a model, done or not; or by its calibration's key, the first calibration of it."""
-        return _job(await self._read(keyspace.calibration_job(model)))
+        return read_job(await self._read(keyspace.calibration_job(model)))
 
     async def claim(self, job: Job, *, again: bool = False) -> Job:
         """Take a first calibration on, unless somebody has: of many that claim it at once, one does.
@@ -188,7 +116,7 @@ class ServedModels:
         """
         while True:
             read = await self._read(job.key)
-            stored = _job(read)
+            stored = read_job(read)
             if stored and not (again and stored.state == "failed"):
                 return stored
             if await self._swap(job.key, read, job):
@@ -198,7 +126,7 @@ class ServedModels:
         """How far a job of one's own is, also where another one has followed it since; None where it was dropped."""
         stored = await self.job(job.model)
         if stored is None or stored.id != job.id:
-            stored = _job(await self._store.execute("GET", keyspace.calibration_outcome(job.model, job.id)))
+            stored = read_job(await self._store.execute("GET", keyspace.calibration_outcome(job.model, job.id)))
         return stored
 
     async def ask(self, model: str, source: str, who: str | None = None) -> Job:
@@ -237,14 +165,14 @@ class ServedModels:
         """Put a refit in its place and note it."""
         while True:
             stored = await self._read(job.key)
-            if (other := _job(stored)) and other.under_way:
+            if (other := read_job(stored)) and other.under_way:
                 raise AdminError(
                     f"A calibration of {job.model} is under way, asked for by {other.who} at {iso(other.asked_at)}"
                     f" ({other.step}); wait for it."
                 )
             if await self._swap(job.key, stored, job):
                 break
-        detail = json.dumps({"source": _SOURCES.get(job.source, job.source)})
+        detail = json.dumps({"source": SOURCES.get(job.source, job.source)})
         await self._store.execute(*edits.note(job.who, "model calibrate", job.model, detail, audit))
 
     async def rest(self, calibration: str, why: str, seconds: int = REST_S) -> None:
@@ -267,7 +195,7 @@ class ServedModels:
             not job.under_way and not job.first
         ):  # before its own place, since from then on another job may take its place
             key = keyspace.calibration_outcome(job.model, job.id)
-            await self._store.execute("SET", key, _text(job), "EX", JOB_TTL_S)
+            await self._store.execute("SET", key, job.to_json(), "EX", JOB_TTL_S)
         return await self._replace(job, job)
 
     async def call_off(self, job: Job) -> None:
@@ -302,26 +230,15 @@ class ServedModels:
     async def _swap(self, key: str, read: object, job: Job | None) -> bool:
         """Put a job, or none, in the place of what was read; False where that has changed."""
         lasting = job is not None and job.first and job.state == "failed"
-        words = (read or b"", "" if job is None else _text(job), RETRY_S if lasting else JOB_TTL_S)
+        words = (read or b"", "" if job is None else job.to_json(), RETRY_S if lasting else JOB_TTL_S)
         return bool(await self._store.run(_SWAP, [key], words))
 
     async def _replace(self, job: Job, by: Job | None) -> bool:
         """Put a later state of a job, or none, in its place; False where it is there no longer."""
         while True:
             read = await self._read(job.key)
-            stored = _job(read)
+            stored = read_job(read)
             if stored is None or stored.id != job.id:
                 return False
             if await self._swap(job.key, read, by):
                 return True
-
-
-def _text(job: Job) -> str:
-    return json.dumps(asdict(job))
-
-
-def _job(stored: object) -> Job | None:
-    """A stored job; what is none counts as none."""
-    with suppress(ValueError):
-        return Job.from_json(stored) if isinstance(stored, bytes) else None
-    return None

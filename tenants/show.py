@@ -17,9 +17,9 @@ from rich.table import Table
 
 from policies.audit import LevelReport, Tally
 from tenants.fields import iso
+from tenants.jobs import BEFORE, Job
 from tenants.manifest import Step
 from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
-from tenants.served import BEFORE, Job
 from tenants.served_levels import ServedLevels, level_fields
 from tenants.usage import COUNTERS, Usage
 

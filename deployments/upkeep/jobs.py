@@ -19,8 +19,9 @@ from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
 from tenants import tasks
 from tenants.fields import iso
+from tenants.jobs import AUTO, BEFORE, BEFORE_REST_S, LIVE, REST_S, Job
 from tenants.records import RecordError
-from tenants.served import AUTO, BEFORE, BEFORE_REST_S, LIVE, REST_S, Job, ServedModels
+from tenants.served import ServedModels
 
 logger = logging.getLogger("deployments.upkeep.jobs")
 T = TypeVar("T")

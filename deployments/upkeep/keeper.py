@@ -20,8 +20,9 @@ from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
 from tenants import installation, tasks
 from tenants.directory import Directory
+from tenants.jobs import Job
 from tenants.records import RecordError
-from tenants.served import Job, ReplicaReport, ServedModels
+from tenants.served import ReplicaReport, ServedModels
 from tenants.store import TenantStore
 
 if TYPE_CHECKING:  # Ray, which a process that only calibrates does without

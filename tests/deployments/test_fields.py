@@ -26,8 +26,9 @@ from policies.field.ladder import NoiseLadder
 from policies.head.attachment import layer_shape
 from tenants import installation, keyspace
 from tenants.embedded import EmbeddedValkey
+from tenants.jobs import Job
 from tenants.records import RecordError
-from tenants.served import Job, ServedModels
+from tenants.served import ServedModels
 from tenants.store import TenantStore
 from tests.deployments import upkeep_support as support
 from tests.deployments.upkeep_support import MODEL, SAMPLE, SPEC, keep, until

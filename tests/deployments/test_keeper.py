@@ -28,7 +28,8 @@ from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
 from tenants.cli import app
 from tenants.embedded import EmbeddedValkey
-from tenants.served import Job, ServedModels
+from tenants.jobs import Job
+from tenants.served import ServedModels
 from tenants.store import TenantStore
 from tests.deployments import upkeep_support as support
 from tests.deployments.upkeep_support import MODEL, SPEC, keep, serve, until

@@ -13,7 +13,8 @@ import pytest_asyncio
 from policies.audit import LevelReport, Tally
 from tenants import show
 from tenants.edits import AdminError
-from tenants.served import Job, ReplicaReport, ServedModels
+from tenants.jobs import Job
+from tenants.served import ReplicaReport, ServedModels
 from tenants.served_levels import drifted, merged
 from tenants.store import TenantStore
 from tests.tenants.conftest import Backend

@@ -20,7 +20,8 @@ from tenants.cache import EntitlementCache
 from tenants.cli import app
 from tenants.directory import Directory
 from tenants.entitlements import Entitlements
-from tenants.served import Job, ReplicaReport, ServedModels
+from tenants.jobs import Job
+from tenants.served import ReplicaReport, ServedModels
 from tenants.store import TenantStore
 from tests.tenants.conftest import REPOSITORY, populate, until
 from tests.tenants.requests import total
