@@ -106,7 +106,7 @@ class StoreAccess:
             OSError: the file cannot be read.
         """
         given = given_noise_secret(self.args)
-        return (await store.noise_secret()).encode() if given is None else given
+        return (await installation.noise_secret(store)).encode() if given is None else given
 
     async def receipt_secret(self, store: TenantStore) -> bytes:
         """The secret that signs receipts: as the noise secret, from AIM_RECEIPT_SECRET, else a file, else the store."""
@@ -114,7 +114,7 @@ class StoreAccess:
             return value.encode()
         if self.args.receipt_secret_file:
             return Path(self.args.receipt_secret_file).expanduser().read_bytes().strip()
-        return (await store.receipt_secret()).encode()
+        return (await installation.receipt_secret(store)).encode()
 
 
 def given_noise_secret(args: StoreArgs) -> bytes | None:

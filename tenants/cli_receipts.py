@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import typer
 
-from tenants import show
+from tenants import installation, show
 from tenants.console import Json, failure, run
 from tenants.receipts import HEADER, ReceiptError, Said, Signer, find
 
@@ -68,7 +68,7 @@ def _signer(context: typer.Context, secret_file: Path | None) -> Signer:
         raise failure(f"{secret_file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise failure(str(error)) from None
-    return Signer(run(context, lambda _, store: store.receipt_secret()).encode())
+    return Signer(run(context, lambda _, store: installation.receipt_secret(store)).encode())
 
 
 def _sentence(said: Said) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,6 +18,7 @@ NEW_SECRET = (
     "Every model's levels are then calibrated anew, and whoever kept answers of before can average the old noise with"
     " the new."
 )
+_HEX, _BASE64 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[A-Za-z0-9_-]{43}")
 _KINDS: Mapping[str, tuple[str, Callable[[], str]]] = {
     keyspace.NOISE_SECRET: ("noise secret", lambda: secrets.token_hex(32)),
     keyspace.RECEIPT_SECRET: ("receipts' secret", lambda: secrets.token_urlsafe(32)),
@@ -56,6 +58,16 @@ async def create_secrets(
         if created:
             await store.execute(*edits.note(who or edits.os_user(), "secret create", key, ""))
     return told
+
+
+async def noise_secret(store: TenantStore) -> str:
+    """The installation's noise secret, 64 hex digits. Raises RecordError where the store has none, or it is damaged."""
+    return await _read(store, keyspace.NOISE_SECRET, _HEX, "64 lower-case hex digits")
+
+
+async def receipt_secret(store: TenantStore) -> str:
+    """The secret that signs receipts, 43 characters of URL-safe base 64. Raises RecordError as `noise_secret`."""
+    return await _read(store, keyspace.RECEIPT_SECRET, _BASE64, "43 characters of URL-safe base 64")
 
 
 async def join(store: TenantStore, secret: bytes) -> str:
@@ -119,3 +131,13 @@ async def _first(store: TenantStore, prefix: str) -> str | None:
     async for key in store.scan(prefix):
         return key
     return None
+
+
+async def _read(store: TenantStore, key: str, form: re.Pattern[str], expected: str) -> str:
+    stored: bytes | None = await store.execute("GET", key)
+    if stored is None:
+        raise RecordError(key, "", "there is none; create it once by `tenants init`, or restore it from a backup")
+    value = stored.decode("ascii", "replace")
+    if not form.fullmatch(value):
+        raise RecordError(key, "", f"expected {expected}")
+    return value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -34,7 +33,6 @@ SETTING_UP = 2.0
 """How much longer than an answer a new connection may take: names, TLS and Sentinel come before it."""
 _AWAY = (RedisConnectionError, RedisTimeoutError, RedisClusterException, SlotNotCoveredError, OSError, TimeoutError)
 _EDIT = scripts.load("edit")
-_HEX, _BASE64 = re.compile("[0-9a-f]{64}"), re.compile("[A-Za-z0-9_-]{43}")
 
 Command = tuple[Any, ...]
 Call = tuple[Sequence[str], Sequence[Any]]
@@ -200,23 +198,6 @@ class TenantStore:
                     yield key.decode("utf-8", "backslashreplace")
                 if cursor == 0:
                     break
-
-    async def noise_secret(self) -> str:
-        """The installation's noise secret, 64 hex digits. Raises RecordError where there is none, or it is damaged."""
-        return await self._secret(keyspace.NOISE_SECRET, _HEX, "64 lower-case hex digits")
-
-    async def receipt_secret(self) -> str:
-        """The secret that signs receipts, 43 characters of URL-safe base 64. Raises RecordError as `noise_secret`."""
-        return await self._secret(keyspace.RECEIPT_SECRET, _BASE64, "43 characters of URL-safe base 64")
-
-    async def _secret(self, key: str, form: re.Pattern[str], expected: str) -> str:
-        stored = await self.execute("GET", key)
-        if stored is None:
-            raise RecordError(key, "", "there is none; create it once by `tenants init`, or restore it from a backup")
-        value = stored.decode("ascii", "replace")
-        if not form.fullmatch(value):
-            raise RecordError(key, "", f"expected {expected}")
-        return cast(str, value)
 
     async def place(self, key: str, text: str) -> str:
         """Set a text unless one is there, so that of several writers one wins; what is there then."""

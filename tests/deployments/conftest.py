@@ -1,9 +1,11 @@
-"""What many tests share: one text engine, which takes long to load and calibrate, and OpenAI's client on a script."""
+"""What many tests share: one text engine, which takes long to load and calibrate, OpenAI's client on a script, and a
+store with keepers on it."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import openai
@@ -13,9 +15,13 @@ import torch
 
 from deployments.engines.text.calibration import BUNDLED
 from deployments.engines.text.generator import Generator
+from deployments.upkeep.keeper import Keeper
 from policies.calibration.calibration import Calibration
+from tenants.embedded import EmbeddedValkey
+from tenants.store import TenantStore
 from tests.deployments.openai_support import Script
 from tests.deployments.text_support import SECRET, SPEC
+from tests.deployments.upkeep_support import hurry
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
@@ -54,3 +60,21 @@ async def client(script: Script) -> AsyncIterator[openai.AsyncOpenAI]:
         base_url="http://gateway/v1", api_key="k", max_retries=0, http_client=httpx.AsyncClient(transport=transport)
     ) as made:
         yield made
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TenantStore]:
+    """A store of a test's own, on which keepers look and report often."""
+    hurry(monkeypatch)
+    with EmbeddedValkey(tmp_path / "store") as server:
+        async with await TenantStore.connect(server.url, timeout_s=5.0) as connected:
+            yield connected
+
+
+@pytest_asyncio.fixture
+async def keepers() -> AsyncIterator[list[Keeper]]:
+    """Those that a test starts; they end with it."""
+    started: list[Keeper] = []
+    yield started
+    for keeper in started:
+        await keeper.aclose()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -25,7 +23,6 @@ from policies.calibration.calibration import Calibration
 from policies.field.ladder import NoiseLadder
 from policies.head.attachment import layer_shape
 from tenants import installation, keyspace
-from tenants.embedded import EmbeddedValkey
 from tenants.jobs import Job
 from tenants.records import RecordError
 from tenants.served import ServedModels
@@ -36,22 +33,6 @@ from tests.deployments.vision_support import SECRET, scenes, shipped
 
 POSITION = 16_000
 LABELS = tuple(f"class {k}" for k in range(10))
-
-
-@pytest_asyncio.fixture
-async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TenantStore]:
-    support.hurry(monkeypatch)
-    with EmbeddedValkey(tmp_path / "store") as server:
-        async with await TenantStore.connect(server.url, timeout_s=5.0) as connected:
-            yield connected
-
-
-@pytest_asyncio.fixture
-async def keepers() -> AsyncIterator[list[Keeper]]:
-    started: list[Keeper] = []
-    yield started
-    for keeper in started:
-        await keeper.aclose()
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +192,7 @@ async def test_a_replica_without_the_installations_secret_does_not_start(
         await keep(engine, store.url, "replica")
 
     async def from_store(_self: support.Access, own: TenantStore) -> bytes:
-        return (await own.noise_secret()).encode()
+        return (await installation.noise_secret(own)).encode()
 
     monkeypatch.setattr(support.Access, "noise_secret", from_store)
     with pytest.raises(RecordError, match="tenants init"):

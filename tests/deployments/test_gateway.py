@@ -240,7 +240,7 @@ async def test_an_answer_carries_a_receipt_of_what_it_was_given_at(
 ) -> None:
     headers = await answering(running, monkeypatch)
     answer = await running.client.post("/models/m?utility=0.8&focus=cat=0.5", content=b"x", headers=headers)
-    signer = Signer((await running.admin._store.receipt_secret()).encode())
+    signer = Signer((await installation.receipt_secret(running.admin._store)).encode())
     said = signer.verify(answer.headers["x-receipt"])
     assert (said.request, said.tenant, said.model, said.level) == ("req-7", "acme", "m", 0.8)
     assert said.focus == {"cat": 0.5} and said.policy == answer.headers["x-policy-version"]

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from deployments.upkeep.keeper import Keeper, NotCalibrated
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
 from tenants.cli import app
-from tenants.embedded import EmbeddedValkey
 from tenants.jobs import Job
 from tenants.served import ServedModels
 from tenants.store import TenantStore
@@ -41,23 +40,6 @@ Run = Callable[..., Any]
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
     return support.solve(1000)
-
-
-@pytest_asyncio.fixture
-async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TenantStore]:
-    support.hurry(monkeypatch)
-    with EmbeddedValkey(tmp_path / "store") as server:
-        async with await TenantStore.connect(server.url, timeout_s=5.0) as connected:
-            yield connected
-
-
-@pytest_asyncio.fixture
-async def keepers() -> AsyncIterator[list[Keeper]]:
-    """Those that a test starts; they end with it."""
-    started: list[Keeper] = []
-    yield started
-    for keeper in started:
-        await keeper.aclose()
 
 
 @pytest_asyncio.fixture

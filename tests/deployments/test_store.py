@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.config import StoreArgs
+from tenants import installation
 from tenants.cli import app
 from tenants.edits import AdminError
 from tenants.embedded import EmbeddedValkey
@@ -88,7 +89,7 @@ async def test_an_embedded_store_that_has_lost_its_secret_does_not_start(
     done = await asyncio.to_thread(CliRunner().invoke, app, command)
     assert done.exit_code == 0, done.output
     async with started(args) as store:
-        assert await store.noise_secret()
+        assert await installation.noise_secret(store)
     assert "is not the data folder" in CliRunner().invoke(app, [*command[:-1], str(tmp_path / "none")]).stderr
 
 

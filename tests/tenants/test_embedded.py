@@ -66,7 +66,7 @@ async def test_gateways_and_replicas_have_users_of_their_own(tmp_path: Path) -> 
             await TenantStore.connect(urls["replica"], timeout_s=5.0) as replica,
         ):
             await installation.create_secrets(owner)
-            assert await replica.noise_secret() and await gateway.receipt_secret()
+            assert await installation.noise_secret(replica) and await installation.receipt_secret(gateway)
             for store, command in (
                 (gateway, ("GET", "secret:noise")),
                 (gateway, ("SET", "secret:noise", "x")),
@@ -79,7 +79,7 @@ async def test_gateways_and_replicas_have_users_of_their_own(tmp_path: Path) -> 
     with EmbeddedValkey(tmp_path / "data") as again:
         assert {user: again.url_of(user) for user in urls} == urls
         async with await TenantStore.connect(urls["replica"], timeout_s=5.0) as replica:
-            assert await replica.noise_secret()
+            assert await installation.noise_secret(replica)
 
 
 async def test_folder_and_files_are_its_owners_alone(tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ async def test_init_makes_both_secrets_once_and_shows_neither(store: TenantStore
         "Created the noise secret (secret:noise): back it up.",
         "Created the receipts' secret (secret:receipts): back it up.",
     ]
-    made = await store.noise_secret(), await store.receipt_secret()
+    made = await installation.noise_secret(store), await installation.receipt_secret(store)
     assert len(bytes.fromhex(made[0])) == 32 and len(made[1]) == 43
     again = await invoke("init", "--json")
     assert all(line.endswith("is there already.") for line in json.loads(again.stdout))
-    assert (await store.noise_secret(), await store.receipt_secret()) == made
+    assert (await installation.noise_secret(store), await installation.receipt_secret(store)) == made
     audit = (await invoke("audit", "--json")).stdout
     assert [entry["subject"] for entry in json.loads(audit)] == ["secret:receipts", "secret:noise"]
     assert not any(secret in text for secret in made for text in (first.output, again.output, audit))
@@ -53,28 +53,28 @@ async def test_a_lost_secret_is_not_drawn_anew_beside_what_it_keyed(store: Tenan
     assert asked.exit_code == 1 and "average the old noise with the new" in asked.output
     assert await store.execute("EXISTS", keyspace.NOISE_SECRET) == 0
     assert "average the old noise with the new" in (await invoke("init", "--new-secret", "--yes")).stdout
-    await store.noise_secret()
+    await installation.noise_secret(store)
     assert not await store.execute("EXISTS", keyspace.NOISE_SECRET_ID)
 
 
 async def test_a_new_secret_takes_the_old_ones_place_once_no_replica_serves(store: TenantStore, invoke: Run) -> None:
     await invoke("init")
-    old = await store.noise_secret()
+    old = await installation.noise_secret(store)
     await installation.join(store, old.encode())
     await ServedModels(store).publish(ReplicaReport("m", "r", "f", 0, 1))
     refused = await invoke("init", "--new-secret", "--yes")
     assert refused.exit_code == 1 and "end the application" in refused.stderr
-    assert await store.noise_secret() == old
+    assert await installation.noise_secret(store) == old
     await store.execute("DEL", keyspace.levels("m", "r"))
     assert (await invoke("init", "--new-secret", "--yes")).exit_code == 0
-    new = await store.noise_secret()
+    new = await installation.noise_secret(store)
     assert new != old and await installation.join(store, new.encode()) == installation.secret_id(new.encode())
 
 
 async def test_a_secret_from_outside_is_not_made_in_the_store(store: TenantStore, invoke: Run) -> None:
     await store.execute("SET", "calibration:f", "{}")
     assert "none" in (await invoke("init", "--noise-secret-outside")).stdout
-    assert not await store.execute("EXISTS", keyspace.NOISE_SECRET) and await store.receipt_secret()
+    assert not await store.execute("EXISTS", keyspace.NOISE_SECRET) and await installation.receipt_secret(store)
 
 
 async def test_the_environments_secret_is_one_from_outside(
@@ -89,11 +89,11 @@ async def test_the_environments_secret_is_one_from_outside(
 async def test_a_secret_that_is_missing_or_damaged_is_refused_and_never_replaced(store: TenantStore, read: str) -> None:
     key = {"noise_secret": keyspace.NOISE_SECRET, "receipt_secret": keyspace.RECEIPT_SECRET}[read]
     with pytest.raises(RecordError, match=f"{key}: there is none; create it once by `tenants init`"):
-        await getattr(store, read)()
+        await getattr(installation, read)(store)
     assert not await store.execute("EXISTS", key)
     await store.execute("SET", key, "short")
     with pytest.raises(RecordError, match=f"{key}: expected") as refused:
-        await getattr(store, read)()
+        await getattr(installation, read)(store)
     assert "short" not in str(refused.value) and await store.execute("GET", key) == b"short"
 
 

@@ -86,7 +86,7 @@ def test_receipts_are_found_bare_and_in_saved_headers() -> None:
 
 async def test_the_command_verifies_by_the_stores_secret(tenants: Run, store: TenantStore, tmp_path: Path) -> None:
     await installation.create_secrets(store)
-    receipt = Signer((await store.receipt_secret()).encode()).sign(SAID)
+    receipt = Signer((await installation.receipt_secret(store)).encode()).sign(SAID)
     (tmp_path / "saved").write_text(f"HTTP/1.1 200 OK\nx-receipt: {receipt}\n\n[]")
     said = await tenants("verify", str(tmp_path / "saved"))
     assert "genuine, line 2: request req-1 of acme" in said and "at level 0.7, focus pedestrian=0.9" in said

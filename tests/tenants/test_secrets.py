@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from policies.errors import ServiceError
-from tenants import keyspace
+from tenants import installation, keyspace
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.cli import app
@@ -132,7 +132,7 @@ async def test_no_secret_leaves_the_place_where_it_is_shown_once(
     async with await TenantStore.connect(backend.url) as store:
         await witness.tenants("init")
         await witness.tenants("init", "--json")
-        noise, receipts = await store.noise_secret(), await store.receipt_secret()
+        noise, receipts = await installation.noise_secret(store), await installation.receipt_secret(store)
         cache, admission = EntitlementCache(store), Admission(store, held_dir=held)
         await cache.start()
         await requests_made(witness, keys, store, cache, admission)

@@ -66,7 +66,7 @@ async def served_and_counted(store: TenantStore, admission: Admission, own: Enti
 async def models_calibrated(store: TenantStore, operator: ServedModels) -> None:
     """A replica starts, calibrates first, reports; an operator asks for a refit, the replica takes it up, the operator
     calls it off."""
-    replica, secret = ServedModels(store), await store.noise_secret()
+    replica, secret = ServedModels(store), await installation.noise_secret(store)
     await installation.join(store, secret.encode())
     assert await store.place(keyspace.field_shape("f"), "2x3") == "2x3"
     assert await store.place(keyspace.field("f"), "{}") == "{}"
@@ -114,7 +114,7 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
             return next(iter((await admin.keys("acme")).values())).last_used is not None
 
         await until(noted)
-        assert await store.receipt_secret() == await admins.receipt_secret()
+        assert await installation.receipt_secret(store) == await installation.receipt_secret(admins)
         await admission.aclose()
         await cache.aclose()
         await models_calibrated(replicas, ServedModels(admins))
@@ -222,7 +222,7 @@ async def test_the_installer_draws_a_new_secret_and_a_replica_takes_it(server: T
         result = await asyncio.to_thread(CliRunner().invoke, app, words, env=environment)
         assert result.exit_code == 0, result.output
     async with await TenantStore.connect(server.url("replica"), timeout_s=5.0) as store:
-        await installation.join(store, (await store.noise_secret()).encode())
+        await installation.join(store, (await installation.noise_secret(store)).encode())
     assert denials(server) == []
 
 
