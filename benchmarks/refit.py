@@ -187,16 +187,15 @@ def table(name: str, rows: Sequence[Row]) -> None:
     sys.stdout.flush()
 
 
-def labels(root: Path, secrets: int) -> None:
-    """Corrupted CIFAR-10 pictures."""
-    engine = load_classifier()
-    files = [file for file, _ in cifar_held_back(root)]
-    pictures = [decode_image(file.read_bytes()) for file in files]
-    others = [corrupted(image, number) for number, image in enumerate(pictures[1::2])]
-    # In two ways each, so that about as many are solved on as are judged.
-    served = [corrupted(image, number + way) for way in (0, 1) for number, image in enumerate(pictures[0::2])]
+def pictures_served(
+    name: str,
+    engine: VisionEngine,
+    served: Sequence[Image.Image],
+    inputs: Sequence[tuple[Tensor, tuple[int, int]]],
+    secrets: int,
+) -> None:
+    """Serve pictures under each secret, flood with faded copies of them, judge on other inputs, and print the table."""
     odd = [faded(image, number) for number, image in enumerate(served)]
-    inputs = [(engine.final_input(engine.preprocess(image)[None]), (32, 32)) for image in others]
     sample = engine.calibration_sample(Path(str(engine.spec.calibration)))
     rows: list[Row] = []
     for number in range(secrets):
@@ -206,7 +205,19 @@ def labels(root: Path, secrets: int) -> None:
             lambda: answered(engine, odd, lambda _: "flood"),
             lambda: judged(engine, inputs),
         )  # fmt: skip
-        table(f"labels, {len(served)} pictures served, {len(others)} judged, {number + 1} secrets", rows)
+        table(f"{name}, {number + 1} secrets", rows)
+
+
+def labels(root: Path, secrets: int) -> None:
+    """Corrupted CIFAR-10 pictures."""
+    engine = load_classifier()
+    files = [file for file, _ in cifar_held_back(root)]
+    pictures = [decode_image(file.read_bytes()) for file in files]
+    others = [corrupted(image, number) for number, image in enumerate(pictures[1::2])]
+    # In two ways each, so that about as many are solved on as are judged.
+    served = [corrupted(image, number + way) for way in (0, 1) for number, image in enumerate(pictures[0::2])]
+    inputs = [(engine.final_input(engine.preprocess(image)[None]), (32, 32)) for image in others]
+    pictures_served(f"labels, {len(served)} pictures served, {len(others)} judged", engine, served, inputs, secrets)
 
 
 def masks(root: Path, secrets: int) -> None:
@@ -217,18 +228,8 @@ def masks(root: Path, secrets: int) -> None:
     halves = [[file for number, file in enumerate(files) if number // 10 % 2 == half] for half in (0, 1)]
     served = [decode_image(file.read_bytes()) for file in halves[0]]
     served += [ImageOps.mirror(image) for image in served]
-    odd = [faded(image, number) for number, image in enumerate(served)]
     inputs = list(final_inputs(engine, halves[1]))
-    sample = engine.calibration_sample(Path(str(engine.spec.calibration)))
-    rows: list[Row] = []
-    for number in range(secrets):
-        rows += measured(
-            engine, sample, secret_of(number),
-            lambda: answered(engine, served, tenant),
-            lambda: answered(engine, odd, lambda _: "flood"),
-            lambda: judged(engine, inputs),
-        )  # fmt: skip
-        table(f"masks, {len(served)} pictures served, {len(inputs)} judged, {number + 1} secrets", rows)
+    pictures_served(f"masks, {len(served)} pictures served, {len(inputs)} judged", engine, served, inputs, secrets)
 
 
 def text(secrets: int) -> None:

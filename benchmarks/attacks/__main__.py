@@ -18,10 +18,25 @@ from pathlib import Path
 import torch
 
 from benchmarks.attacks import frontier, labels, mask_frontier, masks, text
+from benchmarks.attacks.records import Records
+
+ROWS = {"labels": labels.ROWS, "masks": masks.ROWS, "text": text.ROWS}
 
 
 def main() -> None:
     """Measure and print a Markdown table."""
+    arguments = parsed()
+    if arguments.encoder:
+        sys.path.append(str(arguments.encoder))
+    torch.set_num_threads(arguments.threads)
+    records = measured(arguments)
+    if arguments.plot:
+        frontier.draw(records, arguments.plot, mask_frontier.MASKS if arguments.camvid else frontier.LABELS)
+    print(records.table())
+
+
+def parsed() -> argparse.Namespace:
+    """What was asked for, checked; mistakes end the command with one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("labels", "masks", "text", "frontier", "extraction"))
     parser.add_argument("--cifar", type=Path, help="folder that holds train/<class>/*.jpg")
@@ -31,44 +46,42 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where to draw the frontier")
     parser.add_argument("--threads", type=int, default=1, help="threads to compute with")
     parser.add_argument("--level", type=float, default=labels.LEVEL, help="labels, masks: the level under attack")
-    names = {"labels": labels.ROWS, "masks": masks.ROWS, "text": text.ROWS}
-    told = "; ".join(f"{task}: {', '.join(rows)}" for task, rows in names.items())
+    told = "; ".join(f"{task}: {', '.join(rows)}" for task, rows in ROWS.items())
     parser.add_argument("--rows", nargs="+", help=f"which attacks, of labels and masks one of these. {told}")
     parser.add_argument("--encoder", type=Path, help="folder of the foreign encoder's packages, if pip has not them")
     arguments = parser.parse_args()
-    known = names.get(arguments.task, ())
-    if unknown := set(arguments.rows or ()) - set(known):
-        parser.error(f"{arguments.task} has no rows '{sorted(unknown)[0]}'; it has: {', '.join(known) or 'none'}")
-    if arguments.task != "text" and len(arguments.rows or ()) > 1:
-        parser.error(f"{arguments.task} takes one of its rows at a time")
-    rows = arguments.rows[0] if arguments.rows else "all"
-    if arguments.plot and arguments.task != "frontier":
+    task, known, rows = arguments.task, ROWS.get(arguments.task, ()), arguments.rows or ()
+    if unknown := set(rows) - set(known):
+        parser.error(f"{task} has no rows '{sorted(unknown)[0]}'; it has: {', '.join(known) or 'none'}")
+    if task != "text" and len(rows) > 1:
+        parser.error(f"{task} takes one of its rows at a time")
+    if arguments.plot and task != "frontier":
         parser.error("--plot draws the frontier only")
-    if arguments.encoder:
-        sys.path.append(str(arguments.encoder))
-    torch.set_num_threads(arguments.threads)
-    cache, secrets = arguments.cache, arguments.secrets
+    needs = {"labels": "cifar", "extraction": "cifar", "masks": "camvid"}.get(task)
+    if needs and getattr(arguments, needs) is None:
+        parser.error(f"{task} needs --{needs}")
+    if task == "frontier" and not (arguments.cifar or arguments.camvid):
+        parser.error("frontier needs --cifar or --camvid")
+    return arguments
+
+
+def measured(arguments: argparse.Namespace) -> Records:
+    """Run one task."""
+    cache, secrets, rows = arguments.cache, arguments.secrets, arguments.rows or ()
+    one = rows[0] if rows else "all"
     if arguments.task == "text":
-        records = text.measure(cache, secrets, arguments.rows or text.ROWS)
-    elif arguments.task == "masks":
-        root = arguments.camvid or parser.error("masks needs --camvid")
-        records = masks.measure(root, cache, secrets, arguments.level, rows)
-    elif arguments.task == "frontier" and arguments.camvid:
-        records = mask_frontier.measure(arguments.camvid, cache, secrets)
-    elif arguments.task == "extraction":
+        return text.measure(cache, secrets, rows or text.ROWS)
+    if arguments.task == "masks":
+        return masks.measure(arguments.camvid, cache, secrets, arguments.level, one)
+    if arguments.task == "labels":
+        return labels.measure(arguments.cifar, cache, secrets, arguments.level, one)
+    if arguments.task == "extraction":
         from benchmarks.attacks import extraction  # ART takes a minute to load
 
-        records = extraction.measure(arguments.cifar or parser.error("extraction needs --cifar"), cache, secrets)
-    elif arguments.task == "frontier":
-        records = frontier.measure(
-            arguments.cifar or parser.error("frontier needs --cifar or --camvid"), cache, secrets
-        )
-    else:
-        root = arguments.cifar or parser.error("labels needs --cifar")
-        records = labels.measure(root, cache, secrets, arguments.level, rows)
-    if arguments.plot:
-        frontier.draw(records, arguments.plot, mask_frontier.MASKS if arguments.camvid else frontier.LABELS)
-    print(records.table())
+        return extraction.measure(arguments.cifar, cache, secrets)
+    if arguments.camvid:
+        return mask_frontier.measure(arguments.camvid, cache, secrets)
+    return frontier.measure(arguments.cifar, cache, secrets)
 
 
 if __name__ == "__main__":

