@@ -97,10 +97,13 @@ def read_given(file: Path) -> list[Given]:
     """The answers of a file of JSON lines.
 
     Raises:
-        ValueError: a line that is none, with its number; or no line at all.
-        OSError: it cannot be read.
+        ValueError: it cannot be read, or holds no line; or a line that is none, with its number.
     """
-    lines = [(n, line) for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{file} holds no answers")
     return [_given(file, number, line) for number, line in lines]

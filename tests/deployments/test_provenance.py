@@ -29,6 +29,7 @@ from deployments.engines.images.traced import traced_picture
 from deployments.engines.text.calibration import answers, calibrating
 from deployments.engines.text.generator import Generator
 from deployments.engines.text.traced import traced_text
+from deployments.provenance import read_given
 from deployments.provenance import trace as command
 from policies.calibration.calibration import Calibration
 from policies.head.slots import Setting
@@ -135,6 +136,11 @@ async def test_what_cannot_be_traced_is_said_in_a_line(
 ) -> None:
     result = await traced.run(lines, *options)
     assert result.exit_code == 1 and said in result.stderr.splitlines()[-1], result.output
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none.jsonl cannot be read: No such file"):
+        read_given(tmp_path / "none.jsonl")
 
 
 async def test_an_unreadable_picture_or_label_is_named_by_its_line(
