@@ -53,33 +53,32 @@ class Material:
 
     def rows(self, attack: MaskAttack) -> Rows:
         """What one account, or one and a key of level 1.0, can do."""
-        rows: Rows = {}
-        if self.has("answers"):
-            rows |= attack.one_account()
-        if self.has("correctors"):
-            rows |= attack.curved_correctors()
-        if self.has("levels"):
-            rows |= MaskLevels(attack).rows()
-        return rows | self.students(attack)
+        return self._chosen(
+            answers=attack.one_account,
+            correctors=attack.curved_correctors,
+            levels=lambda: MaskLevels(attack).rows(),
+        ) | self.students(attack)
 
     def clean_rows(self, attack: MaskAttack) -> Rows:
         """Those of them that clean answers help: no filters, votes or levels."""
-        rows: Rows = {}
-        if self.has("answers"):
-            rows |= attack.correctors()
-        if self.has("correctors"):
-            rows |= attack.curved_correctors()
-        if self.has("levels"):
-            rows |= MaskLevels(attack).gold_rows()
-        return rows | self.students(attack)
+        return self._chosen(
+            answers=attack.correctors,
+            correctors=attack.curved_correctors,
+            levels=lambda: MaskLevels(attack).gold_rows(),
+        ) | self.students(attack)
 
     def students(self, attack: MaskAttack) -> Rows:
         """All that learn from many answers."""
+        return self._chosen(
+            students=lambda: MaskStudents(attack, self.pictures, self.encoders).rows(),
+            segmenters=lambda: MaskSegmenters(attack, self.pictures).rows(),
+        )
+
+    def _chosen(self, **groups: Callable[[], Rows]) -> Rows:
         rows: Rows = {}
-        if self.has("students"):
-            rows |= MaskStudents(attack, self.pictures, self.encoders).rows()
-        if self.has("segmenters"):
-            rows |= MaskSegmenters(attack, self.pictures).rows()
+        for name, make in groups.items():
+            if self.has(name):
+                rows |= make()
         return rows
 
     def alone(self, attack: MaskAttack) -> Rows:

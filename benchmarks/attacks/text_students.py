@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.attacks.learners import neighbours
+
 Scorer = Callable[[Tensor], Tensor]
 """Inputs [M, F] to scores [M, K]."""
-NEIGHBOURS = (8, 30)
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 WAVES = 400
 HELD_OUT = 5
@@ -18,28 +19,20 @@ HELD_OUT = 5
 
 
 def nearest(x: Tensor, y: Tensor, classes: int) -> Scorer:
-    """The shares of each answer among the nearest examples, nearer ones counting more: kNN-LM (Khandelwal 2020).
+    """The shares of each answer among the nearest examples: kNN-LM (Khandelwal 2020).
 
     Args:
         x: [N, F] float32 what the encoder makes of each example.
         y: [N] int64 answers.
     """
-
-    def scorer(neighbours: int, x: Tensor, y: Tensor) -> Scorer:
-        def score(seen: Tensor) -> Tensor:
-            distance, rows = torch.cdist(seen, x).topk(neighbours, dim=1, largest=False)
-            weight = (-distance.square() / distance.square().mean(dim=1, keepdim=True)).exp()
-            return torch.zeros(len(seen), classes).scatter_add_(1, y[rows], weight / weight.sum(dim=1, keepdim=True))
-
-        return score
-
-    held = torch.arange(len(x)) % HELD_OUT == 0
-    agreed = [_agreement(scorer(k, x[~held], y[~held]), x[held], y[held]) for k in NEIGHBOURS]
-    return scorer(NEIGHBOURS[agreed.index(max(agreed))], x, y)
+    used, column = y.unique(return_inverse=True)
+    fitted = neighbours(x, column, len(used))
+    return lambda seen: torch.zeros(len(seen), classes).index_copy_(1, used, fitted(seen).exp())
 
 
 def linear(x: Tensor, y: Tensor, classes: int) -> Scorer:
-    """Ridge regression to one-hot answers, over the inputs and 400 random Fourier features of them (Rahimi 2007).
+    """Ridge regression to one-hot answers, over the inputs and 400 random Fourier features of them (Rahimi 2007): to
+    thousands of tokens a softmax regression would take minutes.
 
     Args:
         x: [N, F] float32.
@@ -116,7 +109,3 @@ def small_model(x: Tensor, y: Tensor, classes: int, passes: int = 5) -> Scorer:
         return torch.zeros(len(context), classes).index_copy_(1, used, model(place[context]).softmax(dim=1))
 
     return score
-
-
-def _agreement(score: Scorer, x: Tensor, y: Tensor) -> float:
-    return float((score(x).argmax(dim=1) == y).float().mean())

@@ -115,14 +115,15 @@ def network(x: Tensor, y: Tensor, classes: int, prior: Tensor | None = None) -> 
 def neighbours(x: Tensor, y: Tensor, classes: int, prior: Tensor | None = None) -> Scorer:
     """Votes of the nearest by cosine, of as many as do best on the examples themselves, each left out in turn."""
     centre = x.mean(dim=0)
-    known, own = F.normalize(x - centre), F.one_hot(y, classes).float()
+    known = F.normalize(x - centre)
 
     def shares(x: Tensor, count: int, skip: int) -> Tensor:
         parts = []
         for rows in torch.split(F.normalize(x - centre), 1024):
             value, index = (rows @ known.T).topk(count + skip, dim=1)
             weight = value[:, skip:].clamp(min=0.0) + 1e-3
-            parts.append((own[index[:, skip:]] * weight[:, :, None]).sum(dim=1) / weight.sum(dim=1, keepdim=True))
+            share = weight / weight.sum(dim=1, keepdim=True)
+            parts.append(torch.zeros(len(rows), classes).scatter_add_(1, y[index[:, skip:]], share))
         return torch.cat(parts)
 
     asked = slice(None, None, max(1, len(x) // 2000))
