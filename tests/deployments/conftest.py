@@ -3,6 +3,7 @@ store with keepers on it."""
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,20 +13,27 @@ import openai
 import pytest
 import pytest_asyncio
 import torch
+from typer.testing import CliRunner, Result
 
+from deployments.config import AppArgs, StoreArgs
 from deployments.engines.text.calibration import BUNDLED
 from deployments.engines.text.generator import Generator
 from deployments.upkeep.keeper import Keeper
 from policies.calibration.calibration import Calibration
+from tenants import installation
+from tenants.admin import TenantAdmin
+from tenants.cli import app
 from tenants.embedded import EmbeddedValkey
 from tenants.store import TenantStore
 from tests.deployments.openai_support import Script
 from tests.deployments.text_support import SECRET, SPEC
-from tests.deployments.upkeep_support import hurry
+from tests.deployments.upkeep_support import Run, hurry, solve
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
+    from deployments.gateway import TenantGateway
     from deployments.http.api import build_api
+    from tests.deployments.gateway_support import Running, opened
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +86,39 @@ async def keepers() -> AsyncIterator[list[Keeper]]:
     yield started
     for keeper in started:
         await keeper.aclose()
+
+
+@pytest_asyncio.fixture
+async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with EmbeddedValkey(tmp_path / "store") as valkey:
+        # No model is served; the specification wants one to be named.
+        spec = {"id": "m", "task": "image-classification", "source": "nowhere"}
+        args = AppArgs(models=(spec,), store=StoreArgs(redis_url=valkey.url, data_dir=str(tmp_path)))  # type: ignore[arg-type]
+        async with await TenantStore.connect(valkey.url, timeout_s=5.0) as store:
+            admin = TenantAdmin(store, who="tester")
+            await installation.create_secrets(store)
+            granted = {"lower_utility": "yes", "focus_max": "0.9"}
+            await admin.create_tier("silver", {"utility": "0.9", "rpm": "100", **granted})
+            await admin.create_tenant("acme", tier="silver")
+            parts = Running(valkey, await opened(args), admin)
+            yield parts
+            await parts.client.aclose()
+        await TenantGateway.__del__(parts.gateway)
+
+
+@pytest.fixture(scope="session")
+def solved() -> Calibration:
+    """The shipped classifier's levels, on a part of its sample."""
+    return solve(1000)
+
+
+@pytest.fixture
+def invoke(store: TenantStore) -> Run:
+    """The `tenants` command on that store."""
+
+    async def run(*words: str) -> Result:
+        environment = {"REDIS_URL": store.url, "COLUMNS": "200"}
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, list(words), env=environment))
+
+    return run

@@ -4,81 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
-import pytest_asyncio
 
 from deployments.catalog import ModelInfo
-from deployments.config import AppArgs, StoreArgs, Task
+from deployments.config import Task
 from deployments.http.middleware import ClientHeaders, Receipt
-from policies.errors import Unavailable
-from tenants import installation
-from tenants.admin import TenantAdmin
-from tenants.embedded import EmbeddedValkey
-from tenants.receipts import ReceiptError, Signer
-from tenants.store import TenantStore
 from tenants.usage import read_days
+from tests.deployments.gateway_support import Running, opened
 from tests.tenants.conftest import until
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
     from deployments.gateway import TenantGateway
-    from deployments.store import StoreAccess
     from deployments.ticket import Cost
 
 PUBLIC = {"/healthz", "/readyz"}
 CHAT = "/v1/chat/completions"
-
-
-class LocalGateway(TenantGateway):
-    """Outside Serve nobody awaits its destructor; the fixture calls it."""
-
-    def __del__(self) -> None:  # type: ignore[override]
-        pass
-
-
-class Running:
-    """A gateway of no model, its store, and an HTTP client of it."""
-
-    def __init__(self, valkey: EmbeddedValkey, gateway: TenantGateway, admin: TenantAdmin) -> None:
-        self.valkey, self.gateway, self.admin = valkey, gateway, admin
-        self.app = gateway.__serve_build_asgi_app__()
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://gateway")
-
-    async def key(self, **limits: str) -> dict[str, str]:
-        """Headers with a new key of the tenant."""
-        return {"authorization": f"Bearer {(await self.admin.create_key('acme', limits=limits))[0]}"}
-
-
-async def opened(args: AppArgs) -> LocalGateway:
-    """A gateway of no model, as a replica makes it."""
-    gateway = LocalGateway.__new__(LocalGateway)
-    await TenantGateway.__init__(gateway, args, {}, StoreAccess(None, args.store))
-    return gateway
-
-
-@pytest_asyncio.fixture
-async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Running]:
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    with EmbeddedValkey(tmp_path / "store") as valkey:
-        # No model is served; the specification wants one to be named.
-        spec = {"id": "m", "task": "image-classification", "source": "nowhere"}
-        args = AppArgs(models=(spec,), store=StoreArgs(redis_url=valkey.url, data_dir=str(tmp_path)))  # type: ignore[arg-type]
-        async with await TenantStore.connect(valkey.url, timeout_s=5.0) as store:
-            admin = TenantAdmin(store, who="tester")
-            await installation.create_secrets(store)
-            granted = {"lower_utility": "yes", "focus_max": "0.9"}
-            await admin.create_tier("silver", {"utility": "0.9", "rpm": "100", **granted})
-            await admin.create_tenant("acme", tier="silver")
-            parts = Running(valkey, await opened(args), admin)
-            yield parts
-            await parts.client.aclose()
-        await TenantGateway.__del__(parts.gateway)
 
 
 async def test_every_route_but_health_needs_a_key(running: Running) -> None:
@@ -218,69 +162,6 @@ async def test_while_levels_are_solved_level_1_is_served_and_nothing_else(
     assert ready.json() == {"status": "partial", "reasons": [f"model m: {said}"]}
     monkeypatch.setitem(gateway.infos, "m", info.model_copy(update={"pending": "", "floor": 0.1}))
     assert (await running.client.get("/readyz")).json() == {"status": "ok", "reasons": []}
-
-
-async def answering(running: Running, monkeypatch: pytest.MonkeyPatch, answer: Any = ()) -> dict[str, str]:
-    """A model that answers so, or fails so; headers of a key that may ask it."""
-    info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=("cat", "dog"), floor=0.1, created=1)
-    monkeypatch.setitem(running.gateway._handles, "m", object())
-    monkeypatch.setitem(running.gateway.infos, "m", info)
-
-    async def predict(*_: Any, deadline: float) -> Any:
-        if isinstance(answer, Exception):
-            raise answer
-        return list(answer)
-
-    monkeypatch.setattr("deployments.ticket.call_replica", predict)
-    return await running.key() | {"x-request-id": "req-7"}
-
-
-async def test_an_answer_carries_a_receipt_of_what_it_was_given_at(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    headers = await answering(running, monkeypatch)
-    answer = await running.client.post("/models/m?utility=0.8&focus=cat=0.5", content=b"x", headers=headers)
-    signer = Signer((await installation.receipt_secret(running.admin._store)).encode())
-    said = signer.verify(answer.headers["x-receipt"])
-    assert (said.request, said.tenant, said.model, said.level) == ("req-7", "acme", "m", 0.8)
-    assert said.focus == {"cat": 0.5} and said.policy == answer.headers["x-policy-version"]
-    assert said.time.endswith("Z") and len(said.time) == 20
-
-
-async def test_what_was_not_answered_carries_no_receipt(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    headers = await answering(running, monkeypatch, Unavailable("The replica is away."))
-    failed = await running.client.post("/models/m", content=b"x", headers=headers)
-    assert failed.status_code == 503 and failed.headers["x-utility"] == "0.9"
-    listed = await running.client.get("/v1/models", headers=headers)
-    for answer in (failed, listed):
-        assert "x-receipt" not in answer.headers
-
-
-async def test_without_a_secret_answers_go_out_unsigned_and_readiness_says_so(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    headers, receipts = await answering(running, monkeypatch), running.gateway.receipts
-    await running.admin._store.execute("SET", "secret:receipts", "damaged")
-    receipts._signer = None  # as of a gateway that starts now
-    await receipts.read()
-    answer = await running.client.post("/models/m", content=b"x", headers=headers)
-    assert answer.status_code == 200 and "x-receipt" not in answer.headers
-    ready = await running.client.get("/readyz")
-    assert ready.status_code == 200 and ready.json()["status"] == "partial"
-    assert "no receipt" in ready.json()["reasons"][0] and "secret:receipts" in ready.json()["reasons"][0]
-
-    await running.admin._store.execute("DEL", "secret:receipts")
-    await installation.create_secrets(running.admin._store)
-    await receipts.read()
-    assert (await running.client.get("/readyz")).json() == {"status": "ok", "reasons": []}
-    before = (await running.client.post("/models/m", content=b"x", headers=headers)).headers["x-receipt"]
-    monkeypatch.setenv("AIM_RECEIPT_SECRET", "the secret after a rotation")
-    await receipts.read()
-    after = (await running.client.post("/models/m", content=b"x", headers=headers)).headers["x-receipt"]
-    rotated = Signer(b"the secret after a rotation")
-    assert rotated.verify(after).tenant == "acme"
-    with pytest.raises(ReceiptError, match="before the secret was changed"):
-        rotated.verify(before)
 
 
 async def test_a_model_that_starts_is_unready_whatever_others_lack(

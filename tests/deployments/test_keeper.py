@@ -8,70 +8,39 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 import torch
-from typer.testing import CliRunner, Result
 
-from deployments.config import REPOSITORY, Refit
+from deployments.config import REPOSITORY
 from deployments.engines.errors import LoadError
 from deployments.engines.images.classifier import ImageClassifier
-from deployments.upkeep.calibrator import CalibrationFailed, Calibrator
-from deployments.upkeep.fields import calibration_key
+from deployments.upkeep.calibrator import CalibrationFailed
 from deployments.upkeep.keeper import Keeper, NotCalibrated
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
-from tenants.cli import app
 from tenants.jobs import Job
 from tenants.served import ServedModels
 from tenants.store import TenantStore
 from tests.deployments import upkeep_support as support
-from tests.deployments.upkeep_support import MODEL, SPEC, keep, serve, until
-from tests.deployments.vision_support import GOLD, SECRET, at, scenes
-
-Run = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def calibration() -> Calibration:
-    return support.solve(1000)
+from tests.deployments.upkeep_support import MODEL, SPEC, Run, keep, key_of, said, serve, until
+from tests.deployments.vision_support import GOLD, at, scenes
 
 
 @pytest_asyncio.fixture
-async def replicas(store: TenantStore, calibration: Calibration, keepers: list[Keeper]) -> list[ImageClassifier]:
+async def replicas(store: TenantStore, solved: Calibration, keepers: list[Keeper]) -> list[ImageClassifier]:
     """Two that find their calibration in the store; the second one has seen nothing."""
     engines = [ImageClassifier.load(SPEC) for _ in range(2)]
-    await store.save_calibration(key_of(engines[0]), calibration.to_json())
+    await store.save_calibration(key_of(engines[0]), solved.to_json())
     for number, engine in enumerate(engines):
         engine.least_live = 200  # type: ignore[misc]
         keepers.append(await keep(engine, store.url, f"replica-{number}"))
     while len((await ServedModels(store).reports()).get(MODEL, [])) < 2:
         await asyncio.sleep(0.05)
     return engines
-
-
-@pytest.fixture
-def invoke(store: TenantStore) -> Run:
-    async def run(*words: str) -> Result:
-        environment = {"REDIS_URL": store.url, "COLUMNS": "200"}
-        return await asyncio.to_thread(lambda: CliRunner().invoke(app, list(words), env=environment))
-
-    return run
-
-
-def key_of(engine: ImageClassifier) -> str:
-    return calibration_key(engine, SECRET)
-
-
-async def said(result: Result) -> str:
-    assert result.exit_code == 1 and result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1, result.stderr
-    return result.stderr
 
 
 async def test_four_replicas_that_start_together_calibrate_once_and_serve_level_1_meanwhile(
@@ -178,12 +147,12 @@ async def test_mistakes_that_are_seen_without_the_model_are_refused_at_the_start
 
 
 async def test_the_levels_that_records_sell_are_kept(
-    store: TenantStore, calibration: Calibration, keepers: list[Keeper], monkeypatch: pytest.MonkeyPatch
+    store: TenantStore, solved: Calibration, keepers: list[Keeper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[set[float]] = []
     engine = ImageClassifier.load(SPEC)
     monkeypatch.setattr(engine, "keep", lambda levels: kept.append(set(levels)))
-    await store.save_calibration(key_of(engine), calibration.to_json())
+    await store.save_calibration(key_of(engine), solved.to_json())
     await store.execute("HSET", "tier:free", "utility", "0.7", f"utility:{MODEL}", "0.6")
     keepers.append(await keep(engine, store.url, "replica"))
     await until(lambda: kept == [{0.6}])
@@ -224,102 +193,6 @@ async def test_drift_is_shown_and_a_live_refit_reaches_every_replica(
     assert (entry["action"], entry["subject"]) == ("model calibrate", MODEL)
     assert json.loads(entry["detail"]) == {"source": "live rows"}
     assert (await invoke("check")).exit_code == 0
-
-
-@pytest_asyncio.fixture
-async def tended(store: TenantStore, calibration: Calibration, keepers: list[Keeper]) -> ImageClassifier:
-    """One whose refits begin by themselves."""
-    engine = ImageClassifier.load(SPEC)
-    engine.least_live = 200  # type: ignore[misc]
-    await store.save_calibration(key_of(engine), calibration.to_json())
-    keepers.append(await keep(engine, store.url, "replica", refit=Refit.AUTO))
-    return engine
-
-
-async def changes(invoke: Run) -> list[tuple[str, str, str]]:
-    entries = json.loads((await invoke("audit", "--json")).stdout)
-    return [(entry["who"], entry["action"], json.loads(entry["detail"])["source"]) for entry in entries]
-
-
-async def test_levels_that_drift_are_solved_anew_by_themselves_once_and_can_be_put_back(
-    tended: ImageClassifier, invoke: Run, store: TenantStore
-) -> None:
-    old, served, key = tended.head.calibration, ServedModels(store), key_of(tended)
-    path = tended.head.matrix_at(old.position(0.7))
-    await asyncio.to_thread(serve, tended, 640, 8)
-    while await served.version(key) == 0:
-        await asyncio.sleep(0.1)
-    while (await served.job(MODEL)) is None or (await served.job(MODEL)).state != "done":  # type: ignore[union-attr]
-        await asyncio.sleep(0.05)
-    assert await changes(invoke) == [("auto", "model calibrate", "live rows")]
-    refit = tended.head.calibration
-    job = await served.job(MODEL)
-    assert job is not None and (job.tenants, job.left_out, job.capped) == (8, 0, True)
-    assert refit.curve != old.curve and (refit.favour_gap, refit.avoid_gap) == (old.favour_gap, old.avoid_gap)
-    assert torch.equal(tended.head.matrix_at(old.position(0.7)), path)
-    assert job.after["0.7"] == pytest.approx(0.7, abs=0.1) and abs(job.before["0.7"] - 0.7) > 0.05
-    assert "levels were solved anew" in await served.resting(key)
-
-    await store.execute("DEL", f"calibrate:{key}:rest")
-    undone = json.loads((await invoke("calibrate", MODEL, "--undo", "--json")).stdout)
-    assert undone["source"] == "before" and undone["replicas"] == 1
-    assert tended.head.calibration == old and await served.version(key) == 2
-    assert abs(undone["levels"]["0.7"]["after"] - 0.7) > 0.05
-    assert (await changes(invoke))[0][1:] == ("model calibrate", "the calibration before")
-    # The level has drifted again, and is left alone for a day.
-    await asyncio.to_thread(serve, tended, 64, 8)
-    while "left alone for a day" not in (shown := await invoke("levels")).stdout:
-        await asyncio.sleep(0.1)
-    assert f"{MODEL}: no refit begins by itself yet: " in shown.stdout
-    checked = await invoke("check")
-    assert checked.exit_code == 1 and "left alone for a day" in checked.stdout
-    assert await store.execute("TTL", f"calibrate:{key}:rest") > 80_000
-    assert len(await changes(invoke)) == 2 and await served.version(key) == 2
-
-
-async def test_of_the_inputs_of_two_tenants_no_refit_begins_by_itself(
-    tended: ImageClassifier, invoke: Run, store: TenantStore
-) -> None:
-    await asyncio.to_thread(serve, tended, 512, 2)
-    while "it needs rows of 5 tenants" not in (shown := await invoke("levels")).stdout:
-        await asyncio.sleep(0.1)
-    assert "of 2 tenants" in shown.stdout and await changes(invoke) == []
-    asked = await invoke("calibrate", MODEL, "--live")
-    assert "answers of 2 tenants (too few to bound what one of them moves); 1 replica has it." in asked.stdout
-
-
-async def test_a_refit_that_failed_by_itself_says_why_and_waits(
-    tended: ImageClassifier, invoke: Run, store: TenantStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[bool] = []
-
-    async def refuse(*_: Any, strict: bool, **__: Any) -> None:
-        asked.append(strict)
-        raise CalibrationFailed("two tenants' live inputs")
-
-    monkeypatch.setattr(Calibrator, "refit", refuse)
-    await asyncio.to_thread(serve, tended, 640, 8)
-    while "failed: two tenants" not in (shown := await invoke("levels")).stdout:
-        await asyncio.sleep(0.1)
-    assert "no refit begins by itself yet: the last, at 20" in shown.stdout
-    assert "failed: two tenants' live inputs" in (await invoke("check")).stdout
-    assert asked == [True] and await changes(invoke) == [("auto", "model calibrate", "live rows")]
-
-
-async def test_a_model_without_live_refits_keeps_nothing_to_solve_on_and_has_nothing_to_put_back(
-    store: TenantStore, calibration: Calibration, keepers: list[Keeper], invoke: Run
-) -> None:
-    engine = ImageClassifier(SPEC.model_copy(update={"refit": Refit.OFF}), ImageClassifier._load(SPEC), "cpu")
-    await store.save_calibration(key_of(engine), calibration.to_json())
-    keepers.append(await keep(engine, store.url, "replica", refit=Refit.OFF))
-    await asyncio.to_thread(serve, engine, 512, 8)
-    assert not len(engine.live.kept().solved().rows) and 200 < engine.live.inputs < 312
-    while (await invoke("check")).exit_code == 0:
-        await asyncio.sleep(0.1)
-    assert "keeps no live rows to refit on: its `refit` is off" in await said(
-        await invoke("calibrate", MODEL, "--live")
-    )
-    assert "has no calibration to put back" in await said(await invoke("calibrate", MODEL, "--undo"))
 
 
 async def test_mistakes_are_one_line_each(

@@ -22,7 +22,7 @@ from tenants.store import TenantStore
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
     from deployments.gateway import TenantGateway
-    from tests.deployments.test_gateway import opened
+    from tests.deployments.gateway_support import opened
 
 PICTURE = base64.b64encode(b"x").decode()
 CHAT = "/v1/chat/completions"

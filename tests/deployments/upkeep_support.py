@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 from torch import Tensor
+from typer.testing import Result
 
 from deployments.config import REPOSITORY, Task
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.upkeep import keeper as keeping
+from deployments.upkeep.fields import calibration_key
 from deployments.upkeep.keeper import Keeper
 from policies.calibration.calibration import Calibration
 from tenants.store import TenantStore
 from tests.deployments.vision_support import SECRET, at, scenes, shipped
 
+Run = Callable[..., Any]
 MODEL = "resnet18-cifar10"
 SAMPLE = REPOSITORY / "models" / MODEL / "calibration.safetensors"
 SPEC = shipped(MODEL, Task.CLASSIFICATION).model_copy(update={"calibration": str(SAMPLE)})
@@ -98,3 +101,15 @@ def serve(engine: ImageClassifier, images: int, tenants: int = 1) -> None:
         flows = [f"tenant-{number % tenants}" for number in range(len(batch))]
         for item in engine.forward(batch, [terms] * len(batch), flows):
             engine.answer(item, terms)
+
+
+def key_of(engine: ImageClassifier) -> str:
+    """Where its calibration stands, below `calibration:`."""
+    return calibration_key(engine, SECRET)
+
+
+async def said(result: Result) -> str:
+    """The one line of a command that failed."""
+    assert result.exit_code == 1 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    return result.stderr
