@@ -15,6 +15,7 @@ from benchmarks.attacks.label_students import ANSWERS, LabelStudents, worth_alon
 from benchmarks.attacks.labels import FOREIGN, LEVEL, OWN, installation, label_encoders
 from benchmarks.attacks.records import Records, mean
 from benchmarks.attacks.sources import Clean, Field, Fresh, Ladder, Source
+from deployments.engines.images.sample import read_features
 from models.make_calibration_sample import load_classifier
 from policies.attacks.answers import label_and_score
 
@@ -41,14 +42,15 @@ def measure(root: Path, folder: Path, secrets: int) -> Records:
     """The strongest attacks at default terms on every field, and what granted scores would cost beside them."""
     engine, records = load_classifier(), Records()
     data = label_features(engine, root, folder / "labels")
-    sample, head, installed = installation(engine)
-    assert installed.metric is not None
+    sample, head, _ = installation(engine)
+    _, metric, _ = read_features(Path(str(engine.spec.calibration)))
+    assert metric is not None
     clean = LabelAttack(Clean(), LEVEL, data, head, len(engine.classes))
-    encoders = label_encoders(data, root, folder / "labels" / "foreign")
+    encoders = label_encoders(data, root, folder / "labels" / "foreign", len(engine.classes))
     alone = worth_alone({name: encoders[name] for name in encoders if name == FOREIGN}, clean)
     for number in range(secrets):
         sources: dict[str, Source] = {"fresh": Fresh(number, sample)}
-        sources |= {name: Ladder(number, field, sample, 0.01) for name, field in fields(installed.metric).items()}
+        sources |= {name: Ladder(number, field, sample, 0.01) for name, field in fields(metric).items()}
         for name, source in sources.items():
             attack = LabelAttack(source, LEVEL, data, head, len(engine.classes))
             students = LabelStudents(attack, encoders, alone)

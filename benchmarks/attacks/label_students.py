@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +15,9 @@ from benchmarks.attacks.label_attack import LabelAttack
 from policies.attacks.answers import accuracy, own_label, tie_broken, votes
 from policies.attacks.corrector import BELIEF
 from policies.attacks.learners import LEARNERS, Learner, linear, network
+
+if TYPE_CHECKING:
+    from benchmarks.attacks.clusters import Clusters
 
 ANSWERS = (1000, 4000)
 LABELLED = (600, 4000)
@@ -31,6 +37,14 @@ class Encoded:
     known: Tensor
     trained: Tensor
     judged: Tensor
+    classes: int
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """As many as there are classes."""
+        from benchmarks.attacks.clusters import Clusters  # of the extra "bench"
+
+        return Clusters(self.known, self.judged, self.classes)
 
 
 class LabelStudents:
@@ -60,6 +74,8 @@ class LabelStudents:
             )
             if large:
                 rows[f"student, {name}: 20,000 answers"] = lambda n=name: self.most(n)
+            if find_spec("sklearn"):
+                rows[f"clusters of {name}, each named by 4,000 answers"] = lambda n=name: self.clustered(n, self._known)
         for name in self._encoders:
             for labelled in LABELLED if (name, LABELLED[0]) in self._alone else ():
                 rows[f"answer and {name}, {labelled:,} labelled"] = lambda n=name, c=labelled: self.assisted(n, c)
@@ -73,12 +89,16 @@ class LabelStudents:
         return tie_broken(votes(answers, self._attack.classes), answers[:, 0]).argmax(dim=1)
 
     def fitted(self, name: str, number: int, answers: Tensor | None = None) -> float:
-        """A student of answers [4000], or of one each; the strongest of four learners, chosen after the fact."""
+        """A student of answers [4000], or of one each; the strongest of the learners, chosen after the fact."""
         encoded, answers = self._encoders[name], self._known if answers is None else answers
         return max(
             self._share(learner(encoded.known[:number], answers[:number], self._attack.classes)(encoded.judged))
             for learner in LEARNERS.values()
         )
+
+    def clustered(self, name: str, labels: Tensor) -> float:
+        """As many clusters as classes, each named by answers or by labels."""
+        return self._share(self._encoders[name].clusters.named(labels))
 
     def most(self, name: str) -> float:
         """A student of 20,000 answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor
@@ -24,6 +25,8 @@ ROWS = ("all", "answers", "students")
 LADDER, CLEAN = "ladder", "clean answers"
 STUDENTS_OF = (LADDER, "fresh", "temperature", CLEAN)
 OWN, FOREIGN = "the model's own encoder", "EfficientNet-lite0"
+NAMED = (20, 60)
+"""Labels that name an encoder's clusters without any answer."""
 BASELINE_SECRETS = 2
 """Secrets under which the other sources are measured; the ladder is under all."""
 Head = Callable[[Tensor], Tensor]
@@ -40,7 +43,9 @@ def measure(root: Path, cache: Path, secrets: int, level: float, rows: str) -> R
     data = label_features(engine, root, cache / "labels")
     sample, head, installed = installation(engine)
     clean = LabelAttack(Clean(), level, data, head, len(engine.classes))
-    encoders = label_encoders(data, root, cache / "labels" / "foreign") if rows != "answers" else {}
+    encoders = (
+        label_encoders(data, root, cache / "labels" / "foreign", len(engine.classes)) if rows != "answers" else {}
+    )
     alone = worth_alone({name: encoders[name] for name in encoders if name == FOREIGN}, clean)
     for number in range(secrets):
         worth = None
@@ -51,19 +56,24 @@ def measure(root: Path, cache: Path, secrets: int, level: float, rows: str) -> R
                 attacks |= LabelStudents(attack, encoders, alone).rows(large=number < BASELINE_SECRETS)
             records.add("(accuracy of one answer)", name, attack.single())
             records.run(name, attacks)
+            if name == LADDER and encoders and find_spec("sklearn"):
+                owned = LabelStudents(attack, encoders, alone)
+                for labelled in NAMED:
+                    won = owned.clustered(OWN, data.example_truth[:labelled])
+                    records.add(f"clusters of {OWN}, each named by {labelled} labels", "labels alone", won)
             worth = attack.single() if name == LADDER else worth
         records.save(cache / f"labels-{rows}-{level}.json")
     return records
 
 
-def label_encoders(data: LabelFeatures, root: Path, cache: Path) -> dict[str, Encoded]:
+def label_encoders(data: LabelFeatures, root: Path, cache: Path, classes: int) -> dict[str, Encoded]:
     """What students stand on: an encoder as good as the model's, and one that was trained on other pictures."""
     known = len(data.thrice)
-    encoders = {OWN: Encoded(data.examples[:known], data.trained, data.judged[:, 0])}
+    encoders = {OWN: Encoded(data.examples[:known], data.trained, data.judged[:, 0], classes)}
     held_back = foreign_features([file for file, _ in cifar_held_back(root)], cache, "held-back")
     trained = foreign_features(cifar_trained(root), cache, "trained")
     if held_back is not None and trained is not None:
-        encoders[FOREIGN] = Encoded(held_back[:known], trained, held_back[known:][: len(data.judged)])
+        encoders[FOREIGN] = Encoded(held_back[:known], trained, held_back[known:][: len(data.judged)], classes)
     return encoders
 
 

@@ -1,4 +1,4 @@
-"""The frontier of noise fields on masks: what votes, smoothers and correctors win back of each."""
+"""The frontier of noise fields on masks: what the strongest attacks at default terms win back of each."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from torch import Tensor
 from benchmarks.attacks import mask_correctors
 from benchmarks.attacks.frontier import View
 from benchmarks.attacks.mask_attack import MaskAttack
-from benchmarks.attacks.mask_features import scenes
+from benchmarks.attacks.mask_encoders import FOREIGN, OWN, encoders, unlabelled
+from benchmarks.attacks.mask_features import OTHER, scenes
 from benchmarks.attacks.mask_sources import Noise, field_noise, fresh_noise
+from benchmarks.attacks.mask_students import HEADS, STRONGEST, MaskStudents
 from benchmarks.attacks.records import Records
-from benchmarks.attacks.smoothing import crf, majority
+from benchmarks.attacks.smoothing import crf
 from benchmarks.attacks.sources import FINGERPRINT, secret
 from deployments.engines.images.segmenter import ImageSegmenter
 from models.make_calibration_sample import load_segmenter
 from policies.calibration.calibration import Calibration
 from policies.calibration.sample import CalibrationSample
 
-SMOOTHER = "CRF-like smoother"
-VOTE, CORRECTOR = "20 usual near-duplicates, vote", "corrector, other drives: answers within 31 pixels"
-OWN = "corrector, other drives: its own answer"
+SMOOTHER, VOTE = "CRF-like smoother", "20 usual near-duplicates, vote"
+CORRECTOR = "corrector, other drives: answers within 31 pixels"
+ANSWER = "corrector, other drives: its own answer"
+STUDENT, FOREIGN_STUDENT = (f"student, {name}: 367 pictures" for name in (OWN, FOREIGN))
+EVERYTHING = f"student, {FOREIGN}, in a corrector, {OTHER}: answers, place and colour"
+WITHOUT_LABELS = "strongest without labels"
 
-MASKS = View(SMOOTHER, OWN, (VOTE,), (0.15, 0.05), VOTE)
+MASKS = View(STUDENT, CORRECTOR, (WITHOUT_LABELS,), (0.47, 0.15), WITHOUT_LABELS)
 
 
 @dataclass(frozen=True)
@@ -40,23 +45,22 @@ class MaskField:
 def fields(metric: Tensor) -> dict[str, MaskField]:
     """Fields by name, the installed one first; the metric's columns rise in importance."""
     installed, width = MaskField(0.9, 128, metric), metric.shape[1]
-    deep = MaskField(0.6, 512, metric)
     return {
         f"metric of {width}, ell 0.9, D 128": installed,
         f"metric of {width}, ell 0.9, D 128, not balanced": replace(installed, balance=False),
-        f"metric of {width}, ell 0.6, D 128": replace(installed, length_scale=0.6),
-        f"metric of {width}, ell 0.6, D 512": deep,
-        f"metric of {width}, ell 0.6, D 512, not balanced": replace(deep, balance=False),
-        f"metric of {width}, ell 0.4, D 512": replace(deep, length_scale=0.4),
-        f"metric of {width // 4}, ell 0.6, D 512": replace(deep, metric=metric[:, -(width // 4) :]),
-        "plain, ell 0.8, D 128": MaskField(0.8, 128, None),
+        f"metric of {width}, ell 0.6, D 512": MaskField(0.6, 512, metric),
+        f"metric of {width}, ell 1.4, D 128": replace(installed, length_scale=1.4),
+        f"metric of {width}, ell 1.4, D 128, not balanced": replace(installed, length_scale=1.4, balance=False),
+        **{f"plain, ell {ell}, D 128": MaskField(ell, 128, None) for ell in (0.8, 1.6, 2.4)},
+        **{f"plain, ell {ell}, D 128, not balanced": MaskField(ell, 128, None, False) for ell in (1.6, 2.4)},
     }
 
 
 def measure(root: Path, folder: Path, secrets: int) -> Records:
-    """A vote, two smoothers and two correctors on every field."""
-    engine, records = load_segmenter(), Records()
-    data = scenes(engine, root, folder / "masks")
+    """A vote, a smoother, two correctors and the strongest students on every field."""
+    engine, records, cache = load_segmenter(), Records(), folder / "masks"
+    data, seen = scenes(engine, root, cache), encoders(engine, root, cache)
+    pictures = unlabelled(engine, root, cache)
     sample = engine.calibration_sample(Path(str(engine.spec.calibration)))
     assert sample.metric is not None
     for number in range(secrets):
@@ -65,21 +69,25 @@ def measure(root: Path, folder: Path, secrets: int) -> Records:
             noises[name] = _noise(engine, sample, field, number)
         for name, noise in noises.items():
             attack = MaskAttack([noise], data, [])
-            reached = {
+            students = MaskStudents(attack, pictures, seen)
+            smoothed = [crf(one, scene.picture) for one, scene in zip(attack.one, data.judged, strict=True)]
+            won = {
                 VOTE: attack.judge(attack.few),
-                "majority, 31 x 31 pixels": attack.judge(majority(one, 31) for one in attack.one),
-                SMOOTHER: attack.judge(
-                    crf(one, scene.picture) for one, scene in zip(attack.one, data.judged, strict=True)
-                ),
-                OWN: attack.corrected(mask_correctors.own, "other drives"),
-                CORRECTOR: attack.corrected(mask_correctors.near, "other drives"),
-                "corrector, other drives: answer and its neighbourhood": attack.corrected(
-                    mask_correctors.answers, "other drives"
-                ),
+                SMOOTHER: attack.judge(smoothed),
+                **{
+                    row: students.fitted(encoder, HEADS[encoder][STRONGEST[encoder]])
+                    for row, encoder in ((STUDENT, OWN), (FOREIGN_STUDENT, FOREIGN))
+                    if encoder in seen
+                },
             }
-            for row, accuracy in reached.items():
+            won[WITHOUT_LABELS] = max(won.values())
+            won[ANSWER] = attack.corrected(mask_correctors.own, OTHER)
+            won[CORRECTOR] = attack.corrected(mask_correctors.near, OTHER)
+            if FOREIGN in seen:
+                won[EVERYTHING] = students.in_corrector(FOREIGN, OTHER)
+            for row, accuracy in won.items():
                 records.add(name, row, attack.share(accuracy))
-        records.save(folder / "mask-frontier.json")
+            records.save(folder / "mask-frontier.json")
     return records
 
 

@@ -14,7 +14,7 @@ class Scheme:
         length_scale: ell, in median distances between features of one class.
         tolerance: agreement between neighbouring points of the curve. Text's is smooth: straight lines between its
             points are off by less than 0.001.
-        directions: columns of the field's metric.
+        directions: columns of the field's metric; 0: it has none, distances between features count as they are.
         duplicated: inputs whose near-duplicates the metric is fitted on.
         contention: how many of the highest logits contend for focus.
         block: side of the squares of a map that share their noise, in logits.
@@ -31,6 +31,6 @@ class Scheme:
     balance: bool = False
 
 
-LABELS = Scheme(depth=512, length_scale=1.0, tolerance=0.004, directions=16, duplicated=800)
+LABELS = Scheme(depth=512, length_scale=1.6, tolerance=0.004)
 MASKS = Scheme(depth=128, length_scale=0.9, tolerance=0.005, directions=32, duplicated=64, block=4, balance=True)
 TEXT = Scheme(depth=32, length_scale=0.8, tolerance=0.03, contention=50)

@@ -130,7 +130,7 @@ def _solved(
     elif final.maps:
         scheme, sample = MASKS, mask_sample(model, final, inputs, MASKS)
     else:
-        scheme, sample = LABELS, label_sample(model, final, inputs, LABELS)
+        scheme, sample = LABELS, label_sample(model, final, inputs)
     if noise == "independent":
         return independent_calibration(key, mark, sample.features, sample.logits, contention=scheme.contention)
     return sample.solved(key, mark, scheme, **field, progress=progress)

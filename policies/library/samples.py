@@ -11,10 +11,7 @@ from torch import Tensor, nn
 from policies.calibration.answering import CANDIDATES
 from policies.calibration.candidates import Candidates
 from policies.calibration.sample import CalibrationSample
-from policies.calibration.schemes import Scheme
-from policies.field.metric import duplicate_metric
 from policies.head.final import Final
-from policies.library.duplicates import COPIES, can_shift, duplicate
 from policies.library.inputs import Call
 
 MOST_ROWS = 2**15
@@ -28,30 +25,16 @@ def is_text(model: nn.Module) -> bool:
     return callable(getattr(model, "generate", None))
 
 
-def label_sample(model: nn.Module, final: Final, calls: Iterable[Call], scheme: Scheme) -> CalibrationSample:
+def label_sample(model: nn.Module, final: Final, calls: Iterable[Call]) -> CalibrationSample:
     """Every row that the final layer meets: one an input, or one a place of a sequence that is not padding.
 
     Raises:
         ValueError: fewer than 100 rows.
     """
-    rows: list[Tensor] = []
-    nearby: list[Tensor] = []
-    duplicated = 0
-    for call in calls:
-        features = final_input(model, final, call)
-        rows.append(_rows(features, call))
-        if duplicated < scheme.duplicated and len(rows[-1]) == call.items:
-            nearby += _nearby(model, final, call, scheme.duplicated - duplicated)
-            duplicated += call.items
+    rows = [_rows(final_input(model, final, call), call) for call in calls]
     features = enough(torch.cat(rows) if rows else torch.zeros(0, 1))
     features = features[:: -(-len(features) // MOST_ROWS)]
-    logits = clean_logits(final.module, features)
-    if not nearby:
-        return CalibrationSample(features, logits)
-    whole = logits.logits if isinstance(logits, Candidates) else logits
-    labels = logits.index[:, 0] if isinstance(logits, Candidates) else whole.argmax(dim=1)
-    metric = duplicate_metric(torch.cat(nearby), features.float().cpu(), labels.cpu(), scheme.directions)
-    return CalibrationSample(features, logits, metric=metric)
+    return CalibrationSample(features, clean_logits(final.module, features))
 
 
 def final_input(model: nn.Module, final: Final, call: Call) -> Tensor:
@@ -106,16 +89,3 @@ def _rows(features: Tensor, call: Call) -> Tensor:
     if isinstance(mask, Tensor) and features.ndim == 3 and mask.shape == features.shape[:2]:
         return features[mask.bool()]
     return features.flatten(1) if features.ndim == 4 else features.reshape(-1, features.shape[-1])
-
-
-def _nearby(model: nn.Module, final: Final, call: Call, most: int) -> list[Tensor]:
-    """Features [M, COPIES, H] of near-duplicates of the call's pictures, on the CPU; nothing without pictures."""
-    pictures = call.pictures()
-    if pictures is None:
-        return []
-    step = max(1, min(pictures.shape[-2:]) // 16)
-    if not can_shift(pictures, step):
-        return []
-    ways = [call.with_pictures(duplicate(pictures, number, step)) for number in range(COPIES)]
-    seen = [_rows(final_input(model, final, way), way)[:most].float().cpu() for way in ways]
-    return [torch.stack(seen, dim=1)]

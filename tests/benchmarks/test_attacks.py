@@ -82,7 +82,7 @@ def test_a_student_wins_from_fresh_noise_what_it_does_not_from_a_smooth_field() 
     smooth = replace(smooth, source=Ladder(0, wide, smooth.source.sample))  # type: ignore[attr-defined]
     shares = {}
     for name, one in (("fresh", fresh), ("smooth", smooth)):
-        encoder = Encoded(one.data.examples, one.data.examples, one.data.judged[:, 0])
+        encoder = Encoded(one.data.examples, one.data.examples, one.data.judged[:, 0], 10)
         shares[name] = LabelStudents(one, {"own": encoder}, {}).fitted("own", 1000)
     assert shares["fresh"] > 0.6
     assert shares["smooth"] < shares["fresh"] / 2

@@ -216,13 +216,14 @@ class VisionEngine(CalibratedEngine):
         if path.is_dir():
             files = picture_files(path, self.calibration_images)
             pictures = (read_picture(file) for file in _told(files, progress))
-            features, metric, scale = sample_features(self, pictures, metric=not refit)
+            features, metric, scale = sample_features(self, pictures, self.scheme, refit=refit)
         else:
             progress(f"reading {path.name}", 0.0)
             features, metric, metadata = read_features(path)
             if metadata.get("weights") != self.weights or features.shape[1] != self.features:
                 raise LoadError(f"{path} was made with other weights than {self.model_id}'s; make it again")
             scale = int(metadata.get("scale", "1"))
+            metric = metric if self.scheme.directions else None
         return self._sample(features.to(self.device), scale, None if metric is None else metric.to(self.device))
 
     @torch.inference_mode()

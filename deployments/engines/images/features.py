@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deployments.engines.images.duplicates import Duplicate
 from policies.answers import highest
+from policies.calibration.schemes import Scheme
 from policies.field.metric import duplicate_metric
 
 if TYPE_CHECKING:
@@ -23,25 +24,27 @@ COPIES = 8
 
 
 def sample_features(
-    engine: VisionEngine, images: Iterable[Image.Image], *, metric: bool = True
+    engine: VisionEngine, images: Iterable[Image.Image], scheme: Scheme, *, refit: bool = False
 ) -> tuple[Tensor, Tensor | None, int]:
     """What to calibrate on, of pictures, on the CPU.
 
     Args:
-        metric: whether to fit the field's metric; a refit keeps the one it has.
+        scheme: whether and how the field's metric is fitted.
+        refit: whether the field has its metric already.
 
     Returns:
         features: [N, H] float16 inputs of the final layer, or for masks a few tiles of each picture, [tiles, H, h, w].
-        metric: [H, m] float32, from near-duplicates of the first of them; None where it was not asked for.
+        metric: [H, m] float32, from near-duplicates of the first of them; None where the scheme has none.
         scale: output pixels per logit (1: no mask).
     """
     kept: list[Tensor] = []
     nearby: list[Tensor] = []
     scales: list[int] = []
+    metric = scheme.directions > 0 and not refit
     for number, (image, features) in enumerate(_featured(engine, images)):
         kept.append(engine.take(features, number).half().cpu())
         scales.append(max(1, round(image.height / features.shape[-2])) if features.ndim == 4 else 1)
-        if metric and number < engine.scheme.duplicated:
+        if metric and number < scheme.duplicated:
             nearby.append(_duplicates(engine, image, scales[-1]).float().cpu())
     sample, scale = torch.cat(kept), int(median(scales))
     if not metric:
@@ -49,7 +52,7 @@ def sample_features(
     chosen = torch.cat(nearby)
     different = chosen[:, 0] if sample.ndim == 4 else sample.float()
     clean = engine.clean_logits(different[..., None, None] if sample.ndim == 4 else different)
-    fitted = duplicate_metric(chosen, different, highest(clean).flatten().cpu(), engine.scheme.directions)
+    fitted = duplicate_metric(chosen, different, highest(clean).flatten().cpu(), scheme.directions)
     return sample, fitted, scale
 
 

@@ -63,21 +63,24 @@ def readout_points(tiles: int, classes: int) -> int:
     return max(16, _READOUT_ELEMENTS // (tiles * classes))
 
 
-def write_features(path: Path, features: Tensor, metric: Tensor, metadata: dict[str, str]) -> None:
-    """Store features [N, H] or [tiles, H, h, w] as float16, and the field's metric [H, m]."""
-    stored = {"features": features.to(torch.float16).contiguous(), "metric": metric.contiguous()}
+def write_features(path: Path, features: Tensor, metric: Tensor | None, metadata: dict[str, str]) -> None:
+    """Store features [N, H] or [tiles, H, h, w] as float16, and a metric [H, m]."""
+    stored = {"features": features.to(torch.float16).contiguous()}
+    if metric is not None:
+        stored["metric"] = metric.contiguous()
     save_file(stored, path, metadata=metadata)
 
 
-def read_features(path: Path) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """The features, float32, the metric and the metadata that `write_features` stored.
+def read_features(path: Path) -> tuple[Tensor, Tensor | None, dict[str, str]]:
+    """The features, float32, the metric if there is one, and the metadata that `write_features` stored.
 
     Raises:
         LoadError: not such a file.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor("features").float(), file.get_tensor("metric"), file.metadata() or {}
+            metric = file.get_tensor("metric") if "metric" in file.keys() else None
+            return file.get_tensor("features").float(), metric, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise LoadError(f"{path} is not a calibration sample of features: {error}") from error
 
