@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
 
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
@@ -21,3 +24,11 @@ def term_of(spelling: str) -> str:
     """
     text = unicodedata.normalize("NFKD", _INVISIBLE.sub("", spelling)).casefold()
     return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+@lru_cache(maxsize=64)
+def class_aliases(classes: tuple[str, ...]) -> Mapping[str, str]:
+    """First synonym to class, as in "tench" for "tench, Tinca tinca"; not where two classes share it or one is it."""
+    first = {name: name.partition(",")[0].strip() for name in dict.fromkeys(classes) if "," in name}
+    shared = Counter(first.values())
+    return {alias: name for name, alias in first.items() if alias and shared[alias] == 1 and alias not in classes}

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from policies.errors import InvalidRequest, NotEntitled
-from policies.spelling import term_of
+from policies.spelling import class_aliases, term_of
 
 FOCUS_LIMIT = 0.99
 """The strongest focus that any tier can grant: delta diverges as |f| approaches 1."""
@@ -126,8 +126,9 @@ def resolve(
 
     Args:
         floor: the model's lowest level, about 1/K.
-        classes: the names that focus may use, exactly; None where the engine decides (words of a text model), and
-            spellings of one term (`term_of`) add up before they are held to the limit.
+        classes: the names that focus may use, of each also what stands before its first comma; None where the engine
+            decides (words of a text model), and spellings of one term (`term_of`) add up before they are held to the
+            limit.
         standing: the tenant's standing focus for this model.
         utility: a lower level asked for by the request, in (0, 1].
         focus: the request's own focus, added to the standing one class by class.
@@ -141,7 +142,7 @@ def resolve(
     names = _Names(classes, tier.focus_allow)
     _check_requested_focus(tier, focus or {}, names, model, own)
     standing = standing or {}
-    unknown = [name for name in standing if classes is not None and name not in classes]
+    unknown = [name for name in standing if classes is not None and names.term(name) not in classes]
     if unknown:
         raise NotEntitled(
             f"This tenant's standing focus names '{unknown[0]}', which {model} does not have; an admin must mend it.",
@@ -184,14 +185,15 @@ def _resolve_level(tier: Tier, model: str, floor: float, own: float, utility: fl
 
 
 class _Names:
-    """Names of focus, by what two of them have in common: a class is its exact name, a word a term of any spelling."""
+    """Names of focus, by what two of them have in common: a class also by its first synonym, a word in any spelling."""
 
     def __init__(self, classes: Collection[str] | None, allow: Iterable[str] | None) -> None:
         self.classes = classes
+        self._aliases = class_aliases(tuple(classes or ()))
         self.allow = None if allow is None else {self.term(name): name for name in sorted(allow, reverse=True)}
 
     def term(self, name: str) -> str:
-        return name if self.classes is not None else term_of(name)
+        return self._aliases.get(name, name) if self.classes is not None else term_of(name)
 
     def allowed(self, term: str) -> bool:
         return self.allow is None or term in self.allow
@@ -205,7 +207,10 @@ class _Names:
         return found
 
     def spelling(self, standing: Focus, requested: Focus) -> dict[str, str]:
-        """The name that each term goes by: an admin's where there is one, else a request would choose its tokens."""
+        """The name that each term goes by: a class's own, a word's an admin's where there is one, else a request would
+        choose its tokens."""
+        if self.classes is not None:
+            return {term: term for term in map(self.term, [*standing, *requested])}
         by_admin = {**(self.allow or {}), **{self.term(name): name for name in sorted(standing, reverse=True)}}
         return {self.term(name): name for name in sorted(requested, reverse=True)} | by_admin
 
@@ -257,7 +262,7 @@ def _check_name(name: str, term: str, strength: float, names: _Names, model: str
             param=param,
             code="out_of_range",
         )
-    if names.classes is not None and name not in names.classes:
+    if names.classes is not None and term not in names.classes:
         known = ", ".join(sorted(names.classes)[:20]) + (", ..." if len(names.classes) > 20 else "")
         raise InvalidRequest(
             f"{model} has no class '{name}'; focus can name: {known}.", param=param, code="unknown_class"

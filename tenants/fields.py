@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -9,12 +11,32 @@ from pydantic import BeforeValidator, Field
 
 
 def _listed(value: Any) -> Any:
-    """`*` is everything (None); a comma list is its names."""
+    """`*` is everything (None); a comma list, or a JSON list where a name holds a comma, is its names."""
     if not isinstance(value, str):
         return value
     if value.strip() == "*":
         return None
+    if value.lstrip().startswith("["):
+        return frozenset(json_names(value))
     return frozenset(part for part in (piece.strip() for piece in value.split(",")) if part)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a record holds them: a comma list, or a JSON list where one of them holds a comma."""
+    wanted = sorted(names)
+    plain = all("," not in name and not name.startswith("[") and name == name.strip() for name in wanted)
+    return ",".join(wanted) if plain else json.dumps(wanted, ensure_ascii=False)
+
+
+def json_names(text: str) -> list[str]:
+    """A JSON list of names. Raises ValueError."""
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError('expected a comma list, or a JSON list such as ["tench, Tinca tinca", "goldfish"]')
+    return names
 
 
 def unbounded(word: str) -> BeforeValidator:

@@ -11,6 +11,7 @@ import yaml
 from tenants import keyspace, seal
 from tenants.admin import TenantAdmin
 from tenants.edits import AdminError
+from tenants.fields import json_names, listed
 from tenants.records import RecordError, parse_tenant, parse_tier
 from tenants.store import TenantStore
 
@@ -70,7 +71,7 @@ def _text(section: str, name: Any, field: Any, value: Any) -> str:
         case str() | int() | float():
             return str(value)
         case list() if all(isinstance(part, str) for part in value):
-            return ",".join(value)
+            return listed(value)
     raise AdminError(f"{section}.{name}.{field}: expected a text, a number, true, false or a list of names.")
 
 
@@ -104,7 +105,13 @@ def export(records: Mapping[str, Mapping[str, Fields]]) -> str:
 
 
 def _scalar(text: str) -> Any:
-    """A number where its text comes back the same, else the text."""
+    """A number where its text comes back the same, a list where it is one of names that hold commas, else the text."""
+    if text.startswith("["):
+        try:
+            names = json_names(text)
+        except ValueError:
+            return text
+        return names if listed(names) == text else text
     for kind in (int, float):
         try:
             if str(kind(text)) == text:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from policies.terms import FOCUS_LIMIT, Level, Strength
 from tenants import keyspace, seal
-from tenants.fields import Limit, Moment, Names, iso, unbounded
+from tenants.fields import Limit, Moment, Names, iso, listed, unbounded
 
 RawHash = Mapping[bytes, bytes]
 """A hash as the server answers it."""
@@ -221,7 +221,7 @@ def _text(value: Any) -> str:
         case float():
             return repr(value)
         case frozenset():
-            return ",".join(sorted(value))
+            return listed(value)
         case _:
             return str(value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -70,7 +71,7 @@ async def infer(
     top_k: Annotated[str | None, Query(description="As `parameters.top_k`.")] = None,
     utility: Annotated[str | None, Query(description="As `parameters.utility`.", examples=["0.8"])] = None,
     focus: Annotated[
-        str | None, Query(description="As `parameters.focus`.", examples=["pedestrian=0.9,car=-0.5"])
+        list[str] | None, Query(description="As `parameters.focus`; may be repeated.", examples=[["car=-0.5,bus=0.9"]])
     ] = None,
 ) -> Response:
     """An image as the body (any content type but JSON), or JSON with `inputs` in base64 and `parameters`."""
@@ -94,12 +95,13 @@ async def infer(
     return JSONResponse(answer)
 
 
-async def _read(request: Request, query: Mapping[str, str | None]) -> tuple[bytes, ImageParameters]:
+async def _read(request: Request, query: Mapping[str, str | list[str] | None]) -> tuple[bytes, ImageParameters]:
     """The image's bytes and the parameters, wherever the client put them."""
     if unknown := sorted(set(request.query_params) - set(query)):
         raise InvalidRequest(
             f"Unsupported parameter: '{unknown[0]}'. Leave it out.", param=unknown[0], code="unsupported_parameter"
         )
+    _refuse_repeated(request)
     body = await request.body()
     given: dict[str, Any] = {name: value for name, value in query.items() if value is not None}
     if "focus" in given:
@@ -124,9 +126,18 @@ async def _read(request: Request, query: Mapping[str, str | None]) -> tuple[byte
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return json.loads(body, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         raise InvalidRequest("The body is not valid JSON; send a JSON object.", code="invalid_json") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidRequest(
+            f"'{repeated}' is given more than once; give it once.", param=repeated, code="invalid_value"
+        )
+    return dict(pairs)
 
 
 def _validate(model: type[Model], value: Any) -> Model:
@@ -136,14 +147,29 @@ def _validate(model: type[Model], value: Any) -> Model:
         raise RequestValidationError(error.errors()) from None
 
 
-def _parse_focus(text: str) -> dict[str, str]:
-    """`pedestrian=0.9,car=-0.5` to its pairs; pydantic checks the strengths."""
-    focus = {}
-    for part in filter(None, text.split(",")):
-        name, equals, strength = part.rpartition("=")
-        if not equals:
-            raise InvalidRequest(
-                f"focus must read class=strength,...; '{part}' does not.", param="focus", code="invalid_value"
-            )
-        focus[name] = strength
+def _refuse_repeated(request: Request) -> None:
+    for name in request.query_params:
+        if name != "focus" and len(request.query_params.getlist(name)) > 1:
+            raise InvalidRequest(f"'{name}' is given more than once; give it once.", param=name, code="invalid_value")
+
+
+def _parse_focus(texts: list[str]) -> dict[str, str]:
+    """`pedestrian=0.9,car=-0.5` to its pairs, also of names that hold commas; pydantic checks the strengths."""
+    focus: dict[str, str] = {}
+    for text in texts:
+        while text:
+            # A strength holds neither comma nor '=', a name may hold both.
+            pair = re.match(r"(.+?)=([^=,]*)(?:,|$)", text, re.DOTALL)
+            if not pair:
+                raise InvalidRequest(
+                    f"focus must read class=strength,...; '{text}' does not.", param="focus", code="invalid_value"
+                )
+            name, strength = pair[1].strip(), pair[2]
+            if name in focus:
+                raise InvalidRequest(
+                    f"focus names '{name}' more than once; give it one strength.",
+                    param=f"focus.{name}",
+                    code="invalid_value",
+                )
+            focus[name], text = strength, text[pair.end() :]
     return focus

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.spelling import term_of
+from policies.spelling import class_aliases, term_of
 
 FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}
 FORMS = (
@@ -64,3 +64,17 @@ def test_what_is_invisible_is_what_unicode_says() -> None:
         letter = chr(code)
         assert (term_of(f"a{letter}b") == "ab") == bool(ignorable.fullmatch(letter)), hex(code)
     assert not re.search(r"\s{2}", term_of(" a \u3000 b\n"))
+
+
+def test_a_class_of_several_synonyms_goes_by_its_first_one_where_no_other_class_does() -> None:
+    classes = (
+        "tench, Tinca tinca",
+        "goldfish",
+        "crane",
+        "crane, wading bird",
+        "drake",
+        "drake, duck",
+        "maillot, a",
+        "maillot, b",
+    )
+    assert dict(class_aliases(classes)) == {"tench": "tench, Tinca tinca"}

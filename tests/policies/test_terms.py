@@ -230,3 +230,14 @@ def test_a_locked_tenant_keeps_its_standing_focus() -> None:
 def test_errors_survive_pickling_between_actors(error: errors.ServiceError) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error) and copy.__dict__ == error.__dict__ and str(copy) == str(error)
+
+
+def test_a_class_may_be_named_by_its_first_synonym_and_counts_once() -> None:
+    fish = ("tench, Tinca tinca", "goldfish, Carassius auratus")
+    own = Tier(name="t", utility=1.0, focus_max=0.6, focus_allow=frozenset({"tench"}))
+    found = resolve(own, "m", floor=0.1, classes=fish, standing={"tench": 0.2}, focus={"tench, Tinca tinca": 0.3})
+    assert found.focus == {"tench, Tinca tinca": 0.5}
+    with pytest.raises(errors.NotEntitled):
+        resolve(own, "m", floor=0.1, classes=fish, focus={"tench": 0.4, "tench, Tinca tinca": 0.4})
+    with pytest.raises(errors.NotEntitled, match="goldfish"):
+        resolve(own, "m", floor=0.1, classes=fish, focus={"goldfish": 0.1})

@@ -99,3 +99,19 @@ def test_a_mistake_in_the_file_is_named_before_anything_is_written(text: str, sa
 async def test_a_file_that_cannot_be_read_is_one_line(invoke: Run, tmp_path: Path) -> None:
     result = await invoke("apply", str(tmp_path / "none.yaml"))
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1 and "none.yaml" in result.stderr
+
+
+async def test_names_that_hold_commas_survive_file_store_and_file(tenants: Run, tmp_path: Path) -> None:
+    await prepare(tenants)
+    names = ["goldfish", "tench, Tinca tinca"]
+    file = tmp_path / "tenants.yaml"
+    focus = {"focus:m:tench, Tinca tinca": 0.5}
+    file.write_text(yaml.safe_dump({"tiers": {"fish": {"utility": 1.0, "focus_allow": names}},
+                                    "tenants": {"acme": {"tier": "fish", **focus}}}))  # fmt: skip
+    await tenants("apply", str(file), "--yes")
+    exported = yaml.safe_load(await tenants("export"))
+    assert exported["tiers"]["fish"]["focus_allow"] == names
+    assert exported["tenants"]["acme"]["focus:m:tench, Tinca tinca"] == 0.5
+    assert "Nothing to change" in await tenants("apply", str(file), "--yes")
+    await tenants("focus", "acme", "m", "tench, Tinca tinca=0.25")
+    assert '["goldfish", "tench, Tinca tinca"]' in await tenants("tier", "show", "fish")
