@@ -7,6 +7,8 @@ from importlib import import_module
 
 WITH_MODELS = {"trace": "deployments.provenance"}
 """Commands that need the models, by the module that has them: found by name, since no part of `tenants` needs it."""
+GROUPS = {"models": "deployments.checking.command"}
+"""Groups of such commands."""
 
 
 def main() -> None:
@@ -16,6 +18,8 @@ def main() -> None:
 
         for name, module in WITH_MODELS.items():
             app.command(name)(getattr(import_module(module), name))
+        for name, module in GROUPS.items():
+            app.add_typer(import_module(module).app, name=name)
     except ModuleNotFoundError as error:
         sys.exit(f"tenants needs the server's packages ({error.name} is missing): pip install 'aim-serve[server]'")
     app()

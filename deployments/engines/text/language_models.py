@@ -54,7 +54,7 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
     Raises:
         LoadError: it is not there, not a causal language model, or cannot be modulated; the message says what to do.
     """
-    where, extra = _locate(spec)
+    where, extra = locate(spec)
     try:
         # The attention is pinned: another kernel, found by chance on one machine, would round differently.
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -91,7 +91,7 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
     )
 
 
-def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
+def locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` is called with."""
     if spec.source.startswith(_PACKAGE):
         name, _, file = spec.source.removeprefix(_PACKAGE).partition("/")

@@ -1,0 +1,95 @@
+"""What a model's own library answers, asked as its documentation says: nothing here is of this project's engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from deployments.config import ModelSpec, Task, resolve_path
+
+Pictured = Callable[[Image.Image], Tensor]
+"""A picture to probabilities [K] of classes, or to a mask [h, w] of class indices at its size."""
+_TORCHVISION = "torchvision:"
+
+
+def library_name(spec: ModelSpec) -> str:
+    """The call that the library's own documentation gives."""
+    if spec.source.startswith(_TORCHVISION):
+        return f"torchvision's {spec.weights}.transforms() and model"
+    return f'transformers.pipeline("{spec.task}")'
+
+
+def pictured(spec: ModelSpec, device: torch.device) -> Pictured | None:
+    """The library's answers to pictures; None where it has none of its own, since the source names no preprocessing."""
+    if spec.source.startswith(_TORCHVISION):
+        return _torchvision(spec, device) if "." not in str(spec.weights).rpartition("/")[2] else None
+    folder = resolve_path(spec.source)
+    if (folder / "config.json").is_file() and "torchvision:" in (folder / "config.json").read_text():
+        return None
+    return _transformers(spec, str(folder) if folder.is_dir() else spec.source, device)
+
+
+def _torchvision(spec: ModelSpec, device: torch.device) -> Pictured:
+    from torchvision.models import get_model, get_model_weights
+
+    name = spec.source.removeprefix(_TORCHVISION)
+    weights: Any = get_model_weights(name)[str(spec.weights)]
+    model, transforms = get_model(name, weights=weights).eval().to(device), weights.transforms()
+
+    @torch.inference_mode()
+    def answer(image: Image.Image) -> Tensor:
+        out = model(transforms(image)[None].to(device))
+        logits: Tensor = (out["out"] if isinstance(out, dict) else out).float().cpu()
+        if spec.task is Task.CLASSIFICATION:
+            return logits[0].softmax(dim=0)
+        whole = F.interpolate(logits, (image.height, image.width), mode="bilinear", align_corners=False)
+        return whole[0].argmax(dim=0)
+
+    return answer
+
+
+def _transformers(spec: ModelSpec, source: str, device: torch.device) -> Pictured:
+    from transformers import pipeline
+
+    run: Any = pipeline(str(spec.task), model=source, device=device)  # type: ignore[call-overload]
+    count = int(run.model.config.num_labels)
+    run.model.config.id2label = {index: str(index) for index in range(count)}  # two classes may bear one name
+
+    def classified(image: Image.Image) -> Tensor:
+        scores = torch.zeros(count)
+        for one in run(image, top_k=count):
+            scores[int(one["label"])] = one["score"]
+        return scores
+
+    def segmented(image: Image.Image) -> Tensor:
+        mask = torch.full((image.height, image.width), -1)
+        for one in run(image, subtask="semantic"):
+            mask[torch.from_numpy(np.asarray(one["mask"]) > 0)] = int(one["label"])
+        return mask
+
+    return classified if spec.task is Task.CLASSIFICATION else segmented
+
+
+@torch.inference_mode()
+def shortfalls(
+    source: tuple[str, dict[str, Any]], dtype: str, device: torch.device, prompt: list[int], answer: list[int]
+) -> Tensor:
+    """How far each token [T] of a greedy answer is below the library's own highest logit at that step; 0: it is it.
+
+    Args:
+        source: what `AutoModelForCausalLM.from_pretrained` is called with.
+    """
+    from transformers import AutoModelForCausalLM
+
+    where, extra = source
+    model: Any = AutoModelForCausalLM.from_pretrained(where, **extra, dtype=getattr(torch, dtype))
+    model = model.eval().to(device)
+    logits = model(torch.tensor([prompt + answer], device=device)).logits[0, len(prompt) - 1 : -1].float().cpu()
+    own = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+    return logits.max(dim=1).values - own
