@@ -47,7 +47,7 @@ def check(
     if missing := [path for path in picture or [] if not path.is_file()]:
         raise failure(f"--picture: there is no file {missing[0]}.")
     # Read when the libraries are first imported: the report is all that is to be seen.
-    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
     reports = []
     for spec in specs:
         if not model or spec.id in model:
