@@ -114,7 +114,7 @@ def _speed(spec: ModelSpec, engine: VisionEngine, report: Report, image: Image.I
 
 def _levels(spec: ModelSpec, engine: VisionEngine, report: Report, each: float, solve: bool) -> None:
     if spec.calibration is None:
-        report.facts["calibration"] = "none: level 1.0 without focus is all that is served"
+        report.facts["calibration"] = "none, without which the model is refused"
         report.problems.append(
             "levels below 1.0 need calibration: at least 100 pictures that the model was not trained on, some"
             f" {engine.calibration_images:,} for levels within 0.01; put the path of their folder in calibration"

@@ -81,7 +81,7 @@ def _speed(spec: ModelSpec, generator: Generator, report: Report, ids: list[int]
 def _levels(spec: ModelSpec, report: Report, each: float, generator: Generator | None) -> None:
     path = resolve_path(spec.calibration) if spec.calibration else None
     if path is None:
-        report.facts["calibration"] = "none: level 1.0 without focus is all that is served"
+        report.facts["calibration"] = "none, without which the model is refused"
         report.problems.append(
             "levels below 1.0 need calibration: a text file of paragraphs as your users send them, separated by blank"
             " lines, some 100; put its path in calibration"
