@@ -49,15 +49,15 @@ class FairBatcher(Generic[Item, Result]):
 
         Raises:
             Unavailable: this tenant's part of the queue is full.
-            Exception: what `run` raised for the batch.
+            Exception: what `run` raised for the item; a batch that fails is run again item by item.
         """
         entry = (item, asyncio.get_running_loop().create_future())
-        self._queue.push(share.flow, share.weight, 1.0, entry)
+        number = self._queue.push(share.flow, share.weight, 1.0, entry)
         self._arrived.set()
         try:
             return await entry[1]
         except asyncio.CancelledError:
-            self._queue.discard(entry)
+            self._queue.discard(number)
             raise
 
     def check(self) -> None:
@@ -93,13 +93,20 @@ class FairBatcher(Generic[Item, Result]):
                 batch.append(entry)
         if not batch:
             return
-        loop = asyncio.get_running_loop()
+        await self._answer(batch)
+
+    async def _answer(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        loop, items = asyncio.get_running_loop(), [item for item, _ in batch]
         try:
-            results = await loop.run_in_executor(self._thread, self._run, [item for item, _ in batch])
-            for (_, future), result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+            results = await loop.run_in_executor(self._thread, self._run, items)
+            answered = list(zip(batch, results, strict=True))
         except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for entry in batch:
+                if len(batch) > 1 and not entry[1].done():  # a bad item must not fail those that it came with
+                    await self._answer([entry])
+                elif not entry[1].done():
+                    entry[1].set_exception(error)
+            return
+        for (_, future), result in answered:
+            if not future.done():
+                future.set_result(result)

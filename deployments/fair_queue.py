@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 from typing import Generic, TypeVar
 
 from policies.errors import Unavailable
@@ -13,12 +15,14 @@ from policies.errors import Unavailable
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Flow(Generic[T]):
+    name: str
     weight: float
     served: float
     """Cost served so far over weight, on the queue's own clock."""
-    waiting: deque[tuple[float, T]] = field(default_factory=deque)
+    waiting: OrderedDict[int, tuple[float, T]] = field(default_factory=OrderedDict)
+    """Cost and item, by number of arrival."""
 
 
 class FlowBound:
@@ -75,17 +79,25 @@ class FairQueue(Generic[T]):
         self._bound = bound
         self._clock = 0.0
         self._flows: dict[str, _Flow[T]] = {}
-        self._size = 0
+        self._places: dict[int, _Flow[T]] = {}
+        """By its number, where an item waits."""
+        self._ready: list[tuple[float, int, _Flow[T]]] = []
+        self._idle: list[tuple[float, int, _Flow[T]]] = []
+        """Heaps by cost served. An entry whose flow has been served since, or waits no more, has passed."""
+        self._numbers = count()
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._places)
 
     def waiting(self, flow: str) -> int:
         """How many items of a flow are waiting."""
         return len(self._flows[flow].waiting) if flow in self._flows else 0
 
-    def push(self, flow: str, weight: float, cost: float, item: T) -> None:
+    def push(self, flow: str, weight: float, cost: float, item: T) -> int:
         """Queue an item; the flow's weight is the latest given.
+
+        Returns:
+            Its number, by which it can be taken back.
 
         Raises:
             Unavailable: the flow has `bound` items waiting.
@@ -95,46 +107,61 @@ class FairQueue(Generic[T]):
             raise ValueError(f"weight and cost must be positive, not {weight} and {cost}")
         if self.waiting(flow) >= self._bound:
             raise queue_full(self._bound)
-        state = self._flows.setdefault(flow, _Flow(weight, self._clock))
+        state = self._flows.setdefault(flow, _Flow(flow, weight, self._clock))
+        number = next(self._numbers)
         if not state.waiting:
             state.served = max(state.served, self._clock)
+            heappush(self._ready, (state.served, number, state))
         state.weight = weight
-        state.waiting.append((cost, item))
-        self._size += 1
+        state.waiting[number] = (cost, item)
+        self._places[number] = state
+        return number
 
     def peek(self) -> T | None:
         """The item that `pop` would release, or None."""
         state = self._next()
-        return state.waiting[0][1] if state else None
+        return next(iter(state.waiting.values()))[1] if state else None
 
     def pop(self) -> T | None:
-        """Release the next item, or None where nothing waits. Linear in the number of flows, not of items."""
+        """Release the next item, or None where nothing waits; in the logarithm of the number of flows."""
         state = self._next()
         if state is None:
             return None
-        cost, item = state.waiting.popleft()
-        self._size -= 1
+        heappop(self._ready)
+        number, (cost, item) = state.waiting.popitem(last=False)
+        del self._places[number]
         self._clock = state.served
         state.served += cost / state.weight
+        heappush(self._ready if state.waiting else self._idle, (state.served, number, state))
         self._forget_settled()
         return item
 
-    def discard(self, item: T) -> bool:
-        """Take back a waiting item, uncharged; False where it is not waiting."""
-        for state in self._flows.values():
-            for index, (_, waiting) in enumerate(state.waiting):
-                if waiting is item:
-                    del state.waiting[index]
-                    self._size -= 1
-                    self._forget_settled()
-                    return True
-        return False
+    def discard(self, number: int) -> bool:
+        """Take back a waiting item, uncharged; False where it is not waiting. Its time does not grow with the queue."""
+        state = self._places.pop(number, None)
+        if state is None:
+            return False
+        del state.waiting[number]
+        if not state.waiting:
+            heappush(self._idle, (state.served, number, state))
+        self._forget_settled()
+        return True
 
     def _next(self) -> _Flow[T] | None:
-        return min((s for s in self._flows.values() if s.waiting), key=lambda s: s.served, default=None)
+        while self._ready:
+            served, _, state = self._ready[0]
+            if state.waiting and served == state.served:
+                return state
+            heappop(self._ready)
+        return None
 
     def _forget_settled(self) -> None:
         """An idle flow at or behind the clock is as good as unknown; so is every idle flow once nothing waits."""
-        settled = [f for f, s in self._flows.items() if not s.waiting and (not self._size or s.served <= self._clock)]
-        for flow in settled:
-            del self._flows[flow]
+        if not self._places:
+            self._flows.clear()
+            self._ready.clear()
+            self._idle.clear()
+        while self._idle and self._idle[0][0] <= self._clock:
+            served, _, state = heappop(self._idle)
+            if not state.waiting and served == state.served and self._flows.get(state.name) is state:
+                del self._flows[state.name]

@@ -84,11 +84,12 @@ async def test_a_flood_leaves_room_for_others_by_weight(make: Make) -> None:
     assert sum(100 <= item < 200 for item in early) == 2
 
 
-async def test_a_failing_batch_fails_its_items_alone(make: Make) -> None:
+async def test_a_bad_item_fails_alone_and_those_that_it_came_with_are_answered(make: Make) -> None:
     run = Recorder()
-    batcher = make(run, size=2)
-    failed = await asyncio.gather(*(batcher.submit(i, Share(flow="a")) for i in (-1, 1)), return_exceptions=True)
-    assert all(isinstance(error, ValueError) for error in failed)
+    batcher = make(run, size=3)
+    answers = await asyncio.gather(*(batcher.submit(i, Share(flow=f"{i}")) for i in (1, -1, 2)), return_exceptions=True)
+    assert answers[0] == 2 and isinstance(answers[1], ValueError) and answers[2] == 4
+    assert run.batches == [[1, -1, 2], [1], [-1], [2]]
     assert await batcher.submit(5, Share(flow="a")) == 10
 
 

@@ -76,10 +76,10 @@ def test_a_full_flow_is_refused_and_others_are_not() -> None:
 def test_a_discarded_item_is_not_released_nor_charged() -> None:
     queue = FairQueue[object](bound=5)
     items = [object() for _ in range(3)]
-    queue.push("a", 1.0, 100.0, items[0])
+    first = queue.push("a", 1.0, 100.0, items[0])
     queue.push("a", 1.0, 1.0, items[1])
     queue.push("b", 1.0, 1.0, items[2])
-    assert queue.discard(items[0]) and not queue.discard(items[0])
+    assert queue.discard(first) and not queue.discard(first)
     assert [queue.pop(), queue.pop(), queue.pop()] == [items[1], items[2], None]
 
 
@@ -97,3 +97,21 @@ def test_everything_pushed_is_released_once(pushes: list[tuple[str, float, float
         assert queue.peek() is not None
     assert sorted(queue.pop() or 0 for _ in range(len(pushes))) == list(range(len(pushes)))
     assert queue.pop() is None and len(queue) == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from(["push", "pop", "leave"]), st.integers(0, 5), st.floats(0.1, 100.0))))
+def test_what_leaves_in_any_order_leaves_the_rest_in_theirs(steps: list[tuple[str, int, float]]) -> None:
+    queue, waiting = FairQueue[int](bound=1000), dict[int, int]()
+    for at, (step, which, cost) in enumerate(steps):
+        if step == "push":
+            waiting[at] = queue.push(f"flow {which}", 1.0, cost, at)
+        elif step == "pop":
+            item = queue.pop()
+            assert (item is None) == (not waiting)
+            waiting.pop(-1 if item is None else item, None)
+        elif waiting:
+            item = sorted(waiting)[which % len(waiting)]
+            assert queue.discard(waiting.pop(item))
+        assert len(queue) == len(waiting)
+    assert sorted(queue.pop() or 0 for _ in range(len(waiting))) == sorted(waiting)
+    assert queue.pop() is None and not queue._flows
