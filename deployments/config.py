@@ -150,7 +150,18 @@ class GatewayArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
+    max_body_bytes: Annotated[int, Field(ge=1024)] = Field(default=16 * 2**20, description="of a picture's request")
+    max_text_bytes: Annotated[int, Field(ge=1024)] = Field(default=2**20, description="of a text's request")
+    max_tenant_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=64 * 2**20, description="of one tenant's bodies under way at a time; one body always passes"
+    )
+    max_held_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=512 * 2**20, description="of all bodies under way at a time"
+    )
+    body_timeout_s: Annotated[float, Field(gt=0.0)] = Field(default=30.0, description="to the last byte of a body")
+    bad_requests_per_s: Annotated[float, Field(gt=0.0)] = Field(
+        default=50.0, description="refused requests that a tenant may send for long; ten seconds' worth at once"
+    )
     max_image_pixels: Annotated[int, Field(ge=64 * 64)] = 25_000_000
     deadline_s: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="to the whole answer of a request")
     scaling: Scaling = Scaling()

@@ -19,6 +19,7 @@ from deployments.calls import call_replica
 from deployments.catalog import ModelInfo
 from deployments.config import AppArgs
 from deployments.http.api import build_api
+from deployments.http.intake import Intake
 from deployments.http.middleware import Receipt
 from deployments.receipts import Receipts
 from deployments.store import StoreAccess
@@ -57,6 +58,7 @@ class TenantGateway:
     ) -> None:
         self.args = args
         self.infos: dict[str, ModelInfo] = {}
+        self.intake = Intake(args.gateway)
         self._handles = dict(models)
         self.store = await access.connect()
         grace = args.store.stale_grace_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from deployments.http import entitlements, errors, health, openai, vision
+from deployments.http.intake import body_limit
 from deployments.http.middleware import BodyLimit, ReceiptHeaders
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def build_api(gateway: TenantGateway) -> FastAPI:
         description=DESCRIPTION,
         middleware=[
             Middleware(ReceiptHeaders),
-            Middleware(BodyLimit, max_bytes=gateway.args.gateway.max_body_bytes),
+            Middleware(BodyLimit, most=partial(body_limit, gateway.args.gateway)),
         ],
     )
     app.state.gateway = gateway

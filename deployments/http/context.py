@@ -20,15 +20,19 @@ KEY_REQUIRED = [Security(_bearer), Security(_header)]
 
 
 class KeyedRoute(APIRoute):
-    """A route that needs a key: checked before the body is read, so that nobody without one learns about its form."""
+    """A route that needs a key: checked before the body is read, so that nobody without one learns about its form, and
+    nobody's bodies are in the way of others'."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, behind the key."""
+        """FastAPI's handler, behind the key and the intake."""
         handler = super().get_route_handler()
 
         async def keyed(request: Request) -> Response:
-            await request.app.state.gateway.authenticate(request)
-            return await handler(request)
+            gateway = request.app.state.gateway
+            entitlements = await gateway.authenticate(request)
+            with gateway.intake.charged(entitlements.tenant):
+                async with gateway.intake.read(request, entitlements.tenant):
+                    return await handler(request)
 
         return keyed
 

@@ -67,32 +67,38 @@ class ReceiptHeaders:
 
 
 class BodyLimit:
-    """Refuses a body over the limit: at once by its Content-Length, else as soon as it has grown past it."""
+    """Refuses a body over the limit: at once by its Content-Length, else as soon as it has grown past it.
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    Args:
+        most: bytes of a body, by the request's scope.
+    """
+
+    def __init__(self, app: ASGIApp, *, most: Callable[[Scope], int]) -> None:
         self._app = app
-        self._max = max_bytes
+        self._most = most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max:
-            return await error_response(self._error())(scope, receive, send)
+        most, declared = self._most(scope), Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > most:
+            return await error_response(_too_large(most))(scope, receive, send)
         received = 0
 
         async def limited_receive() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max:
-                raise self._error()
+            if received > most:
+                raise _too_large(most)
             return message
 
         return await self._app(scope, limited_receive, send)
 
-    def _error(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The request body is larger than {self._max / 2**20:.0f} MiB.", code="body_too_large")
+
+def _too_large(most: int) -> PayloadTooLarge:
+    size = f"{most / 2**20:.0f} MiB" if most >= 2**20 else f"{most / 2**10:.0f} KiB"
+    return PayloadTooLarge(f"The request body is larger than {size}.", code="body_too_large")
 
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")

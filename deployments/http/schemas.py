@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from policies.errors import InvalidRequest
 from policies.terms import Level, Strength
+
+MOST_FOCUS = 16
+_UNKNOWN = 20
+"""Unknown fields that are named one by one."""
+
+
+def short(most: int) -> BeforeValidator:
+    """Refuses a longer mapping or list before its entries are looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict | list) and len(value) > most:
+            raise ValueError(f"at most {most:,} entries, not {len(value):,}")
+        return value
+
+    return BeforeValidator(check)
+
 
 FocusField = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Strength],
+    short(MOST_FOCUS),
     Field(
-        max_length=16,
+        max_length=MOST_FOCUS,
         description="Class, word or phrase to strength in (-1, 1): positive favours it, negative avoids it."
         " Added to the tenant's standing focus, within the tier's `focus_max`, which below level 1.0 is granted only.",
         examples=[{"ocean": 0.5}],
@@ -28,6 +46,17 @@ UtilityField = Annotated[
 
 class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_flood(cls, fields: Any) -> Any:
+        """Each of 100,000 unknown fields would be an error of its own, and take its time."""
+        if isinstance(fields, dict) and len(fields) > len(cls.model_fields) + _UNKNOWN:
+            first = next(name for name in fields if name not in cls.model_fields)
+            raise InvalidRequest(
+                f"Unsupported parameter: '{first}'. Leave it out.", param=first, code="unsupported_parameter"
+            )
+        return fields
 
 
 class ModelCard(BaseModel):

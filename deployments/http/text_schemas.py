@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from deployments.http.schemas import FocusField, StrictModel, UtilityField
+from deployments.http.schemas import FocusField, StrictModel, UtilityField, short
 from policies.errors import InvalidRequest
 
 MAX_CHOICES = 128
 """Most answers of one request, over all its prompts; of `n`, OpenAI's own limit."""
+
+MOST_MESSAGES, MOST_PARTS, MOST_BIASED = 4096, 1024, 1024
 
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
@@ -32,7 +34,9 @@ class ChatMessage(StrictModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="Who speaks.")
-    content: str | list[TextPart] = Field(description="What is said: text, or a list of text parts.")
+    content: str | Annotated[list[TextPart], Field(fail_fast=True), short(MOST_PARTS)] = Field(
+        description="What is said: text, or a list of text parts."
+    )
     name: str | None = Field(default=None, description="Accepted and ignored.")
 
     _null_is_unset = model_validator(mode="before")(_without_nulls)
@@ -82,7 +86,7 @@ class GenerationRequest(StrictModel):
     )
     frequency_penalty: Penalty = Field(default=0.0, description="Taken off a token's logit each time it has come.")
     presence_penalty: Penalty = Field(default=0.0, description="Taken off a token's logit once it has come.")
-    logit_bias: Annotated[dict[int, Bias], Field(max_length=1024)] = Field(
+    logit_bias: Annotated[dict[int, Bias], short(MOST_BIASED), Field(max_length=MOST_BIASED)] = Field(
         default_factory=dict, description="Token id to what its logit is changed by; needs the tier's `logprobs`."
     )
     user: str | None = Field(default=None, description="Accepted and ignored.")
@@ -133,7 +137,9 @@ class GenerationRequest(StrictModel):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1, description="The conversation so far.")
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True), short(MOST_MESSAGES)] = Field(
+        min_length=1, description="The conversation so far."
+    )
     max_completion_tokens: int | None = Field(default=None, ge=1, description="OpenAI's newer name of max_tokens.")
     logprobs: bool = Field(default=False, description="Tell the log-probability of each token; needs the tier's grant.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Likeliest tokens to tell beside each.")

@@ -126,18 +126,9 @@ async def _read(request: Request, query: Mapping[str, str | list[str] | None]) -
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body, object_pairs_hook=_without_repeats)
+        return json.loads(body)
     except (ValueError, RecursionError):
         raise InvalidRequest("The body is not valid JSON; send a JSON object.", code="invalid_json") from None
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise InvalidRequest(
-            f"'{repeated}' is given more than once; give it once.", param=repeated, code="invalid_value"
-        )
-    return dict(pairs)
 
 
 def _validate(model: type[Model], value: Any) -> Model:

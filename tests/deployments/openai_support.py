@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from deployments.catalog import ModelInfo, TextDelta, TokenLogprob
-from deployments.config import Task
+from deployments.config import GatewayArgs, Task
+from deployments.http.intake import Intake
 from policies.errors import Unavailable
 from policies.terms import Share, Tier
 
@@ -25,7 +26,8 @@ class Script:
     """A gateway and its engine in one: says `Hello <index>` to everything, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.args = SimpleNamespace(gateway=SimpleNamespace(max_body_bytes=2**20))
+        self.args = SimpleNamespace(gateway=GatewayArgs())
+        self.intake = Intake(self.args.gateway)
         self.tier = Tier(name="gold", utility=1.0)
         self.costs: list[int] = []
         self.asked: list[tuple[Any, dict[str, Any]]] = []
@@ -36,7 +38,7 @@ class Script:
         self.reads: asyncio.Event | None = None
 
     async def authenticate(self, request: Any) -> Any:
-        return SimpleNamespace(tier=self.tier, share=lambda: Share(flow="own"))
+        return SimpleNamespace(tenant="own", tier=self.tier, share=lambda: Share(flow="own"))
 
     def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:
         return MODEL

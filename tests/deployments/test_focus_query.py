@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.http.vision import _json, _parse_focus
+from deployments.http.vision import _parse_focus
 from policies.errors import InvalidRequest
 
 
@@ -33,8 +33,3 @@ def test_a_name_that_is_given_twice_is_refused(texts: list[str]) -> None:
 def test_what_is_no_pair_is_named(text: str) -> None:
     with pytest.raises(InvalidRequest, match="class=strength"):
         _parse_focus([text])
-
-
-def test_a_field_of_the_body_that_is_given_twice_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="'car' is given more than once"):
-        _json(b'{"inputs": "", "parameters": {"focus": {"car": 0.5, "car": 0.1}}}')

@@ -1,0 +1,125 @@
+"""What is read of clients: how large, how much at once, for how long, and what refused requests cost."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from deployments.config import GatewayArgs
+from policies.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, ServiceError, Unavailable
+
+MOST_ELEMENTS = 2**17
+"""Of a JSON body: parsing holds the event loop for some 10 ms then, and no prompt that fits a context has more."""
+BURST_S = 10.0
+"""Seconds' worth of bad requests that a tenant may send at once."""
+_STRUCTURE = (b",", b"[", b"{", b":")
+_TEXT = re.compile(r"(/models/[^/]+)?/v1/")
+
+
+def body_limit(args: GatewayArgs, scope: Scope) -> int:
+    """Most bytes of a body: those of text are JSON and small, a picture is neither."""
+    return args.max_text_bytes if _TEXT.match(scope["path"]) else args.max_body_bytes
+
+
+class Intake:
+    """What one gateway reads, for all its tenants.
+
+    Args:
+        args: limits; per tenant and in all.
+    """
+
+    def __init__(self, args: GatewayArgs) -> None:
+        self._args = args
+        self._held: dict[str, int] = {}
+        self._bad: dict[str, tuple[float, float]] = {}
+
+    @asynccontextmanager
+    async def read(self, request: Request, flow: str) -> AsyncIterator[None]:
+        """A request of a tenant whose body has been read, and is held within.
+
+        Raises:
+            Unavailable: too many bytes of the tenant's, or of all tenants', are held already.
+            DeadlineExceeded: the body did not come in time.
+            InvalidRequest: a JSON body of too many elements.
+        """
+        with self._hold(flow, _declared(request.headers, body_limit(self._args, request.scope))):
+            try:
+                async with asyncio.timeout(self._args.body_timeout_s):
+                    body = await request.body()
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"The request's body did not come within {self._args.body_timeout_s:g} s.", code="body_timeout"
+                ) from None
+            if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+                check_elements(body)
+            yield
+
+    @contextmanager
+    def charged(self, flow: str) -> Iterator[None]:
+        """What is refused within is charged to its tenant, and nothing more is read of one that has used up its own.
+
+        Raises:
+            LimitExceeded: it has; the error says for how long.
+        """
+        rate = self._args.bad_requests_per_s
+        wait = (1.0 - self._left(flow, rate)) / rate
+        if wait > 0.0:
+            raise LimitExceeded(
+                f"Too many of this tenant's requests were refused for what they ask; mend them, retry in {wait:.1f} s.",
+                retry_after=max(1, round(wait)),
+                code="too_many_bad_requests",
+            )
+        try:
+            yield
+        except (ServiceError, RequestValidationError) as error:
+            if not isinstance(error, Unavailable | LimitExceeded):
+                self._bad[flow] = (self._left(flow, rate) - 1.0, time.monotonic())
+            raise
+
+    def _left(self, flow: str, rate: float) -> float:
+        """Bad requests that a tenant may send now."""
+        left, since = self._bad.get(flow, (BURST_S * rate, 0.0))
+        left += (time.monotonic() - since) * rate
+        if left >= BURST_S * rate:
+            self._bad.pop(flow, None)
+        return min(left, BURST_S * rate)
+
+    @contextmanager
+    def _hold(self, flow: str, count: int) -> Iterator[None]:
+        own, everyone = self._held.get(flow, 0), sum(self._held.values())
+        if own and own + count > self._args.max_tenant_bytes:
+            raise _busy(f"{own / 2**20:.0f} MiB of this tenant's requests")
+        if everyone and everyone + count > self._args.max_held_bytes:
+            raise _busy(f"{everyone / 2**20:.0f} MiB of requests")
+        self._held[flow] = own + count
+        try:
+            yield
+        finally:
+            self._held[flow] -= count
+            if not self._held[flow]:
+                del self._held[flow]
+
+
+def check_elements(body: bytes) -> None:
+    """Refuse JSON that would take long to parse. Raises InvalidRequest."""
+    if len(body) > MOST_ELEMENTS and sum(map(body.count, _STRUCTURE)) > MOST_ELEMENTS:
+        raise InvalidRequest(
+            f"The JSON body has more than {MOST_ELEMENTS:,} elements; send fewer.", code="too_many_elements"
+        )
+
+
+def _declared(headers: Headers, most: int) -> int:
+    length = headers.get("content-length", "")
+    return min(int(length), most) if length.isdigit() else 0 if "transfer-encoding" not in headers else most
+
+
+def _busy(what: str) -> Unavailable:
+    return Unavailable(f"{what} are under way already; retry later.", retry_after=1, code="too_much_under_way")
