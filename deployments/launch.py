@@ -35,19 +35,12 @@ app = typer.Typer(add_completion=False, help="Start and stop the application on 
 
 END_TIMEOUT_S = 60.0
 ENVIRONMENT = {
-    # Read when Ray is imported, so they cannot stand in the YAML: HAProxy in front of the gateway, no proxy hop.
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # gRPC's own limit of 4 MB is below the largest image that the gateway takes.
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
-    # How long a gateway that is shut down goes on answering; Serve's 30 s are meant for a fleet behind a balancer.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.http.middleware:before_serve",
-    # Ray's own 15 lets every other job of the machine go before the answers.
+    # Ray's own 15 lets every other job of the machine go before the answers. Read when Ray starts, so not in the YAML.
     "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
     "PYTHONUNBUFFERED": "1",
 }
+HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 
 @dataclass(frozen=True)
@@ -58,6 +51,7 @@ class Plan:
     args: AppArgs
     host: str
     port: int
+    ha_proxy: bool = True
 
     @property
     def base_url(self) -> str:
@@ -83,7 +77,9 @@ def read_plan(path: Path) -> Plan:
         application = config["applications"][0]
         http = config.get("http_options") or {}
         args = AppArgs.model_validate(application.get("args") or {})
-        return Plan(path, args, str(http.get("host", "127.0.0.1")), int(http.get("port", 8000)))
+        serves = (config.get("controller_options") or {}).get("runtime_env", {}).get("env_vars", {})
+        ha_proxy = {**os.environ, **serves}.get(HA_PROXY) == "1"
+        return Plan(path, args, str(http.get("host", "127.0.0.1")), int(http.get("port", 8000)), ha_proxy)
     except FileNotFoundError:
         raise fail(f"{path} does not exist.") from None
     except ValidationError as error:
@@ -108,6 +104,10 @@ def serve(config: Annotated[Path, typer.Argument(help="Serve configuration.")] =
     _check_port(plan)
     _check_store(plan)
     plan.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not plan.ha_proxy:
+        typer.echo(
+            f"{config} lacks the controller_options of the shipped serve_config.yaml: a slower server.", err=True
+        )
     typer.echo(f"Starting {len(plan.args.models)} models at {plan.base_url} (log: {plan.data / 'serve.log'})")
     # A shell's background job starts with SIGINT ignored, which the child would inherit and then never end in order.
     signal.signal(signal.SIGINT, signal.default_int_handler)
