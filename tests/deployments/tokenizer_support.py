@@ -28,9 +28,9 @@ def byte_fallback() -> Tokenizer:
 
 
 def byte_level(special: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")) -> Tokenizer:
-    """As GPT-2, SmolLM2, Llama 3 and Qwen have it: every token is of bytes; 256 of them, then the special ones."""
+    """As GPT-2, SmolLM2, Llama 3 and Qwen have it: every token is of bytes; 256 of them, `ab`, then the special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(BPE({letter: at for at, letter in enumerate(alphabet)}, []))
+    made = Tokenizer(BPE({letter: at for at, letter in enumerate([*alphabet, "ab"])}, [("a", "b")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([AddedToken(text, special=True) for text in special])

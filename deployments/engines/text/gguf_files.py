@@ -57,8 +57,7 @@ def whole(paths: list[Path]) -> Iterator[Path]:
     Raises:
         LoadError: a part is missing or cut short, or there is no room for the parts together.
     """
-    for path in paths:
-        check_gguf(path)
+    check_gguf(paths[0])
     count = _metadata(paths[0]).get("split.count", 1)
     if count > 1 and len(paths) != count:
         raise LoadError(
@@ -76,7 +75,7 @@ def whole(paths: list[Path]) -> Iterator[Path]:
                 " to a larger disk, or merge the parts with `llama-gguf-split --merge` and name the result"
             )
         merged = Path(folder) / f"{paths[0].stem}-merged.gguf"
-        _merge(paths, merged)
+        _merge([_reader(path) for path in paths], merged)
         yield merged
 
 
@@ -105,9 +104,16 @@ def _metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _merge(paths: list[Path], out: Path) -> None:
+def _reader(path: Path) -> gguf.GGUFReader:
+    check_file(path)
+    try:
+        return gguf.GGUFReader(path)
+    except Exception as error:  # of reading past the end
+        raise LoadError(f"{path} is cut short or no GGUF file ({first_line(error)}); download it again") from error
+
+
+def _merge(readers: list[gguf.GGUFReader], out: Path) -> None:
     """Write the tensors of all parts behind the first part's metadata, as they are."""
-    readers = [gguf.GGUFReader(path) for path in paths]
     architecture = readers[0].fields[gguf.Keys.General.ARCHITECTURE].contents()
     writer = gguf.GGUFWriter(out, arch=architecture, endianess=readers[0].endianess)
     for key, field in readers[0].fields.items():

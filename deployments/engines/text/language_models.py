@@ -20,6 +20,8 @@ from deployments.engines.text.sources import Source, located
 from deployments.engines.text.tokenizers import load_tokenizer
 from deployments.engines.text.weights import UNWRAPPED, check_weights
 
+_NO_LIMIT = 2048
+"""Tokens of a sequence where a configuration names no limit."""
 _NO_SDPA = re.compile(r"does not support an attention implementation through .*scaled_dot_product_attention")
 
 
@@ -124,7 +126,8 @@ def _context(config: Any) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     every = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     changes = [part["original_max_position_embeddings"] for part in every if part.get("rope_type") == "longrope"]
-    return int(min([getattr(config, "max_position_embeddings", None) or 2048, *changes]))
+    made_for = getattr(config, "max_position_embeddings", None) or 0
+    return int(min([made_for if made_for > 0 else _NO_LIMIT, *changes]))
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
