@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE, Unigram
+from tokenizers.models import BPE, Unigram, WordLevel
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -28,7 +31,7 @@ def byte_fallback() -> Tokenizer:
 
 
 def byte_level(special: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")) -> Tokenizer:
-    """As GPT-2, SmolLM2, Llama 3 and Qwen have it: every token is of bytes; 256 of them, `ab`, then the special ones."""
+    """As GPT-2, SmolLM2, Llama 3 and Qwen have it: tokens of bytes: 256 of one, `ab`, then the special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(BPE({letter: at for at, letter in enumerate([*alphabet, "ab"])}, [("a", "b")]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -54,3 +57,20 @@ def chat_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     )
     made.chat_template = template
     return made
+
+
+def words(count: int) -> Tokenizer:
+    """Words 't0', 't1', ... between spaces."""
+    made = Tokenizer(WordLevel({f"t{i}": i for i in range(count)}, unk_token="t0"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def stand_in(vocabulary: int) -> Any:
+    """What an engine asks of a tokenizer, for models that no text was made for; letters are encoded anyhow."""
+    return SimpleNamespace(
+        chat_template=None,
+        all_special_ids=[],
+        backend_tokenizer=words(vocabulary),
+        encode=lambda text, **_: [8 + ord(c) * 37 % (vocabulary - 8) for c in text],
+    )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from deployments.catalog import TextDelta
@@ -36,8 +35,6 @@ from policies.head.words import targets
 from policies.terms import Modulation, Share
 
 __all__ = ["Generator", "SamplingParams", "TextDelta"]
-
-_ROLES = ("system", "user", "assistant")
 
 
 class Generator(CalibratedEngine):
@@ -133,10 +130,10 @@ class Generator(CalibratedEngine):
         """A plain prompt's tokens, from its text or as they are.
 
         Raises:
-            InvalidRequest: an id that is no token.
+            InvalidRequest: an id that is no token, or a text with one that the model was not made for.
         """
         if isinstance(text, str):
-            return list(self.tokenizer.encode(text))
+            text = list(self.tokenizer.encode(text))
         self._check_tokens(text, "prompt")
         return text
 
@@ -144,31 +141,11 @@ class Generator(CalibratedEngine):
         """A conversation's tokens in the model's own chat template, ready for the assistant's answer.
 
         Raises:
-            InvalidRequest: no messages, an unknown role, or a model without a chat template.
+            InvalidRequest: as `Chat.encode`.
         """
-        if not messages:
-            raise InvalidRequest("messages must hold at least one message.", param="messages", code="invalid_value")
-        for index, message in enumerate(messages):
-            if message.get("role") not in _ROLES:
-                raise InvalidRequest(
-                    f"The role '{message.get('role')}' is unknown; use one of {', '.join(_ROLES)}.",
-                    param=f"messages[{index}].role",
-                    code="unknown_role",
-                )
-        if not self.tokenizer.chat_template:
-            raise InvalidRequest(
-                f"{self.model_id} has no chat template; use /v1/completions.", param="messages", code="no_chat_template"
-            )
-        try:
-            return list(
-                self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-            )
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"The chat template of {self.model_id} refuses this conversation: {error}",
-                param="messages",
-                code="invalid_value",
-            ) from None
+        tokens = self.language_model.chat.encode(messages)
+        self._check_tokens(tokens, "messages")
+        return tokens
 
     def check(self, prompt: Sequence[int], params: SamplingParams, modulation: Modulation, *, param: str) -> None:
         """Refuse what cannot be answered, or not at these terms.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreT
 
 from deployments.config import ModelSpec
 from deployments.engines.errors import LoadError, first_line
+from deployments.engines.text.chat import Chat
 from deployments.engines.text.gguf_files import end_tokens
 from deployments.engines.text.packed_linear import packed
 from deployments.engines.text.sources import Source, located
@@ -33,6 +35,7 @@ class LanguageModel:
         final: the module that makes the logits; its weight may be the embedding's; packed on a CPU.
         context: tokens of prompt and answer together that the model was made for.
         end_tokens: ids that end an answer.
+        sampling: the `temperature`, `top_p` and `top_k` that its makers name, for requests that name none.
         fingerprint: 16 hex digits over shapes, dtype and weights; the same in every process.
         id: what clients call it.
     """
@@ -44,6 +47,12 @@ class LanguageModel:
     end_tokens: frozenset[int]
     fingerprint: str
     id: str = "the model"
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """Its chat template."""
+        return Chat(self.id, self.tokenizer, self.end_tokens)
 
     def refused(self, why: str) -> LoadError:
         """The error, in one line, that keeps this model from being served."""
@@ -62,7 +71,7 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
     with located(spec) as source:
         model = _load_model(spec, source)
         tokenizer = load_tokenizer(spec, source)
-        ends = end_tokens(source.gguf) if source.gguf else frozenset()
+        ends = _end_tokens(model, tokenizer) | (end_tokens(source.gguf) if source.gguf else frozenset())
     final = model.get_output_embeddings()
     if not isinstance(final, nn.Linear) or not model._supports_logits_to_keep():
         raise LoadError(
@@ -77,7 +86,8 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
         tokenizer=tokenizer,
         final=final,
         context=_context(model.config.get_text_config()),
-        end_tokens=_end_tokens(model, tokenizer) | ends,
+        end_tokens=ends | Chat(spec.id, tokenizer, ends).turn_end(),
+        sampling=_sampling(model),
         fingerprint=_fingerprint(model, spec.dtype),
         id=spec.id,
     )
@@ -134,6 +144,15 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     configured = model.generation_config.eos_token_id if model.generation_config else None
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
+
+
+def _sampling(model: PreTrainedModel) -> dict[str, float]:
+    """Of the model's generation_config, where that says to sample at all; its penalties are left to requests."""
+    config = model.generation_config
+    if config is None or not config.do_sample:
+        return {}
+    named = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k")}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _fingerprint(model: PreTrainedModel, dtype: str) -> str:
