@@ -15,7 +15,6 @@ from deployments.engines.text.sources import Source
 _READY = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
 _SENTENCES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _TIKTOKEN = ("tiktoken.model", "*.tiktoken")
-_EXTRA = "`pip install 'aim-serve[tokenizers]'`"
 
 
 def load_tokenizer(spec: ModelSpec, source: Source) -> Any:
@@ -65,7 +64,7 @@ def _check_folder(spec: ModelSpec, folder: Path) -> None:
         needed = [name for name in ("tiktoken",) if not _installed(name)]
     if needed:
         name = "protobuf" if needed[0].startswith("google") else needed[0]
-        raise LoadError(f"{spec.id}: {pieces or ranks} needs the package {name}; install it with {_EXTRA}")
+        raise LoadError(f"{spec.id}: {pieces or ranks} needs the package {name}: `pip install {name}`")
 
 
 def _is_ranks(path: Path) -> bool:
