@@ -15,6 +15,7 @@ from deployments.catalog import TextDelta
 from deployments.config import ModelSpec
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
 from deployments.engines.live import Kept
+from deployments.engines.memory import free_share
 from deployments.engines.text.admission import SEATS_PER_ROW
 from deployments.engines.text.calibration import calibration_steps
 from deployments.engines.text.engine import TextEngine
@@ -54,7 +55,7 @@ class Generator(CalibratedEngine):
     scheme = TEXT
     least_live = 40
 
-    def __init__(self, spec: ModelSpec, language_model: LanguageModel) -> None:
+    def __init__(self, spec: ModelSpec, language_model: LanguageModel, share: float = 0.0) -> None:
         super().__init__(spec)
         self.model_id = spec.id
         self.language_model = language_model
@@ -66,17 +67,24 @@ class Generator(CalibratedEngine):
         self.depth = spec.depth or TEXT.depth
         self.device = next(self.final.parameters()).device
         self.slots = spec.max_batch_size * SEATS_PER_ROW
-        self.engine = TextEngine(language_model, spec, self.context, self.live, self.counts)
+        room = free_share(self.device, share)
+        self.engine = TextEngine(language_model, spec, self.context, self.live, self.counts, room)
 
     @classmethod
-    def load(cls, spec: ModelSpec, device: torch.device) -> Generator:
+    def load(
+        cls, spec: ModelSpec, device: torch.device, share: float = 0.0, say: Callable[[str], None] = lambda _: None
+    ) -> Generator:
         """Load the model that `spec` names, and have its engine answer a first request.
+
+        Args:
+            share: of the card that is this process's; 0 is all of it.
+            say: told what memory it takes.
 
         Raises:
             LoadError: it cannot be loaded or modulated, or the engine answers otherwise than the model alone; the
                 message names the source and says what to change.
         """
-        generator = cls(spec, load_language_model(spec, device))
+        generator = cls(spec, load_language_model(spec, device, say), share)
         try:
             engine = generator.engine
             check_serves(generator.language_model, engine.greedy, context=generator.context, fault=engine.fault)

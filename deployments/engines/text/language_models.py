@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -18,6 +18,7 @@ from deployments.engines.errors import LoadError, first_line
 from deployments.engines.text.chat import Chat
 from deployments.engines.text.gguf_files import end_tokens
 from deployments.engines.text.packed_linear import packed
+from deployments.engines.text.placement import at_hand, placed
 from deployments.engines.text.sources import Source, located
 from deployments.engines.text.tokenizers import load_tokenizer
 from deployments.engines.text.weights import UNWRAPPED, check_weights
@@ -61,15 +62,21 @@ class LanguageModel:
         )
 
 
-def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
+def load_language_model(
+    spec: ModelSpec, device: torch.device, say: Callable[[str], None] = lambda _: None
+) -> LanguageModel:
     """Load the model that `spec.source` names.
+
+    Args:
+        say: told what memory the weights take, before they are loaded.
 
     Raises:
         LoadError: it is not there, not whole, not a causal language model, has other weights than its own, or cannot be
             modulated; the message says what to do.
     """
     with located(spec) as source:
-        model = _load_model(spec, source)
+        places = placed(spec, source, device, say)
+        model = _load_model(spec, source, places)
         tokenizer = load_tokenizer(spec, source)
         ends = _end_tokens(model, tokenizer) | (end_tokens(source.gguf) if source.gguf else frozenset())
     final = model.get_output_embeddings()
@@ -78,7 +85,13 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
             f"{spec.id}: {type(model).__name__} cannot be modulated: its logits must come from one nn.Linear and its"
             " forward take logits_to_keep; name another model in source"
         )
-    model = model.requires_grad_(False).eval().to(device)
+    if not final.weight.is_floating_point():
+        raise LoadError(
+            f"{spec.id}: {type(model).__name__} cannot be modulated: its final layer is quantised; take a copy that"
+            " leaves lm_head as it is"
+        )
+    model = model.requires_grad_(False).eval()
+    model = model if places else model.to(device)
     final = packed(final)
     model.set_output_embeddings(final)
     return LanguageModel(
@@ -93,9 +106,9 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
     )
 
 
-def _load_model(spec: ModelSpec, source: Source) -> Any:
+def _load_model(spec: ModelSpec, source: Source, places: Mapping[str, Any]) -> Any:
     """The model with all its weights and no others, by the library's own loader."""
-    options: dict[str, Any] = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": False, **places}
     if source.gguf_file:
         # Kernels for packed weights are had or not by chance, and a head needs a plain final layer.
         options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
@@ -159,8 +172,9 @@ def _fingerprint(model: PreTrainedModel, dtype: str) -> str:
     """Over every tensor's name, shape and a strided thousandth of its values: cheap, and no fine-tuning keeps it."""
     digest = hashlib.sha256(f"text-generation {dtype}".encode())
     for name, value in sorted(model.state_dict().items()):
-        flat = value.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // 1024)].cpu().contiguous()
+        with at_hand(model, name, value) as held:
+            flat = held.detach().reshape(-1)
+            some = flat[:: max(1, flat.numel() // 1024)].cpu().contiguous()
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
