@@ -101,6 +101,11 @@ class ModelSpec(BaseModel):
     max_context: Annotated[int, Field(ge=16)] | None = Field(
         default=None, description="text: most tokens of prompt and answer together; None: the model's own limit"
     )
+    cache_gib: Annotated[float, Field(gt=0.0)] | None = Field(
+        default=None,
+        description="text: GiB of memory for the keys and values of running answers; None: 1.5 on a CPU, and on a card"
+        " what its part of it has free beside the weights",
+    )
     scaling: Scaling = Scaling()
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,12 +155,13 @@ class TextReplica(Replica):
         spec: the model.
         access: how to find the store; requests never wait for it.
         threads: CPU threads of a forward.
-        gpu_share: share of a card's memory that the model's calibrator may take; 0: all that is free.
+        gpu_share: share of a card's memory that the replica may take, and again its calibrator; 0: all that is free.
     """
 
     async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: int, gpu_share: float = 0.0) -> None:
         with announced(spec.id, spec.source):
-            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads))
+            say = partial(announce, spec.id)
+            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads), gpu_share, say)
             await self.start(self.engine, spec, access, threads, gpu_share, self.engine.context)
         # What is counted is not admitted yet: it gets a thread, and each tenant a part of it, and no more.
         self._counter = ThreadPoolExecutor(1, "count")

@@ -78,17 +78,18 @@ def _transformers(spec: ModelSpec, source: str, device: torch.device) -> Picture
 
 @torch.inference_mode()
 def shortfalls(
-    source: tuple[str, dict[str, Any]], dtype: str, device: torch.device, prompt: list[int], answer: list[int]
+    spec: ModelSpec, where: str, gguf: str | None, device: torch.device, prompt: list[int], answer: list[int]
 ) -> Tensor:
     """How far each token [T] of a greedy answer is below the library's own highest logit at that step; 0: it is it.
 
     Args:
-        source: what `AutoModelForCausalLM.from_pretrained` is called with.
+        where: what `AutoModelForCausalLM.from_pretrained` is called with.
+        gguf: name of the GGUF file in that folder.
     """
     from transformers import AutoModelForCausalLM
 
-    where, extra = source
-    model: Any = AutoModelForCausalLM.from_pretrained(where, **extra, dtype=getattr(torch, dtype))
+    named = {"gguf_file": gguf} if gguf else {}
+    model: Any = AutoModelForCausalLM.from_pretrained(where, **named, dtype=getattr(torch, spec.dtype))
     model = model.eval().to(device)
     logits = model(torch.tensor([prompt + answer], device=device)).logits[0, len(prompt) - 1 : -1].float().cpu()
     own = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]

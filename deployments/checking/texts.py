@@ -14,7 +14,7 @@ from deployments.checking.report import Report, size, took
 from deployments.config import ModelSpec, resolve_path
 from deployments.engines.text.calibration import calibrating
 from deployments.engines.text.generator import Generator
-from deployments.engines.text.language_models import locate
+from deployments.engines.text.sources import located
 
 PROMPT = "Write one sentence about the sea."
 TOKENS = 32
@@ -103,7 +103,8 @@ def _levels(spec: ModelSpec, report: Report, each: float, generator: Generator |
 def _compare(spec: ModelSpec, report: Report, device: torch.device, ids: list[int], answer: list[int]) -> None:
     """After the engine is closed, so that the model is in memory once."""
     tie = TIE if spec.dtype == "float32" else HALF_TIE
-    below = shortfalls(locate(spec), spec.dtype, device, ids, answer)
+    with located(spec) as source:
+        below = shortfalls(spec, source.where, source.gguf_file, device, ids, answer)
     wrong = int((below > tie).sum())
     if wrong:
         first = int((below > tie).nonzero()[0, 0]) + 1

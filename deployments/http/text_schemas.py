@@ -69,15 +69,26 @@ class GenerationRequest(StrictModel):
         default=None, ge=1, description="Most tokens of an answer; left out, 512 for chat and 16 for a completion."
     )
     n: int = Field(default=1, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
-    temperature: float = Field(
-        default=1.0,
+    temperature: float | None = Field(
+        default=None,
         ge=0.0,
         le=2.0,
         allow_inf_nan=False,
-        description="Sampling temperature; 0 is greedy, for which a utility level is defined.",
+        description="Sampling temperature; 0 is greedy, for which a utility level is defined. Left out, the model's own"
+        " (its generation_config), else 1.",
     )
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Nucleus sampling: probability mass to keep.")
-    top_k: int = Field(default=0, ge=0, lt=2**31, description="Likeliest tokens to draw from; 0 is all. Not OpenAI's.")
+    top_p: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="Nucleus sampling: probability mass to keep. Left out, the model's own, else 1.",
+    )
+    top_k: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2**31,
+        description="Likeliest tokens to draw from; 0 is all. Left out, the model's own, else 0. Not OpenAI's.",
+    )
     seed: int | None = Field(
         default=None, ge=-(2**63), lt=2**63, description="The same seed gives the same answer to the same request."
     )

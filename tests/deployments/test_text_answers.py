@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
 
 from deployments.catalog import TextDelta, TokenLogprob
 from deployments.engines.text.seats import LogprobRecord
@@ -16,18 +18,19 @@ PIECES = ["\u2581The", "\u2581sky", "\u2581is", "blue", "\u2581n", "\u00e9", "<0
 """Words as SentencePiece has them; the last but one character comes as three bytes."""
 
 
-def decode(ids: list[int]) -> str:
-    """As SentencePiece: bytes put together, and the space before the first word left out."""
-    data = b"".join(
-        bytes([int(PIECES[i][3:5], 16)]) if PIECES[i].startswith("<0x") else PIECES[i].encode() for i in ids
+def sentencepiece() -> Tokenizer:
+    """Bytes put together, and the space before the first word left out."""
+    made = Tokenizer(BPE({piece: at for at, piece in enumerate(PIECES)}, []))
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return data.decode(errors="replace").replace("\u2581", " ").removeprefix(" ")
+    return made
 
 
 @pytest.mark.parametrize("prompt", [[], [0, 1]])
 @pytest.mark.parametrize("stops", [(), ("zzz",), (" .",)])
 def test_a_tokens_offset_is_where_its_text_begins_in_the_answer(prompt: list[int], stops: tuple[str, ...]) -> None:
-    text = Transcript(decode, prompt, stops, frozenset(), float)
+    text = Transcript(sentencepiece(), prompt, stops, frozenset(), float)
     record = LogprobRecord(torch.tensor(-1.0), torch.tensor([-1.0]), torch.tensor([0]))
     told, tokens = "", []
     for token in range(len(PIECES)):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -31,6 +29,7 @@ from policies.field.variance import scale_of
 from policies.head.slots import Setting
 from policies.terms import Modulation, Share
 from tests.deployments.text_support import SPEC as SERVED
+from tests.deployments.tokenizer_support import stand_in
 
 SECRET = b"a secret for the tests"
 VOCABULARY, END = 600, 7
@@ -44,13 +43,7 @@ def tiny() -> Generator:
         initializer_range=0.3, tie_word_embeddings=False,
     )  # fmt: skip
     llama = LlamaForCausalLM(config).eval().requires_grad_(False)
-    tokenizer: Any = SimpleNamespace(
-        chat_template=None,
-        all_special_ids=[],
-        decode=lambda ids, **_: " ".join(map(str, ids)),
-        encode=lambda text, **_: [8 + ord(c) * 37 % (VOCABULARY - 8) for c in text],
-    )
-    return Generator(SPEC, LanguageModel(llama, tokenizer, llama.lm_head, 256, frozenset({END}), "tiny"))
+    return Generator(SPEC, LanguageModel(llama, stand_in(VOCABULARY), llama.lm_head, 256, frozenset({END}), "tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -25,17 +25,19 @@ async def answer(
 
     Args:
         prompt: messages, or texts to continue (a string, or token ids).
-        params: `SamplingParams` by name and `n`; a `max_tokens` of None is the default, as far as the context has room.
+        params: `SamplingParams` by name and `n`; None is the default: of `max_tokens` as far as the context has room,
+            of how tokens are drawn the model's own.
 
     Raises:
         InvalidRequest, NotEntitled, Unavailable: as `Generator.generate`; before anything is generated where a request
             cannot be answered as a whole.
     """
     field, prompts = await asyncio.to_thread(encoded, generator, prompt)
-    fields = dict(params)
-    n = fields.pop("n", 1)
+    given = {name: value for name, value in params.items() if value is not None}
+    n, most = given.pop("n", 1), given.pop("max_tokens", None)
     _check_count(generator.spec, len(prompts), n)
-    asked = [SamplingParams(**fields | {"max_tokens": _most(generator, ids, fields["max_tokens"])}) for ids in prompts]
+    fields = {**generator.language_model.sampling, **given}
+    asked = [SamplingParams(**fields, max_tokens=_most(generator, ids, most)) for ids in prompts]
     for ids, own in zip(prompts, asked, strict=True):
         generator.check(ids, own, modulation, param=field)
     read = [0] * len(prompts)

@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-Decode = Callable[[list[int]], str]
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 _REPLACEMENT = "\ufffd"
-_LONGEST_CHARACTER = 4
-"""Bytes of a UTF-8 character, so also tokens: after these a replacement character is a fact, not a promise."""
 _CONTEXT = 6
 """Tokens of the prompt decoded along, so that a leading space is told from the start of a text."""
 
 
 class Detokenizer:
-    """Decodes one growing sequence.
+    """Decodes one growing sequence; special tokens are left out.
+
+    The joined pieces are what the tokenizer makes of all tokens at once. Only bytes that are no text may differ: a
+    tokenizer with byte fallback takes back whole characters that stand before them, which a stream cannot.
 
     Args:
-        decode: token ids to text, special tokens left out.
+        tokenizer: of the `tokenizers` library.
         prompt: the tokens before the answer.
     """
 
-    def __init__(self, decode: Decode, prompt: Sequence[int]) -> None:
-        self._decode = decode
-        self._window = list(prompt[-_CONTEXT:])
-        self._known = len(self._window)
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        context = list(prompt[-_CONTEXT:])
+        # A stream would tell an unfinished character of the prompt as the answer's.
+        self._context = [] if tokenizer.decode(context).endswith(_REPLACEMENT) else context
+        self._alone = self._context
+        self._stream = DecodeStream(ids=self._context, skip_special_tokens=True)
+        self._held: list[int] = []
 
     def push(self, tokens: Sequence[int]) -> str:
         """The text that these tokens complete, which may be empty."""
-        self._window += tokens
-        return self._emit(final=False)
+        return "".join(map(self._step, tokens))
 
     def flush(self) -> str:
         """What was held back, at the end of the answer."""
-        return self._emit(final=True)
+        rest, self._held = self._after(self._context, self._held), []
+        return rest
 
-    def _emit(self, final: bool) -> str:
-        before, after = self._decode(self._window[: self._known]), self._decode(self._window)
-        pending = len(self._window) - self._known
-        if after.endswith(_REPLACEMENT) and pending <= _LONGEST_CHARACTER and not final:
-            return ""
-        self._window = self._window[-max(_CONTEXT, pending) :] if pending else self._window
-        self._known = len(self._window)
-        return after[len(before) :]
+    def token(self, token: int) -> str:
+        """The text of one token, as inside a text: with its leading space."""
+        return self._after(self._alone, [token])
+
+    def _step(self, token: int) -> str:
+        self._held.append(token)
+        try:
+            piece = self._stream.step(self._tokenizer, token)
+        except Exception:  # its plain one: bytes that are no text have changed what it told before
+            piece = self._tokenizer.decode(self._held)
+            self._stream = DecodeStream(ids=self._held, skip_special_tokens=True)
+        if piece:
+            self._context, self._held = self._held, []
+        return piece or ""
+
+    def _after(self, context: list[int], tokens: list[int]) -> str:
+        before = self._tokenizer.decode(context)
+        return self._tokenizer.decode(context + tokens)[len(before) :]
 
 
 class StopMatcher:

@@ -17,7 +17,7 @@ from deployments.engines.text.admission import SEATS_PER_ROW, WaitingLine
 from deployments.engines.text.language_models import LanguageModel
 from deployments.engines.text.prefix_sharing import salted_id
 from deployments.engines.text.sampling import SamplingParams, seed_key
-from deployments.engines.text.scheduler import cache_pages, pages_of, start_manager
+from deployments.engines.text.scheduler import CPU_CACHE_GIB, cache_pages, pages_of, start_manager
 from deployments.engines.text.seats import LogprobRecord, Seat, Seats
 from deployments.engines.text.token_shares import TokenShares
 from policies.audit import LevelAudit
@@ -75,31 +75,43 @@ class TextEngine:
         context: most tokens of a sequence.
         live: where final-layer inputs are kept.
         counts: told of finished answers, by level.
+        room: part of the device's free memory that the cache may take with a step; None: a constant, as on a CPU.
 
     Attributes:
         draw_secret: what seeded draws are keyed by besides their seed; this process's own until a head is there.
         seats: of the running sequences; the head goes there.
     """
 
-    def __init__(self, model: LanguageModel, spec: ModelSpec, context: int, live: LiveRows, counts: LevelAudit) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        spec: ModelSpec,
+        context: int,
+        live: LiveRows,
+        counts: LevelAudit,
+        room: float | None = None,
+    ) -> None:
         rows = spec.max_batch_size
         self.draw_secret = secrets.token_bytes(32)
         self.seats = Seats(model.model, model.final, rows * SEATS_PER_ROW, rows, live, counts)
-        pages = cache_pages(model, context, rows * SEATS_PER_ROW)
         shares = TokenShares()
-        self.line = WaitingLine[_Request](shares, bound=spec.max_queue_per_tenant, rows=rows, pages=pages)
         self._running: dict[str, _Request] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._manager: Any = start_manager(
+        self._manager: Any
+        gib = spec.cache_gib or (CPU_CACHE_GIB if room is None else None)
+        self._manager, pages = start_manager(
             model,
             self.seats,
             rows=rows,
-            pages=pages,
+            pages=cache_pages(model, context, rows * SEATS_PER_ROW, gib),
+            context=context,
+            room=None if gib else room,
             shares=shares,
             on_read=self._read_in_engine,
             on_cancelled=self._cancelled_in_engine,
         )
+        self.line = WaitingLine[_Request](shares, bound=spec.max_queue_per_tenant, rows=rows, pages=pages)
 
     @property
     def running(self) -> int:

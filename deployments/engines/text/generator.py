@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from deployments.catalog import TextDelta
 from deployments.config import ModelSpec
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
 from deployments.engines.live import Kept
+from deployments.engines.memory import free_share
 from deployments.engines.text.admission import SEATS_PER_ROW
 from deployments.engines.text.calibration import calibration_steps
 from deployments.engines.text.engine import TextEngine
@@ -37,8 +37,6 @@ from policies.terms import Modulation, Share
 
 __all__ = ["Generator", "SamplingParams", "TextDelta"]
 
-_ROLES = ("system", "user", "assistant")
-
 
 class Generator(CalibratedEngine):
     """A causal language model whose every sequence is answered at its tenant's terms.
@@ -57,7 +55,7 @@ class Generator(CalibratedEngine):
     scheme = TEXT
     least_live = 40
 
-    def __init__(self, spec: ModelSpec, language_model: LanguageModel) -> None:
+    def __init__(self, spec: ModelSpec, language_model: LanguageModel, share: float = 0.0) -> None:
         super().__init__(spec)
         self.model_id = spec.id
         self.language_model = language_model
@@ -69,17 +67,24 @@ class Generator(CalibratedEngine):
         self.depth = spec.depth or TEXT.depth
         self.device = next(self.final.parameters()).device
         self.slots = spec.max_batch_size * SEATS_PER_ROW
-        self.engine = TextEngine(language_model, spec, self.context, self.live, self.counts)
+        room = free_share(self.device, share)
+        self.engine = TextEngine(language_model, spec, self.context, self.live, self.counts, room)
 
     @classmethod
-    def load(cls, spec: ModelSpec, device: torch.device) -> Generator:
+    def load(
+        cls, spec: ModelSpec, device: torch.device, share: float = 0.0, say: Callable[[str], None] = lambda _: None
+    ) -> Generator:
         """Load the model that `spec` names, and have its engine answer a first request.
+
+        Args:
+            share: of the card that is this process's; 0 is all of it.
+            say: told what memory it takes.
 
         Raises:
             LoadError: it cannot be loaded or modulated, or the engine answers otherwise than the model alone; the
                 message names the source and says what to change.
         """
-        generator = cls(spec, load_language_model(spec, device))
+        generator = cls(spec, load_language_model(spec, device, say), share)
         try:
             engine = generator.engine
             check_serves(generator.language_model, engine.greedy, context=generator.context, fault=engine.fault)
@@ -133,10 +138,10 @@ class Generator(CalibratedEngine):
         """A plain prompt's tokens, from its text or as they are.
 
         Raises:
-            InvalidRequest: an id that is no token.
+            InvalidRequest: an id that is no token, or a text with one that the model was not made for.
         """
         if isinstance(text, str):
-            return list(self.tokenizer.encode(text))
+            text = list(self.tokenizer.encode(text))
         self._check_tokens(text, "prompt")
         return text
 
@@ -144,31 +149,11 @@ class Generator(CalibratedEngine):
         """A conversation's tokens in the model's own chat template, ready for the assistant's answer.
 
         Raises:
-            InvalidRequest: no messages, an unknown role, or a model without a chat template.
+            InvalidRequest: as `Chat.encode`.
         """
-        if not messages:
-            raise InvalidRequest("messages must hold at least one message.", param="messages", code="invalid_value")
-        for index, message in enumerate(messages):
-            if message.get("role") not in _ROLES:
-                raise InvalidRequest(
-                    f"The role '{message.get('role')}' is unknown; use one of {', '.join(_ROLES)}.",
-                    param=f"messages[{index}].role",
-                    code="unknown_role",
-                )
-        if not self.tokenizer.chat_template:
-            raise InvalidRequest(
-                f"{self.model_id} has no chat template; use /v1/completions.", param="messages", code="no_chat_template"
-            )
-        try:
-            return list(
-                self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-            )
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"The chat template of {self.model_id} refuses this conversation: {error}",
-                param="messages",
-                code="invalid_value",
-            ) from None
+        tokens = self.language_model.chat.encode(messages)
+        self._check_tokens(tokens, "messages")
+        return tokens
 
     def check(self, prompt: Sequence[int], params: SamplingParams, modulation: Modulation, *, param: str) -> None:
         """Refuse what cannot be answered, or not at these terms.
@@ -220,7 +205,7 @@ class Generator(CalibratedEngine):
         setting = await asyncio.to_thread(self.setting, modulation)
         digits = modulation.disclosure.digits
         text = Transcript(
-            self._decode,
+            self.tokenizer.backend_tokenizer,
             prompt,
             params.stop,
             self.language_model.end_tokens,
@@ -256,9 +241,6 @@ class Generator(CalibratedEngine):
                 param=param,
                 code="invalid_value",
             )
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _finish_reason(self, tokens: list[int], last: bool, stopped: bool) -> str | None:
         if stopped:

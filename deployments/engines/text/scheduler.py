@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from deployments.engines.text.token_shares import TokenShares
 
 PAGE = 128
 """Tokens of a cache page: small, since a page is reserved whole."""
-CACHE_BYTES = {"cpu": 3 * 2**29, "cuda": 8 * 2**30}
+CPU_CACHE_GIB = 1.5
+"""On a card the cache takes what the weights leave free."""
 STEP_TOKENS = {"cpu": 128, "cuda": 2048}
 """Tokens of a step: what prompts hold up the others by. A CPU reads a tenth faster by 256, in steps of a second."""
 _NAME = "fair"
@@ -107,8 +109,11 @@ def _tokens(state: RequestState) -> int:
     return 1 if state.status == RequestStatus.DECODING else len(state.remaining_prefill_tokens)
 
 
-def cache_pages(model: LanguageModel, context: int, sequences: int) -> int:
+def cache_pages(model: LanguageModel, context: int, sequences: int, gib: float | None) -> int:
     """Pages of the key-value cache: for every sequence at full context, or as many as the memory meant for it holds.
+
+    Args:
+        gib: memory meant for it; None: as much as there is.
 
     Raises:
         LoadError: the model's layers do not say, or not alike, how large their keys are.
@@ -120,8 +125,8 @@ def cache_pages(model: LanguageModel, context: int, sequences: int) -> int:
     except (AttributeError, RuntimeError) as error:
         raise _unfit(model, error) from error
     page_bytes = 2 * config.num_hidden_layers * heads * width * PAGE * model.model.dtype.itemsize
-    affordable = CACHE_BYTES.get(model.model.device.type, CACHE_BYTES["cpu"]) // page_bytes
-    return int(min(sequences * pages_of(context), max(affordable, pages_of(context))))
+    wanted = sequences * pages_of(context)
+    return wanted if gib is None else int(min(wanted, max(gib * 2**30 // page_bytes, pages_of(context))))
 
 
 def pages_of(tokens: int) -> int:
@@ -135,58 +140,94 @@ def start_manager(
     *,
     rows: int,
     pages: int,
+    context: int,
+    room: float | None = None,
     shares: TokenShares,
     on_read: Callable[[str, int], None],
     on_cancelled: Callable[[str], None],
-) -> ContinuousBatchingManager:
+) -> tuple[ContinuousBatchingManager, int]:
     """Start the engine's loop in its own thread: synchronous batches, no graphs, greedy over the processor's scores.
 
     Args:
         rows: most sequences of a step.
         pages: of the key-value cache.
+        context: most tokens of a sequence, which the cache must hold.
+        room: part of the device's free memory that cache and steps may take; the pages are then as many as fit into it,
+            at most `pages`. None: `pages`, or the model is refused.
         shares: what each flow has been served; the loop charges it.
         on_read: called in the loop's thread with the id of a request and how many tokens of its prompt are left, once a
             part of it is in a step, which nothing takes back.
         on_cancelled: called in the loop's thread with the id of a cancelled request, once it is out of the engine.
 
+    Returns:
+        The manager, and the pages that its cache has.
+
     Raises:
-        LoadError: transformers' continuous batching has no cache for layers like the model's.
+        LoadError: transformers' continuous batching has no cache for layers like the model's, or memory has no room for
+            one sequence.
     """
     device = model.model.device.type
     if device == "cpu":
         # Transformers repeats keys and values for every query head, since it takes a mask to rule torch's own grouping
         # out. Not on a CPU: the same bits, and at 16 rows a fifth of the time.
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-    config = _batching(device, rows, pages)
     generation = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, eos_token_id=sorted(model.end_tokens) or -1
     )
-    engine: Any = model.model
     processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([processor]))
     processors.tensors_required = 1  # the list counts only classes that it converted itself
-    try:
-        manager: Any = engine.init_continuous_batching(generation, continuous_batching_config=config)
-        manager.logit_processor = processors
-        with torch.no_grad():
-            manager.warmup()  # makes the batch processor, so that its scheduler can be reached before the thread runs
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _unfit(model, error) from error
+    manager, pages = _with_cache(model, generation, processors, _batching(device, rows, pages, room), context)
     salt_pages(manager.batch_processor.cache)
     scheduler = manager.batch_processor.scheduler
     scheduler.on_read, scheduler.on_cancelled, scheduler.shares = on_read, on_cancelled, shares
     manager.start()
-    return manager  # type: ignore[no-any-return]
+    return manager, pages
+
+
+def _with_cache(
+    model: LanguageModel, generation: Any, processors: Any, config: ContinuousBatchingConfig, context: int
+) -> tuple[Any, int]:
+    """A manager whose cache has the pages that the configuration asks for, or as many as memory holds."""
+    engine: Any = model.model
+    asked = config.num_blocks or 0
+    while True:
+        try:
+            manager = engine.init_continuous_batching(generation, continuous_batching_config=config)
+            manager.logit_processor = processors
+            with torch.no_grad():
+                manager.warmup()  # makes the batch processor: its scheduler is to be reached before the thread runs
+        except (AttributeError, KeyError, TypeError, ValueError, MemoryError) as error:
+            full = isinstance(error, MemoryError) or "Invalid values" in str(error)
+            if not full:
+                raise _unfit(model, error) from error
+            if config.max_memory_percent is None or config.num_blocks is None:
+                raise _no_room(model, context) from error
+            config = replace(config, num_blocks=None)  # the library then takes as many as fit
+            continue
+        pages = min(asked, manager.batch_processor.cache.num_blocks) - 1
+        if pages < pages_of(context):
+            raise _no_room(model, context, pages * PAGE)
+        return manager, pages
+
+
+def _no_room(model: LanguageModel, context: int, tokens: int | None = None) -> LoadError:
+    least = "" if tokens is None or tokens < PAGE else f" to at most {tokens}"
+    return LoadError(
+        f"{model.id}: memory has no room for keys and values of one sequence of {context} tokens beside the weights;"
+        f" set max_context{least}, dtype to bfloat16, or another cache_gib, or give it more of a card in num_gpus"
+    )
 
 
 def _unfit(model: LanguageModel, error: Exception) -> LoadError:
     return model.refused(f"transformers' continuous batching does not take its layers ({first_line(error)})")
 
 
-def _batching(device: str, rows: int, pages: int) -> ContinuousBatchingConfig:
+def _batching(device: str, rows: int, pages: int, room: float | None) -> ContinuousBatchingConfig:
     # A page over, so that the scheduler's own safety margin never holds back what was admitted here.
     return ContinuousBatchingConfig(
         page_size=PAGE,
         num_blocks=pages + 1,
+        max_memory_percent=room,
         max_batch_tokens=max(STEP_TOKENS.get(device, STEP_TOKENS["cpu"]), 2 * rows),
         max_requests_per_batch=rows,
         max_blocks_per_request=0,

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from deployments.engines.errors import first_line
+from deployments.engines.text.attention import alone
 from deployments.engines.text.language_models import LanguageModel
 from deployments.engines.text.scheduler import PAGE
 
@@ -120,7 +121,8 @@ def _generate(model: LanguageModel, prompt: list[int], most: int) -> tuple[list[
     # What a call leaves open comes from the model's own defaults, penalties for instance, which a request here has not.
     defaults, language_model.generation_config = language_model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
-        out = language_model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        with alone(language_model):
+            out = language_model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     finally:
         language_model.generation_config = defaults
     return out.sequences[0, len(prompt) :].tolist(), [row[0].float() for row in out.logits]

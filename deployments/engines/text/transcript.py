@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tokenizers import Tokenizer
+
 from deployments.catalog import TokenLogprob
-from deployments.engines.text.detokenizer import Decode, Detokenizer, StopMatcher
+from deployments.engines.text.detokenizer import Detokenizer, StopMatcher
 from deployments.engines.text.seats import LogprobRecord
 
 Round = Callable[[float], float]
@@ -15,7 +17,7 @@ class Transcript:
     """One answer's tokens to text and log-probabilities, which are told with the text that their token is in.
 
     Args:
-        decode: token ids to text, special tokens left out.
+        tokenizer: of the `tokenizers` library.
         prompt: the tokens before the answer.
         stops: texts that end the answer.
         silent: tokens that no log-probability is told of: those that end an answer.
@@ -23,10 +25,10 @@ class Transcript:
     """
 
     def __init__(
-        self, decode: Decode, prompt: Sequence[int], stops: Sequence[str], silent: frozenset[int], rounded: Round
+        self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str], silent: frozenset[int], rounded: Round
     ) -> None:
-        self._decode, self._silent, self._rounded = decode, silent, rounded
-        self._text, self._stops = Detokenizer(decode, prompt), StopMatcher(stops)
+        self._silent, self._rounded = silent, rounded
+        self._text, self._stops = Detokenizer(tokenizer, prompt), StopMatcher(stops)
         self._read = self._told = 0
         self._held: list[tuple[int, TokenLogprob]] = []
 
@@ -72,8 +74,8 @@ class Transcript:
     def _describe(self, token: int, record: LogprobRecord, most: int, offset: int) -> TokenLogprob:
         top = zip(record.tokens[:most].tolist(), record.values[:most].tolist(), strict=True)
         return TokenLogprob(
-            self._decode([token]),
+            self._text.token(token),
             self._rounded(float(record.chosen)),
-            tuple((self._decode([other]), self._rounded(value)) for other, value in top),
+            tuple((self._text.token(other), self._rounded(value)) for other, value in top),
             offset,
         )

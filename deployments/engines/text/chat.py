@@ -1,0 +1,156 @@
+"""Conversations to tokens by a model's own chat template: what clients write is text, whatever it looks like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from deployments.engines.errors import first_line
+from policies.errors import InvalidRequest
+
+ROLES = ("system", "user", "assistant")
+_SYSTEM, _USER, _ANSWER = "sYsTeM5", "uSeR5", "aNsWeR5"
+"""Texts that no template has of its own."""
+_MARK = "\ue000{}\ue001"
+"""Stands for a special token that a client typed while the template is filled: private characters."""
+_MARKS = re.compile("\ue000(\\d+)\ue001")
+
+Message = Mapping[str, Any]
+
+
+class Chat:
+    """A tokenizer's chat template, in the form that it takes conversations in.
+
+    Some templates have no system role (Gemma's, early Mistral's): the system's text then goes before the first user's.
+    Some take a message as a list of parts. Which it is, is found out once by what comes out of the template.
+
+    Args:
+        model_id: for refusals.
+        tokenizer: transformers' own, with a `tokenizers` backend.
+        ends: tokens that end an answer, which are no text either where a client types them.
+    """
+
+    def __init__(self, model_id: str, tokenizer: Any, ends: frozenset[int] = frozenset()) -> None:
+        self._model_id, self._tokenizer, self._ends = model_id, tokenizer, ends
+        self._in_parts, self._folded = self._form() if tokenizer.chat_template else (False, False)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation's tokens, ready for the assistant's answer.
+
+        A special token that a message's text spells is encoded as text: nobody ends a turn by typing `<|im_end|>`.
+
+        Raises:
+            InvalidRequest: no messages, an unknown role, no chat template, or one that refuses the conversation.
+        """
+        self._check(messages)
+        typed: list[str] = []
+        marked = [{**message, "content": self._marked(str(message["content"]), typed)} for message in messages]
+        try:
+            rendered = self._render(marked)
+        except Exception as error:  # whatever a template does
+            raise _invalid(
+                f"The chat template of {self._model_id} refuses this conversation: {first_line(error)}", "invalid_value"
+            ) from None
+        return self._tokens(rendered, typed)
+
+    def turn_end(self) -> frozenset[int]:
+        """The special token that the template sets behind an assistant's answer, if it does."""
+        if not self._tokenizer.chat_template:
+            return frozenset()
+        turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            rendered = self._render(turns, prompt=False)
+        except Exception:
+            return frozenset()
+        _, answer, after = rendered.rpartition(_ANSWER)
+        tokens = self._tokenizer.encode(after.lstrip(), add_special_tokens=False) if answer else []
+        return frozenset(tokens[:1]) & self._special.keys()
+
+    def _check(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            raise _invalid("messages must hold at least one message.", "invalid_value")
+        for index, message in enumerate(messages):
+            if message.get("role") not in ROLES:
+                raise InvalidRequest(
+                    f"The role '{message.get('role')}' is unknown; use one of {', '.join(ROLES)}.",
+                    param=f"messages[{index}].role",
+                    code="unknown_role",
+                )
+        if not self._tokenizer.chat_template:
+            raise _invalid(f"{self._model_id} has no chat template; use /v1/completions.", "no_chat_template")
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        """Tokens that control, and their texts."""
+        added = self._tokenizer.added_tokens_decoder
+        return {at: token.content for at, token in added.items() if token.special or at in self._ends}
+
+    @cached_property
+    def _spelled(self) -> re.Pattern[str]:
+        longest_first = sorted(filter(None, self._special.values()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def _form(self) -> tuple[bool, bool]:
+        """Whether the template takes messages in parts, and whether it has no system role."""
+        turns = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
+        for folded in (False, True):
+            for in_parts in (False, True):
+                self._in_parts, self._folded = in_parts, folded
+                try:
+                    rendered = self._render(turns)
+                except Exception:
+                    continue
+                if _SYSTEM in rendered and _USER in rendered:
+                    return in_parts, folded
+        return False, False
+
+    def _render(self, messages: Sequence[Message], prompt: bool = True) -> str:
+        turns = [dict(message) for message in messages]
+        while self._folded and [turn["role"] for turn in turns[:2]] in (["system", "user"], ["system", "system"]):
+            system, after, *others = turns
+            turns = [{**after, "content": f"{system['content']}\n\n{after['content']}"}, *others]
+        if self._in_parts:
+            turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+        return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=prompt, tokenize=False))
+
+    def _marked(self, text: str, typed: list[str]) -> str:
+        """A client's text with marks in place of special tokens, which are noted in `typed`."""
+
+        def mark(found: re.Match[str]) -> str:
+            typed.append(found[0])
+            return _MARK.format(len(typed) - 1)
+
+        # A client's own private characters are no marks.
+        return self._spelled.sub(mark, _MARKS.sub(r"\1", text))
+
+    def _tokens(self, rendered: str, typed: list[str]) -> list[int]:
+        """What the library makes of a filled template, but for typed special tokens, which become their text's."""
+        pieces = _MARKS.split(rendered)
+        texts = [typed[int(piece)] if at % 2 else piece for at, piece in enumerate(pieces)]
+        whole = "".join(texts)
+        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ends = list(accumulate(map(len, texts)))
+        of_clients = {
+            at for end, text in zip(ends[1::2], texts[1::2], strict=True) for at in range(end - len(text), end)
+        }
+        out: list[int] = []
+        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if token in self._special and not of_clients.isdisjoint(range(start, end)):
+                out += self._as_text(whole[start:end])
+            else:
+                out.append(token)
+        return out
+
+    def _as_text(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        if len(text) == 1 or self._special.keys().isdisjoint(ids):
+            return ids
+        # A token that ends answers without being marked special is found in any whole text.
+        return self._as_text(text[:1]) + self._as_text(text[1:])
+
+
+def _invalid(message: str, code: str) -> InvalidRequest:
+    return InvalidRequest(message, param="messages", code=code)
