@@ -37,6 +37,7 @@ from policies.head.focus import Target
 from policies.head.slots import Setting
 from policies.terms import Modulation
 
+
 @dataclass(frozen=True)
 class ItemLogits:
     """One picture's logits, [K] or [K, h, w]: to answer from, and for the audit alone, clean and after utility.

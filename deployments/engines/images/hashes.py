@@ -1,4 +1,4 @@
-"""Hashes of pictures and of answers that are the same in every process: replicas hold the same inputs out from refits."""
+"""Hashes that are the same in every process: all replicas of a model must hold the same inputs out from refits."""
 
 from __future__ import annotations
 

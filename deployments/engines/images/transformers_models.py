@@ -53,7 +53,12 @@ def load_transformers(spec: ModelSpec) -> LoadedModel:
 
 def _opened(spec: ModelSpec) -> tuple[nn.Module, Any]:
     # They import for seconds, which a torchvision model need not pay.
-    from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForSemanticSegmentation
+    from transformers import (
+        AutoImageProcessor,
+        AutoModelForImageClassification,
+        AutoModelForSemanticSegmentation,
+        PreTrainedConfig,
+    )
 
     classifies = spec.task is Task.CLASSIFICATION
     auto_class: Any = AutoModelForImageClassification if classifies else AutoModelForSemanticSegmentation
@@ -61,23 +66,44 @@ def _opened(spec: ModelSpec) -> tuple[nn.Module, Any]:
     if folder.is_dir():
         check_files(folder)
     source = str(folder) if folder.is_dir() else spec.source
-    named = {"num_labels": len(spec.labels)} if spec.labels else {}
+    named = {"id2label": dict(enumerate(spec.labels))} if spec.labels else {}
     try:
+        _check_id2label(spec, PreTrainedConfig.get_config_dict(source)[0].get("id2label"))
         model, info = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **named)
         processor = AutoImageProcessor.from_pretrained(source)
+    except LoadError:
+        raise
     except ImportError as error:
         raise LoadError(f"{spec.id}: '{spec.source}' needs another package: {_package(error)}") from error
     except Exception as error:  # a library's own on a strange config.json: KeyError, TypeError, AttributeError and more
-        raise LoadError(f"{spec.id}: cannot load '{spec.source}', as folder or hub id: {first_line(error)}") from error
+        raise LoadError(f"{spec.id}: cannot load '{spec.source}', as folder or hub id: {_reason(error)}") from error
     if info["missing_keys"]:
         raise LoadError(f"{spec.id}: '{spec.source}' lacks weights of this task, such as {some(info['missing_keys'])}")
     return model.eval(), processor
 
 
 def _package(error: ImportError) -> str:
+    """What to install: an extra of ours, or what the library says."""
     if "timm" in str(error):
         return "pip install 'aim-serve[timm]'"
     return first_line(error)
+
+
+def _reason(error: Exception) -> str:
+    if "ignore_mismatched_sizes" in str(error):
+        return (
+            "its weights have other shapes than its config.json says; if it is the number of classes, name them all in"
+            " id2label there, or in labels"
+        )
+    if "image processor" in str(error):
+        return "its preprocessor_config.json is missing or no image processor's; copy it from the model's first author"
+    return first_line(error)
+
+
+def _check_id2label(spec: ModelSpec, names: Any) -> None:
+    if names is None or (isinstance(names, dict) and all(str(key).isdecimal() for key in names)):
+        return
+    raise LoadError(f'{spec.id}: id2label in config.json must map numbers to names, such as {{"0": "cat", "1": "dog"}}')
 
 
 def _refuse_independent_scores(spec: ModelSpec, config: Any) -> None:
@@ -102,7 +128,7 @@ def _classes(spec: ModelSpec, config: Any) -> tuple[str, ...]:
         return checked_labels(spec, spec.labels, count)
     if sorted(names) != list(range(count)):
         raise LoadError(
-            f"{spec.id}: id2label in config.json names {count} classes by {some(map(str, sorted(names)))}, ..., but"
+            f"{spec.id}: id2label in config.json names {count} classes as {some(map(str, sorted(names)))}, but"
             f" logits are numbered 0 to {count - 1}; set labels to all names in the order of the logits"
         )
     return checked_labels(spec, tuple(str(names[index]) for index in range(count)), count)
