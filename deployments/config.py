@@ -60,7 +60,16 @@ class ModelSpec(BaseModel):
     )
     labels: tuple[str, ...] | None = Field(default=None, description="class names, where the source has none")
     input_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
-        default=None, description="square input side in pixels, for a state dict without its own transforms"
+        default=None, description="state dict: side in pixels of the square that pictures are squashed to"
+    )
+    transforms: str | None = Field(
+        default=None,
+        description="state dict, in place of input_size: the torchvision weights whose preprocessing it was trained"
+        " with, such as ResNet50_Weights.IMAGENET1K_V2",
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict,
+        description="state dict: arguments of torchvision's builder, such as {image_size: 384} for a vit",
     )
     calibration: str | None = Field(
         default=None,
@@ -110,8 +119,12 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="after")
     def _weights_only_for_torchvision(self) -> ModelSpec:
-        if self.weights is not None and not self.source.startswith("torchvision:"):
-            raise ValueError("weights applies to a torchvision source only; name the folder or hub id in source")
+        if not self.source.startswith("torchvision:"):
+            for name in ("weights", "transforms", "arguments"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} applies to a torchvision source only; name the folder or hub id in source"
+                    )
         return self
 
 

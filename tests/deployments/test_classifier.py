@@ -213,8 +213,13 @@ def test_a_foreign_checkpoint_fails_by_naming_its_keys() -> None:
         ({"source": "torchvision:resnet19"}, "did you mean resnet1"),
         ({"weights": None}, "set weights"),
         ({"weights": "IMAGENET1K_V9"}, "it has IMAGENET1K_V1"),
-        ({"weights": "/nowhere/model.pth"}, "does not exist"),
-        ({"labels": None}, "set labels and input_size"),
+        ({"weights": "IMAGENET1K_V1"}, "published weights bring their own preprocessing; leave out .* input_size"),
+        ({"transforms": "ResNet18_Weights.IMAGENET1K_V1"}, "leave input_size out"),
+        ({"input_size": None, "transforms": "ResNet18_Weights.V9"}, "no weights 'ResNet18_Weights.V9'"),
+        ({"arguments": {"image_size": 64}}, "arguments do not fit resnet18: .*image_size"),
+        ({"weights": "/nowhere/model.pth"}, "there is no file /nowhere/model.pth"),
+        ({"labels": None}, "set labels"),
+        ({"input_size": None}, "set transforms .* or input_size"),
         ({"source": "/nowhere", "weights": None}, "cannot load '/nowhere'"),
     ],
 )
@@ -229,8 +234,8 @@ def test_a_wrong_source_is_refused_in_words(changes: dict[str, object], said: st
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     for name in ("x.pth", "x.safetensors"):
         (tmp_path / name).write_bytes(b"not weights at all")
-        with pytest.raises(LoadError, match="cannot be read"):
-            ImageClassifier.load(_torchvision("resnet18", tmp_path / name, ["a"]))
+        with pytest.raises(LoadError, match="cannot be read|is cut short or no safetensors file"):
+            ImageClassifier.load(_torchvision("resnet18", tmp_path / name, ["a", "b"]))
 
 
 def test_a_transformers_classifier_loads_calibrates_on_a_folder_and_serves(tmp_path: Path) -> None:

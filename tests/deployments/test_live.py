@@ -299,7 +299,7 @@ def test_a_refit_from_a_folder_reads_every_picture_once(classifier: ImageClassif
 
 def test_a_picture_is_the_same_input_in_every_process() -> None:
     """Replicas that split pictures differently would judge a refit on what another has solved it on."""
-    code = "import torch; from deployments.engines.images.engine import _source; print(_source(torch.arange(48.0)))"
+    code = "import torch; from deployments.engines.images.hashes import hashed; print(hashed(torch.arange(48.0)))"
     said = [
         subprocess.run(
             [sys.executable, "-c", code], cwd=REPOSITORY, env=os.environ | {"PYTHONHASHSEED": seed},

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deployments.config import ModelSpec, Task
+from deployments.config import Task
 from deployments.engines.images.duplicates import Duplicate
 from deployments.engines.images.engine import ItemLogits, VisionEngine
-from deployments.engines.images.loading import LoadedModel, load_torchvision, load_transformers
 from deployments.engines.live import Kept
 from policies.answers import highest
 from policies.calibration.sample import CalibrationSample
@@ -39,12 +38,6 @@ class ImageClassifier(VisionEngine):
     live_judged = 4096
     scheme = LABELS
     least_live = 500
-
-    @classmethod
-    def _load(cls, spec: ModelSpec) -> LoadedModel:
-        from transformers import AutoModelForImageClassification
-
-        return load_torchvision(spec) or load_transformers(spec, AutoModelForImageClassification)
 
     def predict(
         self,

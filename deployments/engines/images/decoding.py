@@ -1,7 +1,8 @@
 """Untrusted bytes to RGB pictures and back to PNG masks: the only place where Pillow meets a client's file.
 
 Decisions: EXIF orientation is applied, so an answer (and a mask's width and height) fits the picture as viewers show
-it; transparency is laid over white; of an animation the first frame counts; 16-bit samples are scaled to 8 bits.
+it; transparency is laid over white; of an animation the first frame counts; 16-bit samples are scaled to 8 bits; colour
+profiles are ignored, as in training. Metadata never costs a good picture, and a picture with a part missing is none.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from policies.errors import InvalidRequest, PayloadTooLarge, ServiceError
+from deployments.engines.images.mending import two_ends, without_metadata
+from policies.errors import InvalidRequest, PayloadTooLarge
 
 MAX_SIDE = 16_384
 """Pixels. A mask of a long thin picture would be upsampled to gigabytes."""
@@ -23,15 +25,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 MAX_PIXELS = 25_000_000
 _ACCEPTED = "a complete JPEG, PNG, GIF, WebP or BMP file"
 _ORIENTATION_TAG = 0x0112
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TO_8_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 _warning_filters = threading.Lock()
 
 
@@ -52,13 +46,32 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not data:
         raise _invalid("The image is empty")
     try:
-        with _open(data, max_pixels) as image:
-            image.load()
-            return _upright(_to_rgb(image), _orientation(image))
-    except ServiceError:
+        return _decoded(data, max_pixels)
+    except PayloadTooLarge:
         raise
     except Exception:  # Pillow's plugins raise nearly anything on a damaged file
-        raise _invalid("The image is damaged or incomplete") from None
+        mended = _mended(data, max_pixels)
+    if mended is None:
+        raise _invalid("The image is damaged or incomplete, or of no known format")
+    return mended
+
+
+def _decoded(data: bytes, max_pixels: int) -> Image.Image:
+    with _open(data, max_pixels) as image:
+        image.load()
+        return _upright(_to_rgb(image), _orientation(image))
+
+
+def _mended(data: bytes, max_pixels: int) -> Image.Image | None:
+    """The picture of a file of which only metadata is damaged, or only bytes are missing that are no part of it."""
+    for bare in without_metadata(data):
+        with suppress(Exception):
+            return _decoded(bare, max_pixels)
+    if ends := two_ends(data):
+        with suppress(Exception):
+            one, other = (_decoded(whole, max_pixels) for whole in ends)
+            return one if one.tobytes() == other.tobytes() else None
+    return None
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -84,8 +97,6 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise _too_large("too many", max_pixels) from None
-    except Exception:
-        raise _invalid("The body is not an image of a known format, or its header is damaged") from None
     width, height = image.size
     if width * height > max_pixels or max(width, height) > MAX_SIDE:
         raise _too_large(f"{width} x {height}", max_pixels)
@@ -94,12 +105,26 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit greyscale, which convert() would clip at 255
-        samples = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+        samples = np.asarray(image).clip(0, 65535)
+        grey = _TO_8_BITS[samples]
+        if (clear := image.info.get("transparency")) is not None:
+            grey[samples == clear] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if not image.has_transparency_data or _all_clear(image):
+        return image.convert("RGB")
+    if (
+        isinstance(clear := image.info.get("transparency"), tuple) and max(clear) > 255
+    ):  # of 16 bits, as no pixel is now
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    layer = image.convert("RGBA")
+    white = Image.new("RGB", layer.size, "white")
+    white.paste(layer, mask=layer)
+    return white
+
+
+def _all_clear(image: Image.Image) -> bool:
+    """Whether it is a BMP whose writer left the fourth byte at zero: viewers show its colours."""
+    return image.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -112,8 +137,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    transpose = _ORIENTATIONS.get(orientation)
-    return image if transpose is None else image.transpose(transpose)
+    image.getexif()[_ORIENTATION_TAG] = orientation
+    return ImageOps.exif_transpose(image)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +19,23 @@ from torch import Tensor
 
 from deployments.config import ModelSpec, Task
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
-from deployments.engines.errors import LoadError
+from deployments.engines.errors import LoadError, first_line
+from deployments.engines.images.bounds import ResizedBound
 from deployments.engines.images.duplicates import Duplicate
 from deployments.engines.images.features import sample_features
+from deployments.engines.images.hashes import hashed, hashed_picture
 from deployments.engines.images.loading import LoadedModel
 from deployments.engines.images.sample import picture_files, read_features, read_picture
+from deployments.engines.images.torchvision_models import load_torchvision
+from deployments.engines.images.transformers_models import load_transformers
 from policies.calibration.sample import CalibrationSample
-from policies.errors import InvalidRequest
+from policies.errors import InvalidRequest, PayloadTooLarge
 from policies.field.identity import field_digest
 from policies.head.attachment import layer_shape
 from policies.head.final import NoFinalLayer, find_final
 from policies.head.focus import Target
 from policies.head.slots import Setting
 from policies.terms import Modulation
-
-_HASHED = 4096
-"""About so many values of a picture tell it from others: all would cost a large one two milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class VisionEngine(CalibratedEngine):
     Attributes:
         classes: K names, in the order of the logits.
         features: H, width of the final layer's input.
-        fingerprint: 16 hex digits over weights, classes, preprocessing and dtype; the same in every process.
+        fingerprint: 16 hex digits over weights, classes, architecture, preprocessing and dtype; the same in every
+            process.
     """
 
     task: ClassVar[Task]
@@ -72,15 +74,18 @@ class VisionEngine(CalibratedEngine):
         self.device, self.dtype = torch.device(device), getattr(torch, spec.dtype)
         self.depth = spec.depth or self.scheme.depth
         self.weights = loaded.weights_digest()[:16]
-        named = "\n".join([self.weights, spec.dtype, loaded.preprocessing, *loaded.classes])
+        named = "\n".join([self.weights, spec.dtype, loaded.described, *loaded.classes])
         self.fingerprint = hashlib.sha256(named.encode()).hexdigest()[:16]
         self._preprocess, self._run = loaded.preprocess, loaded.run
         self.model = loaded.model.requires_grad_(False).to(self.device, self.dtype)
-        blank = self.preprocess(Image.new("RGB", (64, 64), "grey"))[None].to(self.device, self.dtype)
+        blank = self._preprocess(Image.new("RGB", (64, 64), "grey"))[None].to(self.device, self.dtype)
+        self._resized = ResizedBound(loaded.resizing, blank.shape[-2] * blank.shape[-1])
         try:
             found = find_final(self.model, lambda: self._run(blank))
         except NoFinalLayer as error:
             raise LoadError(f"{spec.id}: {error}; name another model in source") from error
+        except Exception as error:  # of a model that takes other inputs than pixels of that size
+            raise LoadError(f"{spec.id}: {spec.source} fails on a grey picture: {first_line(error)}") from error
         self.final, self._align_corners = found.module, found.align_corners
         self.field = spec.field or field_digest(self.final)
         self.features, classes = layer_shape(self.final)
@@ -98,15 +103,25 @@ class VisionEngine(CalibratedEngine):
         Raises:
             LoadError: it cannot be loaded or modulated; the message says what to change.
         """
-        return cls(spec, cls._load(spec), device)
-
-    @classmethod
-    @abstractmethod
-    def _load(cls, spec: ModelSpec) -> LoadedModel: ...
+        return cls(spec, load_torchvision(spec) or load_transformers(spec), device)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """An RGB picture of any size to the model's input, [3, h, w] float32 on the CPU."""
-        return self._preprocess(image)
+        """An RGB picture to the model's input, [3, h, w] float32 on the CPU.
+
+        Raises:
+            PayloadTooLarge: resized, it would be huge.
+            InvalidRequest: the model's own preprocessing cannot take it.
+        """
+        self._resized.check(*image.size)
+        try:
+            return self._preprocess(image)
+        except Exception as error:  # of the libraries' own, on a picture of one line
+            raise InvalidRequest(
+                f"{self.model_id} cannot take an image of {image.width} x {image.height} pixels"
+                f" ({first_line(error)}); send one that is less long and thin.",
+                param="inputs",
+                code="invalid_image",
+            ) from error
 
     def setting(self, modulation: Modulation) -> Setting:
         """A request's terms by class index; a name that several classes bear stands for all of them.
@@ -160,12 +175,18 @@ class VisionEngine(CalibratedEngine):
         answers: dict[int, ItemLogits] = {}
         with self._forward_lock:
             settings = [self.setting(modulation) for modulation in modulations]
-            for group in shapes.values():
+            for group in self._parts(shapes):
                 batch = torch.stack([pixels[i] for i in group]).to(self.device, self.dtype)
-                whose = [(_source(pixels[i]), flows[i]) for i in group]
+                whose = [(hashed_picture(pixels[i]), flows[i]) for i in group]
                 modulated = self._modulated(batch, [settings[i] for i in group], whose)
                 answers |= dict(zip(group, modulated, strict=True))
         return [answers[i] for i in range(len(pixels))]
+
+    def _parts(self, shapes: Mapping[tuple[int, ...], list[int]]) -> Iterator[list[int]]:
+        """Pictures of one shape that run together: no more pixels than a full batch of square ones has."""
+        for shape, group in shapes.items():
+            most = max(1, self._resized.limit // (shape[-2] * shape[-1]))
+            yield from (group[start : start + most] for start in range(0, len(group), most))
 
     def _modulated(
         self, batch: Tensor, settings: Sequence[Setting], whose: Sequence[tuple[int, str]]
@@ -205,7 +226,7 @@ class VisionEngine(CalibratedEngine):
 
     def _count(self, item: ItemLogits, level: float, rows: int, agreed: int) -> None:
         self.counts.count(level, rows, agreed)
-        self.counts.finish(level, rows, agreed, source=_hashed(item.clean.half()))
+        self.counts.finish(level, rows, agreed, source=hashed(item.clean.half()))
 
     def calibration_sample(self, path: Path, progress: Progress = untold, *, refit: bool = False) -> CalibrationSample:
         """Features to calibrate on, from a bundled .safetensors or from a folder of at least 100 images.
@@ -215,7 +236,7 @@ class VisionEngine(CalibratedEngine):
         """
         if path.is_dir():
             files = picture_files(path, self.calibration_images)
-            pictures = (read_picture(file) for file in _told(files, progress))
+            pictures = (self._read(file) for file in _told(files, progress))
             features, metric, scale = sample_features(self, pictures, self.scheme, refit=refit)
         else:
             progress(f"reading {path.name}", 0.0)
@@ -225,6 +246,14 @@ class VisionEngine(CalibratedEngine):
             scale = int(metadata.get("scale", "1"))
             metric = metric if self.scheme.directions else None
         return self._sample(features.to(self.device), scale, None if metric is None else metric.to(self.device))
+
+    def _read(self, path: Path) -> Image.Image:
+        image = read_picture(path)
+        try:
+            self._resized.check(*image.size)
+        except PayloadTooLarge as error:
+            raise LoadError(f"calibration image {path}: {error.message}") from error
+        return image
 
     @torch.inference_mode()
     def final_input(self, batch: Tensor) -> Tensor:
@@ -270,14 +299,3 @@ def _told(files: Sequence[Path], progress: Progress) -> Iterator[Path]:
     for number, file in enumerate(files):
         progress("reading images", number / len(files))
         yield file
-
-
-def _source(pixels: Tensor) -> int:
-    """A hash of a picture as the model sees it, [3, h, w] float32 on the CPU."""
-    return _hashed(pixels.flatten()[:: max(1, pixels.numel() // _HASHED)])
-
-
-def _hashed(values: Tensor) -> int:
-    """The same 64 bits in every process: all replicas of a model must hold the same inputs out from refits."""
-    digest = hashlib.blake2b(values.cpu().contiguous().numpy().tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)

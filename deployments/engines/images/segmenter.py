@@ -1,4 +1,4 @@
-"""Semantic segmentation: transformers segmenters whose last layer is a 1x1 convolution, such as SegFormer."""
+"""Semantic segmentation: models of both libraries whose last layer is a 1x1 convolution, such as SegFormer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from deployments.config import ModelSpec, Task
+from deployments.config import Task
 from deployments.engines.images.decoding import encode_mask
 from deployments.engines.images.duplicates import MOST_STEPS, Duplicate
 from deployments.engines.images.engine import ItemLogits, VisionEngine
-from deployments.engines.images.loading import LoadedModel, load_transformers
 from deployments.engines.images.sample import UpsamplingReadout, readout_points
 from deployments.engines.live import Kept
 from policies.answers import highest
@@ -62,12 +61,6 @@ class ImageSegmenter(VisionEngine):
     live_judged = 64 * TILES_PER_IMAGE
     scheme = MASKS
     least_live = 50
-
-    @classmethod
-    def _load(cls, spec: ModelSpec) -> LoadedModel:
-        from transformers import AutoModelForSemanticSegmentation
-
-        return load_transformers(spec, AutoModelForSemanticSegmentation)
 
     def predict(self, images: Sequence[Image.Image], modulations: Sequence[Modulation]) -> list[list[Segment]]:
         """Segment pictures of several tenants in one batch.
