@@ -67,7 +67,7 @@ def _checked(spec: ModelSpec, pictures: list[Path], prompt: str | None, solve: b
     from deployments.checking.pictures import check_pictures
     from deployments.checking.report import Report
     from deployments.checking.texts import check_text
-    from deployments.engines.errors import LoadError
+    from deployments.engines.errors import LoadError, first_line
     from policies.errors import ServiceError
 
     if spec.threads:
@@ -83,4 +83,6 @@ def _checked(spec: ModelSpec, pictures: list[Path], prompt: str | None, solve: b
         report.problems.append(str(error))
     except ServiceError as error:
         report.problems.append(error.message)
+    except Exception as error:  # its own library's: whatever it is, the other models are checked too
+        report.problems.append(f"its own library fails: {type(error).__name__}: {first_line(error)}")
     return report
