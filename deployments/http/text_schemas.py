@@ -25,6 +25,11 @@ class TextPart(StrictModel):
     text: str = Field(description="The text.")
 
 
+def mended(text: str) -> str:
+    """Text with U+FFFD for half characters, which JSON carries where a client cut a string; no tokenizer takes them."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _without_nulls(fields: Any) -> Any:
     """OpenAI's schema lets every option be null."""
     return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
@@ -44,7 +49,7 @@ class ChatMessage(StrictModel):
     @property
     def text(self) -> str:
         """The content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return mended(self.content if isinstance(self.content, str) else "".join(part.text for part in self.content))
 
 
 class StreamOptions(StrictModel):
@@ -126,7 +131,7 @@ class GenerationRequest(StrictModel):
     def stops(self) -> tuple[str, ...]:
         """Stop strings, empty ones dropped."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(stop for stop in given if stop)
+        return tuple(mended(stop) for stop in given if stop)
 
     def params(self, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
         """What the engine is told: its `SamplingParams` by name, and `n`."""
@@ -199,11 +204,11 @@ class CompletionRequest(GenerationRequest):
         """Each text to continue."""
         match self.prompt:
             case str() as text:
-                return [text]
+                return [mended(text)]
             case [int(), *_] as tokens:
                 return [tokens]  # type: ignore[list-item]
             case texts:
-                return list(texts)  # type: ignore[arg-type]
+                return [mended(text) if isinstance(text, str) else text for text in texts]  # type: ignore[misc]
 
 
 def _invalid(param: str, message: str) -> InvalidRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import openai
@@ -183,3 +184,24 @@ async def test_the_context_is_checked_before_admission(client: openai.AsyncOpenA
             await client.completions.create(model="text", **fields)
         assert error.value.code == "context_length_exceeded" and "1000" in error.value.message
     assert len(script.costs) == 2
+
+
+async def test_half_a_character_is_replaced_wherever_a_text_holds_it(
+    client: openai.AsyncOpenAI, script: Script
+) -> None:
+    half, whole = "a\ud83d", "whole \U0001f600"
+    for path, fields in (
+        ("chat/completions", {"messages": [{"role": "user", "content": half}], "stop": [half]}),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": half}]}], "stop": half},
+        ),
+        ("completions", {"prompt": [half, whole]}),
+    ):
+        content = json.dumps({"model": "text", **fields})  # escaped, as clients in JavaScript send it
+        headers = {"content-type": "application/json"}
+        answer = await client._client.post(f"http://gateway/v1/{path}", content=content, headers=headers)
+        assert answer.status_code == 200, answer.text
+    for prompt, params in script.asked[:2]:
+        assert (prompt[0]["content"], params["stop"]) == ("a\ufffd", ("a\ufffd",))
+    assert script.asked[2][0] == ["a\ufffd", whole]
