@@ -13,6 +13,7 @@ from ray.serve import Application
 from deployments.app import WAITING_IN_FAIR_QUEUE
 from deployments.catalog import ModelInfo, TextDelta
 from deployments.config import AppArgs, ModelSpec, Task
+from deployments.cores import Threads
 from deployments.gateway import TenantGateway
 from deployments.replicas import VisionReplica
 from deployments.store import StoreAccess
@@ -73,4 +74,8 @@ def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess) -> Application:
     }
     if spec.task is Task.TEXT:
         return serve.deployment(CountingText).options(**options).bind(spec)
-    return serve.deployment(VisionReplica).options(**options).bind(spec, access, 1, args.gateway.max_image_pixels)
+    return (
+        serve.deployment(VisionReplica)
+        .options(**options)
+        .bind(spec, access, Threads(1, 1), args.gateway.max_image_pixels)
+    )

@@ -2,7 +2,6 @@
 
 # No postponed annotations here: Serve reads the type of build_app's argument to parse the YAML into it.
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.config import AppArgs, ModelSpec, Scaling, Task
+from deployments.cores import Threads
 from deployments.gateway import TenantGateway
 from deployments.store import EmbeddedStore, StoreAccess, is_embedded
 
@@ -34,8 +34,7 @@ def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess, share_of_gpu: fl
     # Model libraries are imported by the replicas alone; building the graph needs none of them.
     from deployments.replicas import TextReplica, VisionReplica
 
-    # Threads of several models on one core spin at each other's barriers: a forward then takes fifty times as long.
-    threads = spec.threads or max(1, (os.cpu_count() or 1) // len(args.models))
+    threads = Threads(spec.threads, sharing=len(args.models))
     options: dict[str, Any] = {"name": spec.id, "health_check_period_s": 5, **_options(spec.scaling, share_of_gpu)}
     # The calibrator holds the model a second time; beside a replica that has whole cards it takes what these have free.
     gpus = options["ray_actor_options"]["num_gpus"]

@@ -100,7 +100,8 @@ class ModelSpec(BaseModel):
         " labels",
     )
     threads: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="CPU threads of a forward; None: the cores divided by the models, at least 1"
+        default=None,
+        description="CPU threads of a forward; None: its replica's cores divided by the models, at least 1",
     )
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=16, description="rows of a batch: images, or a step's sequences"

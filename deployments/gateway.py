@@ -202,12 +202,15 @@ class TenantGateway:
             try:
                 async with asyncio.timeout(DISCOVERY_TIMEOUT_S):
                     self.infos[model_id] = await self._handles[model_id].info.remote()
+            except TimeoutError:  # slow is not gone: what is known of it stands
+                logger.warning("model %s has not said what it serves for %g s", model_id, DISCOVERY_TIMEOUT_S)
             except Exception as error:  # Serve restarts what has died
                 if self.infos.pop(model_id, None):
                     logger.warning("model %s does not answer: %s", model_id, type(error).__name__)
                 await asyncio.sleep(0.5)
                 continue
-            await asyncio.sleep(PENDING_PERIOD_S if self.infos[model_id].pending else DISCOVERY_PERIOD_S)
+            known = self.infos.get(model_id)
+            await asyncio.sleep(DISCOVERY_PERIOD_S if known and not known.pending else PENDING_PERIOD_S)
 
 
 def _api_key(request: Request) -> str:

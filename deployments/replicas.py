@@ -17,6 +17,7 @@ from deployments.batching import FairBatcher
 from deployments.catalog import ModelInfo, TextDelta
 from deployments.config import ModelSpec, Task
 from deployments.console import announce, announced
+from deployments.cores import Threads
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.decoding import decode_image
@@ -91,18 +92,20 @@ class VisionReplica(Replica):
     Args:
         spec: the model.
         access: how to find the store; requests never wait for it.
-        threads: CPU threads of a forward.
+        threads: how many CPU threads a forward has where this replica runs.
         max_pixels: largest image decoded, in pixels.
         gpu_share: share of a card's memory that the model's calibrator may take; 0: all that is free.
     """
 
     async def __init__(
-        self, spec: ModelSpec, access: StoreAccess, threads: int, max_pixels: int, gpu_share: float = 0.0
+        self, spec: ModelSpec, access: StoreAccess, threads: Threads, max_pixels: int, gpu_share: float = 0.0
     ) -> None:
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
-            self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(kind.load, spec, _device(threads))
-            await self.start(self.engine, spec, access, threads, gpu_share)
+            self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(
+                kind.load, spec, _device(threads.count())
+            )
+            await self.start(self.engine, spec, access, threads.count(), gpu_share)
         self._max_pixels = max_pixels
         self._under_way = FlowBound(spec.max_queue_per_tenant)
         self._batcher: FairBatcher[tuple[torch.Tensor, Modulation, str], ItemLogits] = FairBatcher(
@@ -154,15 +157,15 @@ class TextReplica(Replica):
     Args:
         spec: the model.
         access: how to find the store; requests never wait for it.
-        threads: CPU threads of a forward.
+        threads: how many CPU threads a forward has where this replica runs.
         gpu_share: share of a card's memory that the replica may take, and again its calibrator; 0: all that is free.
     """
 
-    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: int, gpu_share: float = 0.0) -> None:
+    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: Threads, gpu_share: float = 0.0) -> None:
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
-            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads), gpu_share, say)
-            await self.start(self.engine, spec, access, threads, gpu_share, self.engine.context)
+            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), gpu_share, say)
+            await self.start(self.engine, spec, access, threads.count(), gpu_share, self.engine.context)
         # What is counted is not admitted yet: it gets a thread, and each tenant a part of it, and no more.
         self._counter = ThreadPoolExecutor(1, "count")
         self._counted = FlowBound(COUNTED_AT_ONCE)

@@ -199,3 +199,35 @@ async def test_serve_sees_no_odd_request_id_and_no_switch_of_its_own(name: bytes
 
     await ClientHeaders(app)({"type": "http", "headers": [(name, value)]}, None, None)  # type: ignore[arg-type]
     assert bool(seen) is kept
+
+
+async def test_a_model_that_is_slow_to_say_what_it_serves_is_served_and_one_that_is_gone_is_not(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DISCOVERY_TIMEOUT_S", "DISCOVERY_PERIOD_S", "PENDING_PERIOD_S"):
+        monkeypatch.setattr(f"deployments.gateway.{name}", 0.01)
+    info = ModelInfo(id="m", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1)
+    state, asked = {"now": "well"}, asyncio.Event()
+
+    async def remote() -> ModelInfo:
+        asked.set()
+        if state["now"] == "slow":
+            await asyncio.sleep(60)
+        if state["now"] == "gone":
+            raise RuntimeError("the replica died")
+        return info
+
+    gateway = running.gateway
+    gateway._handles["m"] = SimpleNamespace(info=SimpleNamespace(remote=remote))  # type: ignore[assignment]
+    task = asyncio.create_task(gateway._discover("m"))
+    try:
+        await until(lambda: "m" in gateway.infos)
+        for now, known in (("slow", True), ("well", True), ("gone", False), ("slow", False), ("well", True)):
+            state["now"] = now
+            for _ in range(3):
+                asked.clear()
+                await asked.wait()
+            assert ("m" in gateway.infos) is known, now
+    finally:
+        task.cancel()
+        del gateway._handles["m"]
