@@ -177,6 +177,11 @@ class GatewayArgs(BaseModel):
     max_held_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=512 * 2**20, description="of all bodies under way at a time"
     )
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description="origins, such as https://app.example.com, whose pages may call from a browser; `*`: any. A key in"
+        " a page is its visitors': give such keys the scopes and limits of one of them",
+    )
     body_timeout_s: Annotated[float, Field(gt=0.0)] = Field(default=30.0, description="to the last byte of a body")
     bad_requests_per_s: Annotated[float, Field(gt=0.0)] = Field(
         default=50.0, description="refused requests that a tenant may send for long; ten seconds' worth at once"

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
+from deployments.config import GatewayArgs
 from deployments.http import entitlements, errors, health, openai, vision
 from deployments.http.intake import body_limit
-from deployments.http.middleware import BodyLimit, ReceiptHeaders
+from deployments.http.middleware import BodyLimit, HeadAsGet, ReceiptHeaders
 
 if TYPE_CHECKING:
     from deployments.gateway import TenantGateway
@@ -25,6 +27,13 @@ the request's id, the time, the tenant and the model, and is signed: keep it, an
 answer was given at.
 """
 
+EXPOSED = (
+    *("x-request-id", "x-receipt", "x-tenant-tier", "x-utility", "x-focus", "x-policy-version"),
+    *("x-overhead-duration-ms", "x-should-retry", "retry-after"),
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+)
+"""Headers that a page of another origin may read."""
+
 
 def build_api(gateway: TenantGateway) -> FastAPI:
     """The HTTP surface of a gateway."""
@@ -33,6 +42,8 @@ def build_api(gateway: TenantGateway) -> FastAPI:
         version=version("aim-serve"),
         description=DESCRIPTION,
         middleware=[
+            *_for_browsers(gateway.args.gateway),
+            Middleware(HeadAsGet),
             Middleware(ReceiptHeaders),
             Middleware(BodyLimit, most=partial(body_limit, gateway.args.gateway)),
         ],
@@ -42,3 +53,19 @@ def build_api(gateway: TenantGateway) -> FastAPI:
     for router in (openai.router, vision.router, entitlements.router, health.router):
         app.include_router(router)
     return app
+
+
+def _for_browsers(args: GatewayArgs) -> list[Middleware]:
+    """What lets pages of other origins call with a key and read the receipt; nothing unless configured."""
+    if not args.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(args.cors_origins),
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+            max_age=3600,
+        )
+    ]

@@ -101,6 +101,22 @@ def _too_large(most: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The request body is larger than {size}.", code="body_too_large")
 
 
+class HeadAsGet:
+    """Answers HEAD as GET without its body: monitors and clients ask so whether something is there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        return await self._app({**scope, "method": "GET"}, receive, send_without_body)
+
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _NOT_FOR_CLIENTS = frozenset([b"x-request-timeout-seconds", b"x-request-disconnect-disabled"])
 
