@@ -136,6 +136,12 @@ class FairQueue(Generic[T]):
         self._forget_settled()
         return item
 
+    def charge(self, flow: str, weight: float, cost: float) -> None:
+        """Add to what a flow was served: a cost that was known only afterwards. Keeps the debt of one that is idle."""
+        state = self._flows.setdefault(flow, _Flow(flow, weight, self._clock))
+        state.served += cost / weight
+        heappush(self._ready if state.waiting else self._idle, (state.served, next(self._numbers), state))
+
     def discard(self, number: int) -> bool:
         """Take back a waiting item, uncharged; False where it is not waiting. Its time does not grow with the queue."""
         state = self._places.pop(number, None)

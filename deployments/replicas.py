@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from deployments.batching import FairBatcher
 from deployments.catalog import ModelInfo, TextDelta
 from deployments.config import ModelSpec, Task
 from deployments.console import announce, announced
-from deployments.cores import Threads
+from deployments.cores import Threads, usable_cores
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.decoding import decode_image
@@ -25,6 +25,7 @@ from deployments.engines.images.engine import ItemLogits
 from deployments.engines.images.segmenter import ImageSegmenter
 from deployments.engines.text.choices import Conversation, Texts, answer, encoded
 from deployments.engines.text.generator import Generator
+from deployments.fair_pool import FairPool
 from deployments.fair_queue import FlowBound
 from deployments.metrics import LevelMetrics
 from deployments.store import StoreAccess
@@ -33,8 +34,11 @@ from policies.terms import Modulation, Share
 
 LOWEST = 0.01
 """The lowest level that there is."""
+MOST_DECODED_AT_ONCE = 4
+Decoded = tuple[tuple[int, int], torch.Tensor]
+"""A picture's (height, width), and its pixels as the model takes them."""
 COUNTED_AT_ONCE = 16
-"""Long prompts of one tenant whose tokens are being counted."""
+"""Long prompts of one tenant whose tokens wait to be counted."""
 
 
 class Replica:
@@ -108,6 +112,9 @@ class VisionReplica(Replica):
             await self.start(self.engine, spec, access, threads.count(), gpu_share)
         self._max_pixels = max_pixels
         self._under_way = FlowBound(spec.max_queue_per_tenant)
+        self._decoding: FairPool[bytes, Decoded] = FairPool(
+            self._decoded, workers=min(MOST_DECODED_AT_ONCE, usable_cores()), queue_bound=spec.max_queue_per_tenant
+        )
         self._batcher: FairBatcher[tuple[torch.Tensor, Modulation, str], ItemLogits] = FairBatcher(
             self._forward,
             max_batch_size=spec.max_batch_size,
@@ -127,13 +134,9 @@ class VisionReplica(Replica):
         """
         held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
-        def read() -> tuple[tuple[int, int], torch.Tensor]:
-            image = decode_image(data, self._max_pixels)
-            return (image.height, image.width), self.engine.preprocess(image)
-
         with self._under_way.hold(share.flow):
             await asyncio.gather(*map(asyncio.wrap_future, held))
-            size, pixels = await asyncio.to_thread(read)
+            size, pixels = await self._decoding.submit(data, share)
             item = await self._batcher.submit((pixels, modulation, share.flow), share)
             answer: list[Any]
             if isinstance(self.engine, ImageClassifier):
@@ -141,6 +144,11 @@ class VisionReplica(Replica):
             else:
                 answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
         return [part.to_json() for part in answer]
+
+    def _decoded(self, data: bytes) -> Decoded:
+        """A picture's (height, width) and pixels for the model."""
+        image = decode_image(data, self._max_pixels)
+        return (image.height, image.width), self.engine.preprocess(image)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export."""
@@ -166,9 +174,10 @@ class TextReplica(Replica):
             say = partial(announce, spec.id)
             self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), gpu_share, say)
             await self.start(self.engine, spec, access, threads.count(), gpu_share, self.engine.context)
-        # What is counted is not admitted yet: it gets a thread, and each tenant a part of it, and no more.
-        self._counter = ThreadPoolExecutor(1, "count")
-        self._counted = FlowBound(COUNTED_AT_ONCE)
+        # What is counted is not admitted yet: it gets a thread, and each tenant its part of it.
+        self._counting: FairPool[Conversation | Texts, tuple[str, list[list[int]]]] = FairPool(
+            partial(encoded, self.engine), workers=1, queue_bound=COUNTED_AT_ONCE
+        )
 
     async def generate(
         self, prompt: Conversation | Texts, params: dict[str, Any], modulation: Modulation, share: Share
@@ -189,9 +198,8 @@ class TextReplica(Replica):
             InvalidRequest: as `choices.encoded`.
             Unavailable: this tenant has many counted already.
         """
-        with self._counted.hold(share.flow):
-            _, prompts = await asyncio.get_running_loop().run_in_executor(self._counter, encoded, self.engine, prompt)
-            return [len(tokens) for tokens in prompts]
+        _, prompts = await self._counting.submit(prompt, share)
+        return [len(tokens) for tokens in prompts]
 
     async def check_health(self) -> None:
         """Raises where the engine's loop has stopped, so that Serve restarts the replica."""
