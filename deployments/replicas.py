@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
-from functools import partial
 from typing import Any
 
 import torch
