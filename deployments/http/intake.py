@@ -16,11 +16,11 @@ from starlette.types import Scope
 from deployments.config import GatewayArgs
 from policies.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, ServiceError, Unavailable
 
-MOST_ELEMENTS = 2**17
-"""Of a JSON body: parsing holds the event loop for some 10 ms then, and no prompt that fits a context has more."""
+MOST_ELEMENTS, MOST_CONTAINERS = 2**17, 2**15
+"""Of a JSON body, and lists and objects among them: parsing then holds the event loop for some milliseconds."""
 BURST_S = 10.0
 """Seconds' worth of bad requests that a tenant may send at once."""
-_STRUCTURE = (b",", b"[", b"{", b":")
+_ELEMENTS, _CONTAINERS = (b",", b"[", b"{", b":"), (b"[", b"{")
 _TEXT = re.compile(r"(/models/[^/]+)?/v1/")
 
 
@@ -110,10 +110,12 @@ class Intake:
 
 def check_elements(body: bytes) -> None:
     """Refuse JSON that would take long to parse. Raises InvalidRequest."""
-    if len(body) > MOST_ELEMENTS and sum(map(body.count, _STRUCTURE)) > MOST_ELEMENTS:
-        raise InvalidRequest(
-            f"The JSON body has more than {MOST_ELEMENTS:,} elements; send fewer.", code="too_many_elements"
-        )
+    for marks, most, what in (
+        (_ELEMENTS, MOST_ELEMENTS, "elements"),
+        (_CONTAINERS, MOST_CONTAINERS, "lists and objects"),
+    ):
+        if len(body) > most and sum(map(body.count, marks)) > most:
+            raise InvalidRequest(f"The JSON body has more than {most:,} {what}; send fewer.", code="too_many_elements")
 
 
 def _declared(headers: Headers, most: int) -> int:

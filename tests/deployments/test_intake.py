@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from deployments.config import GatewayArgs
-from deployments.http.intake import MOST_ELEMENTS, Intake, body_limit, check_elements
+from deployments.http.intake import MOST_CONTAINERS, MOST_ELEMENTS, Intake, body_limit, check_elements
 from deployments.http.text_schemas import ChatRequest, CompletionRequest
 from policies.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, NotFound, Unavailable
 from tests.deployments.gateway_support import Running
@@ -49,6 +49,8 @@ def test_a_flood_of_mistakes_is_one_mistake(name: str) -> None:
 def test_json_of_too_many_elements_is_not_parsed_and_long_texts_are() -> None:
     with pytest.raises(InvalidRequest, match="elements"):
         check_elements(json.dumps({"messages": [0] * (MOST_ELEMENTS + 1)}).encode())
+    with pytest.raises(InvalidRequest, match="lists and objects"):
+        check_elements(json.dumps({"prompt": [[0]] * (MOST_CONTAINERS + 1)}).encode())
     check_elements(json.dumps({"messages": [{**TURN, "content": "a" * 2**20}]}).encode())
     check_elements(json.dumps({"prompt": list(range(60_000))}).encode())
 
