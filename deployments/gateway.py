@@ -217,7 +217,7 @@ class TenantGateway:
 
 
 def _freeze_heap() -> None:
-    """Keep collections from looking at all that was imported: a full one would stop every request for 0.1 s and more."""
+    """Keep collections from looking at all that was imported: a full one would stop every request for 0.1 s."""
     with suppress(RayServeException):  # not in a replica: the process is not ours
         serve.get_replica_context()
         gc.collect()
