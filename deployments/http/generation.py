@@ -25,6 +25,8 @@ from policies.terms import Share, round_level
 from tenants.entitlements import Entitlements
 
 MAX_CHARACTERS_PER_TOKEN = 64
+_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""No proxy on the way is to wait for more of a stream."""
 _MESSAGE_TOKENS = 64
 """More than any chat template adds to a message, or to none."""
 
@@ -164,7 +166,7 @@ class _LeasedStream(StreamingResponse):
     """Server-sent events that hold a request's lease, and release it even where the client leaves before the first."""
 
     def __init__(self, events: AsyncIterator[str], stack: AsyncExitStack) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        super().__init__(events, media_type="text/event-stream", headers=_STREAM)
         self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
