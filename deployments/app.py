@@ -26,7 +26,7 @@ def build_app(args: AppArgs) -> Application:
     access = StoreAccess(embedded, args.store)
     share_of_gpu, of_replicas = _share_of_gpu(args), replace(access, replica=True)
     models = {spec.id: _model(spec, args, of_replicas, share_of_gpu) for spec in args.models}
-    gateway = serve.deployment(TenantGateway).options(**_options(args.gateway.scaling, 0.0))
+    gateway = serve.deployment(TenantGateway).options(**_options(args, args.gateway.scaling, 0.0))
     return gateway.bind(args, models, access)
 
 
@@ -35,7 +35,11 @@ def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess, share_of_gpu: fl
     from deployments.replicas import TextReplica, VisionReplica
 
     threads = Threads(spec.threads, sharing=len(args.models))
-    options: dict[str, Any] = {"name": spec.id, "health_check_period_s": 5, **_options(spec.scaling, share_of_gpu)}
+    options: dict[str, Any] = {
+        "name": spec.id,
+        "health_check_period_s": 5,
+        **_options(args, spec.scaling, share_of_gpu),
+    }
     # The calibrator holds the model a second time; beside a replica that has whole cards it takes what these have free.
     gpus = options["ray_actor_options"]["num_gpus"]
     share = gpus if gpus < 1 else 0.0
@@ -45,7 +49,7 @@ def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess, share_of_gpu: fl
     return serve.deployment(VisionReplica).options(**options).bind(spec, access, threads, pixels, share)
 
 
-def _options(scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
+def _options(args: AppArgs, scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
     gpus = share_of_gpu if scaling.num_gpus is None else scaling.num_gpus
     replicas = (
         {"autoscaling_config": scaling.autoscaling} if scaling.autoscaling else {"num_replicas": scaling.num_replicas}
@@ -53,6 +57,8 @@ def _options(scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
     return {
         "ray_actor_options": {"num_cpus": scaling.num_cpus, "num_gpus": gpus},
         "max_ongoing_requests": WAITING_IN_FAIR_QUEUE,
+        # A replica that is replaced ends what it has begun; Serve's 20 s are less than an answer may take.
+        "graceful_shutdown_timeout_s": args.gateway.deadline_s,
         **replicas,
     }
 
