@@ -2,6 +2,7 @@
 
 # No postponed annotations here: Serve reads the type of build_app's argument to parse the YAML into it.
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from deployments.config import AppArgs, ModelSpec, Scaling, Task
+from deployments.config import AppArgs, GatewayArgs, ModelArgs, ModelSpec, Scaling, Task
 from deployments.cores import Threads
 from deployments.gateway import TenantGateway
 from deployments.store import EmbeddedStore, StoreAccess, is_embedded
@@ -24,32 +25,36 @@ def build_app(args: AppArgs) -> Application:
     if is_embedded(args.store):
         embedded = serve.deployment(EmbeddedStore).options(ray_actor_options={"num_cpus": 0.1}).bind(args.store)
     access = StoreAccess(embedded, args.store)
-    share_of_gpu, of_replicas = _share_of_gpu(args), replace(access, replica=True)
-    models = {spec.id: _model(spec, args, of_replicas, share_of_gpu) for spec in args.models}
-    gateway = serve.deployment(TenantGateway).options(**_options(args, args.gateway.scaling, 0.0))
+    share, of_replicas = _share_of_gpu(args.models), replace(access, replica=True)
+    models = {spec.id: _model(spec, args.gateway, of_replicas, share, len(args.models)) for spec in args.models}
+    gateway = serve.deployment(TenantGateway).options(**_options(args.gateway, args.gateway.scaling, 0.0))
     return gateway.bind(args, models, access)
 
 
-def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess, share_of_gpu: float) -> Application:
+def build_model(args: ModelArgs) -> Application:
+    """One model as an application: it comes, changes and goes while the gateway and the others answer."""
+    access = StoreAccess(None, args.store, replica=True, elsewhere=is_embedded(args.store))
+    return _model(args.model, args.gateway, access, _share_of_gpu([args.model]), args.sharing)
+
+
+def _model(
+    spec: ModelSpec, gateway: GatewayArgs, access: StoreAccess, share_of_gpu: float, sharing: int
+) -> Application:
     # Model libraries are imported by the replicas alone; building the graph needs none of them.
     from deployments.replicas import TextReplica, VisionReplica
 
-    threads = Threads(spec.threads, sharing=len(args.models))
-    options: dict[str, Any] = {
-        "name": spec.id,
-        "health_check_period_s": 5,
-        **_options(args, spec.scaling, share_of_gpu),
-    }
+    threads, scaled = Threads(spec.threads, sharing), _options(gateway, spec.scaling, share_of_gpu)
+    options: dict[str, Any] = {"name": spec.id, "health_check_period_s": 5, **scaled}
     # The calibrator holds the model a second time; beside a replica that has whole cards it takes what these have free.
     gpus = options["ray_actor_options"]["num_gpus"]
     share = gpus if gpus < 1 else 0.0
     if spec.task is Task.TEXT:
         return serve.deployment(TextReplica).options(**options).bind(spec, access, threads, share)
-    pixels = args.gateway.max_image_pixels
+    pixels = gateway.max_image_pixels
     return serve.deployment(VisionReplica).options(**options).bind(spec, access, threads, pixels, share)
 
 
-def _options(args: AppArgs, scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
+def _options(gateway: GatewayArgs, scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
     gpus = share_of_gpu if scaling.num_gpus is None else scaling.num_gpus
     replicas = (
         {"autoscaling_config": scaling.autoscaling} if scaling.autoscaling else {"num_replicas": scaling.num_replicas}
@@ -58,13 +63,13 @@ def _options(args: AppArgs, scaling: Scaling, share_of_gpu: float) -> dict[str, 
         "ray_actor_options": {"num_cpus": scaling.num_cpus, "num_gpus": gpus},
         "max_ongoing_requests": WAITING_IN_FAIR_QUEUE,
         # A replica that is replaced ends what it has begun; Serve's 20 s are less than an answer may take.
-        "graceful_shutdown_timeout_s": args.gateway.deadline_s,
+        "graceful_shutdown_timeout_s": gateway.deadline_s,
         **replicas,
     }
 
 
-def _share_of_gpu(args: AppArgs) -> float:
+def _share_of_gpu(models: Sequence[ModelSpec]) -> float:
     """An equal share of one card for each replica of a model, where Ray sees a card, and one for who calibrates."""
     if not ray.is_initialized() or ray.cluster_resources().get("GPU", 0) < 1:
         return 0.0
-    return int(100 / (1 + sum(spec.scaling.num_replicas for spec in args.models))) / 100
+    return int(100 / (1 + sum(spec.scaling.num_replicas for spec in models))) / 100

@@ -156,6 +156,9 @@ class StoreArgs(BaseModel):
         description="file with the secret of receipts; None: the environment's AIM_RECEIPT_SECRET, or the store",
     )
     data_dir: str = Field(default=".data", description="folder of the embedded server and of the demo keys")
+    application: str = Field(
+        default="default", description="of a model that is an application: the one that has the embedded store"
+    )
     cache_ttl_s: Annotated[float, Field(gt=0.0, le=3600.0)] = Field(
         default=60.0, description="how long entitlements are used unasked while edits are announced; else a second"
     )
@@ -192,7 +195,7 @@ class GatewayArgs(BaseModel):
 
 
 class AppArgs(BaseModel):
-    """All arguments of `deployments.app:build_app`."""
+    """All arguments of `deployments.app:build_app`: `models` may be empty where each is an application of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -202,11 +205,22 @@ class AppArgs(BaseModel):
 
     @field_validator("models")
     @classmethod
-    def _some_and_unique(cls, models: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
-        # Not by min_length: pydantic then also calls a tuple too short whose only model has a mistake in it.
-        if not models:
-            raise ValueError("name at least one model")
+    def _unique(cls, models: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
         ids = [model.id for model in models]
         if twice := {name for name in ids if ids.count(name) > 1}:
             raise ValueError(f"model ids must be unique; given twice: {', '.join(sorted(twice))}")
         return models
+
+
+class ModelArgs(BaseModel):
+    """All arguments of `deployments.app:build_model`: one model as an application of its own.
+
+    Its name must begin with `model-` and its `route_prefix` be null; `store` and `gateway` are the gateway's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelSpec
+    store: StoreArgs = StoreArgs()
+    gateway: GatewayArgs = GatewayArgs()
+    sharing: Annotated[int, Field(ge=1)] = Field(default=1, description="models that share the cores of a machine")

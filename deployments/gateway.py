@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from ray import serve
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.calls import call_replica
 from deployments.catalog import ModelInfo
 from deployments.config import AppArgs
+from deployments.fleet import Fleet, applications, in_replica
 from deployments.http.api import build_api
 from deployments.http.intake import Intake
 from deployments.http.middleware import Receipt
@@ -35,10 +35,6 @@ from tenants.entitlements import Entitlements
 
 logger = logging.getLogger("deployments.gateway")
 
-DISCOVERY_PERIOD_S = 5.0
-DISCOVERY_TIMEOUT_S = 10.0
-PENDING_PERIOD_S = 1.0
-"""How often a model is asked whose levels are being solved."""
 PENDING_RETRY_S = 15
 
 
@@ -48,7 +44,7 @@ class TenantGateway:
 
     Args:
         args: the application's arguments.
-        models: a handle for each model, by id.
+        models: a handle for each model of the same application, by id; others are found as they come.
         access: how to find the store.
     """
 
@@ -59,9 +55,8 @@ class TenantGateway:
         access: StoreAccess,
     ) -> None:
         self.args = args
-        self.infos: dict[str, ModelInfo] = {}
+        self.fleet = Fleet(models, applications)
         self.intake = Intake(args.gateway)
-        self._handles = dict(models)
         self.store = await access.connect()
         grace = args.store.stale_grace_s
         self.cache = EntitlementCache(self.store, ttl_s=args.store.cache_ttl_s, stale_grace_s=grace)
@@ -70,7 +65,7 @@ class TenantGateway:
         self.admission = Admission(self.store, stale_grace_s=grace, held_dir=held.resolve())
         await self.admission.start()
         self.receipts = await Receipts.start(access, self.store)
-        self._discovery = [asyncio.create_task(self._discover(model_id)) for model_id in models]
+        self.fleet.start()
         _freeze_heap()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -99,8 +94,8 @@ class TenantGateway:
         Raises:
             NotFound, NotEntitled, Unavailable (its replica is still starting).
         """
-        if model_id not in self._handles:
-            known = ", ".join(m for m in self._handles if entitlements.may_use(m))
+        if model_id not in self.fleet.handles:
+            known = ", ".join(m for m in self.fleet.handles if entitlements.may_use(m))
             raise NotFound(f"No model '{model_id}'. This key may use: {known}.", param="model", code="model_not_found")
         if not entitlements.may_use(model_id):
             raise NotEntitled(
@@ -108,9 +103,9 @@ class TenantGateway:
             )
         if not entitlements.may_infer():
             raise NotEntitled("This key's scopes do not include inference.", code="scope_not_entitled")
-        if model_id not in self.infos:
+        if model_id not in self.fleet.infos:
             raise Unavailable(f"The model '{model_id}' is starting.", retry_after=5, code="model_starting")
-        return self.infos[model_id]
+        return self.fleet.infos[model_id]
 
     @asynccontextmanager
     async def admit(
@@ -148,7 +143,7 @@ class TenantGateway:
             async with lease:
                 receipt.headers.update(lease.headers() | _modulation_headers(modulation))
                 receipt.sign = partial(self.receipts.sign, request, entitlements, model.id, modulation)
-                yield Ticket(entitlements, model, modulation, lease, self._handles[model.id], receipt, until)
+                yield Ticket(entitlements, model, modulation, lease, self.fleet.handles[model.id], receipt, until)
         except LimitExceeded:
             receipt.headers.update(lease.headers())
             raise
@@ -160,7 +155,7 @@ class TenantGateway:
             DeadlineExceeded, Unavailable: as `call_replica`; what it takes is of the request's one deadline.
         """
         until = self._until(request)
-        counted: list[int] = await call_replica(self._handles[model_id], "count", prompt, share, deadline=until)
+        counted: list[int] = await call_replica(self.fleet.handles[model_id], "count", prompt, share, deadline=until)
         return counted
 
     def _until(self, request: Request) -> float:
@@ -178,48 +173,29 @@ class TenantGateway:
 
     def models_for(self, entitlements: Entitlements) -> list[ModelInfo]:
         """The models that are ready and that the tenant may use."""
-        return [info for info in self.infos.values() if entitlements.may_use(info.id)]
+        return [info for info in self.fleet.infos.values() if entitlements.may_use(info.id)]
 
     def pending(self) -> list[str]:
         """What is lacking while requests are answered: levels of models that are up, and the signature."""
-        pending = [f"model {info.id}: {info.pending}" for info in self.infos.values() if info.pending]
+        pending = [f"model {info.id}: {info.pending}" for info in self.fleet.infos.values() if info.pending]
         return [*pending, *filter(None, [self.receipts.problem])]
 
     def readiness(self) -> list[str]:
         """Reasons why this gateway cannot serve every model now; empty when it can."""
-        reasons = [f"model {model_id} is starting" for model_id in self._handles if model_id not in self.infos]
+        reasons = [f"model {model_id} is starting" for model_id in self.fleet.starting()]
         healthy, reason = self.cache.healthy
         return reasons if healthy else [reason, *reasons]
 
     async def __del__(self) -> None:
         """Called by Serve at shutdown: what is not settled yet is."""
-        for task in getattr(self, "_discovery", []):
-            task.cancel()
-        for part in ("receipts", "admission", "cache", "store"):
+        for part in ("fleet", "receipts", "admission", "cache", "store"):
             if hasattr(self, part):
                 await getattr(self, part).aclose()
-
-    async def _discover(self, model_id: str) -> None:
-        """Ask a replica every few seconds what it serves; a model whose replicas do not answer is not ready."""
-        while True:
-            try:
-                async with asyncio.timeout(DISCOVERY_TIMEOUT_S):
-                    self.infos[model_id] = await self._handles[model_id].info.remote()
-            except TimeoutError:  # slow is not gone: what is known of it stands
-                logger.warning("model %s has not said what it serves for %g s", model_id, DISCOVERY_TIMEOUT_S)
-            except Exception as error:  # Serve restarts what has died
-                if self.infos.pop(model_id, None):
-                    logger.warning("model %s does not answer: %s", model_id, type(error).__name__)
-                await asyncio.sleep(0.5)
-                continue
-            known = self.infos.get(model_id)
-            await asyncio.sleep(DISCOVERY_PERIOD_S if known and not known.pending else PENDING_PERIOD_S)
 
 
 def _freeze_heap() -> None:
     """Keep collections from looking at all that was imported: a full one would stop every request for 0.1 s."""
-    with suppress(RayServeException):  # not in a replica: the process is not ours
-        serve.get_replica_context()
+    if in_replica():
         gc.collect()
         gc.freeze()
 

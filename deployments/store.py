@@ -8,7 +8,10 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config import StoreArgs
@@ -63,11 +66,13 @@ class StoreAccess:
         embedded: handle of `EmbeddedStore`, or None.
         args: `store` of the configuration; the environment's URLs go before its `redis_url`.
         replica: whether it is a replica's, which has a store user of its own.
+        elsewhere: whether the embedded store is another application's, `args.application`.
     """
 
     embedded: DeploymentHandle | None
     args: StoreArgs
     replica: bool = False
+    elsewhere: bool = False
 
     async def connect(self) -> TenantStore:
         """A connection to the store; waits for one that is away, so that Serve gives a new replica no requests.
@@ -87,9 +92,9 @@ class StoreAccess:
                 await asyncio.sleep(STARTUP_PAUSE_S)
 
     async def _connect(self) -> TenantStore:
-        if self.embedded is None:
+        if self.embedded is None and not self.elsewhere:
             return await TenantStore.connect(store_url(self.args, replica=self.replica))
-        embedded = self.embedded
+        embedded: Any = self.embedded or _of_application(self.args.application)
 
         async def locate() -> str:
             # A restarted server may find its port taken, and then listens on another.
@@ -115,6 +120,14 @@ class StoreAccess:
         if self.args.receipt_secret_file:
             return Path(self.args.receipt_secret_file).expanduser().read_bytes().strip()
         return (await installation.receipt_secret(store)).encode()
+
+
+def _of_application(name: str) -> DeploymentHandle:
+    """The embedded store of another application. Raises Unavailable where that is not there (yet)."""
+    try:
+        return serve.get_deployment_handle(EmbeddedStore.__name__, app_name=name)
+    except RayServeException as error:
+        raise Unavailable(f"The application '{name}' has no embedded store: {error}", retry_after=1) from None
 
 
 def given_noise_secret(args: StoreArgs) -> bytes | None:

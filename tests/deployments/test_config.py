@@ -23,7 +23,6 @@ def test_the_shipped_configuration_is_valid() -> None:
 @pytest.mark.parametrize(
     ("change", "field", "says"),
     [
-        ({"models": []}, ("models",), "at least one model"),
         ({"models": [MODEL | {"task": "image-classifier"}]}, ("models", 0, "task"), "image-classification"),
         ({"models": [MODEL | {"colour": "red"}]}, ("models", 0, "colour"), "not permitted"),
         ({"models": [MODEL | {"id": "a/b"}]}, ("models", 0, "id"), "pattern"),

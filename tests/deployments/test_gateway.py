@@ -97,9 +97,9 @@ async def test_counting_tokens_and_answering_share_one_deadline(
     now = asyncio.get_running_loop().time
     own = await gateway.cache.authenticate((await running.key())["authorization"].split()[1])
     handle: Any = object()
-    monkeypatch.setitem(gateway._handles, "text", handle)
+    monkeypatch.setitem(gateway.fleet.handles, "text", handle)
     info = ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1)
-    monkeypatch.setitem(gateway.infos, "text", info)
+    monkeypatch.setitem(gateway.fleet.infos, "text", info)
 
     async def slow(*_: Any, deadline: float) -> list[int]:
         calls.append((now(), deadline))
@@ -134,8 +134,8 @@ async def test_while_levels_are_solved_level_1_is_served_and_nothing_else(
     """A floor that nobody knows yet must raise no tenant's level, and what is refused is not counted."""
     gateway, said, calls = running.gateway, "levels below 1.0 are being solved (solving levels, 40%)", []
     info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=("cat",), floor=0.01, created=1, pending=said)
-    monkeypatch.setitem(gateway._handles, "m", object())
-    monkeypatch.setitem(gateway.infos, "m", info)
+    monkeypatch.setitem(gateway.fleet.handles, "m", object())
+    monkeypatch.setitem(gateway.fleet.infos, "m", info)
 
     async def predict(*words: Any, deadline: float) -> list[Any]:
         calls.append(words)
@@ -160,7 +160,7 @@ async def test_while_levels_are_solved_level_1_is_served_and_nothing_else(
     ready = await running.client.get("/readyz")
     assert ready.status_code == 200
     assert ready.json() == {"status": "partial", "reasons": [f"model m: {said}"]}
-    monkeypatch.setitem(gateway.infos, "m", info.model_copy(update={"pending": "", "floor": 0.1}))
+    monkeypatch.setitem(gateway.fleet.infos, "m", info.model_copy(update={"pending": "", "floor": 0.1}))
     assert (await running.client.get("/readyz")).json() == {"status": "ok", "reasons": []}
 
 
@@ -169,8 +169,8 @@ async def test_a_model_that_starts_is_unready_whatever_others_lack(
 ) -> None:
     info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=(), floor=0.01, created=1, pending="levels are solved")
     for name in ("m", "n"):
-        monkeypatch.setitem(running.gateway._handles, name, object())
-    monkeypatch.setitem(running.gateway.infos, "m", info)
+        monkeypatch.setitem(running.gateway.fleet.handles, name, object())
+    monkeypatch.setitem(running.gateway.fleet.infos, "m", info)
     answer = await running.client.get("/readyz")
     assert answer.status_code == 503 and answer.json() == {
         "status": "unready",
@@ -199,35 +199,3 @@ async def test_serve_sees_no_odd_request_id_and_no_switch_of_its_own(name: bytes
 
     await ClientHeaders(app)({"type": "http", "headers": [(name, value)]}, None, None)  # type: ignore[arg-type]
     assert bool(seen) is kept
-
-
-async def test_a_model_that_is_slow_to_say_what_it_serves_is_served_and_one_that_is_gone_is_not(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("DISCOVERY_TIMEOUT_S", "DISCOVERY_PERIOD_S", "PENDING_PERIOD_S"):
-        monkeypatch.setattr(f"deployments.gateway.{name}", 0.01)
-    info = ModelInfo(id="m", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1)
-    state, asked = {"now": "well"}, asyncio.Event()
-
-    async def remote() -> ModelInfo:
-        asked.set()
-        if state["now"] == "slow":
-            await asyncio.sleep(60)
-        if state["now"] == "gone":
-            raise RuntimeError("the replica died")
-        return info
-
-    gateway = running.gateway
-    gateway._handles["m"] = SimpleNamespace(info=SimpleNamespace(remote=remote))  # type: ignore[assignment]
-    task = asyncio.create_task(gateway._discover("m"))
-    try:
-        await until(lambda: "m" in gateway.infos)
-        for now, known in (("slow", True), ("well", True), ("gone", False), ("slow", False), ("well", True)):
-            state["now"] = now
-            for _ in range(3):
-                asked.clear()
-                await asked.wait()
-            assert ("m" in gateway.infos) is known, now
-    finally:
-        task.cancel()
-        del gateway._handles["m"]

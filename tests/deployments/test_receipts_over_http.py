@@ -21,8 +21,8 @@ with warnings.catch_warnings():
 async def answering(running: Running, monkeypatch: pytest.MonkeyPatch, answer: Any = ()) -> dict[str, str]:
     """A model that answers so, or fails so; headers of a key that may ask it."""
     info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=("cat", "dog"), floor=0.1, created=1)
-    monkeypatch.setitem(running.gateway._handles, "m", object())
-    monkeypatch.setitem(running.gateway.infos, "m", info)
+    monkeypatch.setitem(running.gateway.fleet.handles, "m", object())
+    monkeypatch.setitem(running.gateway.fleet.infos, "m", info)
 
     async def predict(*_: Any, deadline: float) -> Any:
         if isinstance(answer, Exception):

@@ -84,7 +84,7 @@ async def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             gateway = await opened(args)
             handle: Any = object()
             for info in (SEGMENTER, WRITER):
-                gateway.infos[info.id], gateway._handles[info.id] = info, handle
+                gateway.fleet.infos[info.id], gateway.fleet.handles[info.id] = info, handle
             transport = httpx.ASGITransport(gateway.__serve_build_asgi_app__())
             async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
                 yield Client(http, admin)
