@@ -106,7 +106,7 @@ LAYERS = "cannot be served: transformers' continuous batching does not take its 
 HEAD = "cannot be modulated: its logits must come from one nn.Linear and its forward take logits_to_keep"
 DIFFERS = "cannot be served: the engine's answer to a prompt of"
 _REFUSED = {
-    CACHE: "axk1 bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small bloom camembert"
+    CACHE: "axk1 bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert"
     " cpmant ctrl data2vec-text deepseek_v2 deepseek_v3 dory electra ernie falcon git glm4_moe_lite gpt_bigcode"
     " gpt_neo gpt_neox_japanese hrm_text longcat_flash marian mbart megatron-bert mimo_v2_flash minicpm3 mpt"
     " mvp pegasus plbart rembert roberta roberta-prelayernorm roc_bert roformer sarvam_mla xglm xlm xlm-roberta"

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-OLDER = frozenset(("biogpt", "gpt_neox", "nemotron", "opt", "stablelm"))
+OLDER = frozenset(("biogpt", "bloom", "gpt_neox", "nemotron", "opt", "stablelm"))
 """Model types that call so and ask nothing else of a cache: their answers are `generate`'s, as tests/ shows of each."""
 
 

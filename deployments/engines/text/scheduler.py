@@ -21,6 +21,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 from deployments.engines.errors import LoadError, first_line
 from deployments.engines.text.admission import Work, step_rows
+from deployments.engines.text.attention import ready
 from deployments.engines.text.cache_calls import take_older_calls
 from deployments.engines.text.language_models import LanguageModel
 from deployments.engines.text.prefix_sharing import make_room, salt_pages
@@ -177,6 +178,7 @@ def start_manager(
     )
     processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([processor]))
     processors.tensors_required = 1  # the list counts only classes that it converted itself
+    ready(model.model)
     manager, pages = _with_cache(model, generation, processors, _batching(device, rows, pages, room), context)
     salt_pages(manager.batch_processor.cache)
     take_older_calls(manager.batch_processor.cache, model.model)
