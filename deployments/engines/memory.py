@@ -11,8 +11,10 @@ import torch
 from safetensors import safe_open
 
 GIB = 2**30
+SPARE = 1.5
+"""Times the weights that a card has free, from where on they can lie there a second time, beside a cache."""
 HEADROOM = 0.9
-"""Of what is free: the rest is for a step's own tensors and what the allocator cannot use."""
+"""Of what is free; the rest is for a step's own tensors and what the allocator cannot use."""
 
 
 def weight_bytes(paths: Iterable[Path], dtype: torch.dtype) -> int:
@@ -50,11 +52,13 @@ def cache_share(free: int, total: int, own: int, share: float = 0.0) -> float:
         free: bytes that nobody has.
         total: bytes of the card.
         own: bytes that this process has already, for its weights.
-        share: of the card, which is this process's; 0 is all of it.
+        share: of the card, which is this process's, with as much left for whoever calibrates; 0: all of it, and room
+            for the weights a second time is left where there is some.
     """
     if free <= 0:
         return 0.0
-    left = min(free, int((share or 1.0) * total) - own)
+    beside = own if free >= SPARE * own else 0
+    left = min(free, int(share * total) - own) if share else free - beside
     return max(0.0, HEADROOM * left / free)
 
 

@@ -146,6 +146,32 @@ def test_what_the_engine_cannot_serve_is_refused_at_load_in_one_line(family: str
     assert re.match(rf"{family}: \w+ {re.escape(REFUSED[family])}", said) and "\n" not in said
 
 
+FULL = {"layer_types": ["full_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize(("family", "more"), [("gemma2", FULL), ("gpt_oss", FULL), ("bloom", {}), ("gpt_neox", {})])
+def test_a_beginning_that_prompts_share_is_read_once_and_answered_the_same(
+    family: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    draw = torch.Generator().manual_seed(2)
+    beginning = torch.randint(VOCABULARY, (140,), generator=draw).tolist()
+    asked = [beginning + torch.randint(VOCABULARY, (n,), generator=draw).tolist() for n in (3, 9, 40)]
+    generator = Generator.load(write(tmp_path, family, more), torch.device("cpu"))
+    try:
+        cache = generator.engine._manager.batch_processor.cache
+        match, matched = cache.search_prefix_match, list[int]()
+        cache.search_prefix_match = lambda *given: matched.append(match(*given)) or matched[-1]
+        got = [asyncio.run(generator.engine.greedy(prompt, ANSWER)) for prompt in asked]
+    finally:
+        generator.close()
+    assert matched == [0, 128, 128]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for prompt, mine in zip(asked, got, strict=True):
+        wanted, gaps = generated(saved, prompt)
+        differs = next((i for i in range(ANSWER) if mine[i : i + 1] != wanted[i : i + 1]), None)
+        assert differs is None or gaps[differs] < TIE
+
+
 def test_every_family_is_told_in_the_docs() -> None:
     told = (REPOSITORY / "docs" / "text-models.md").read_text()
     rows = {line.split("|")[1].strip(): line.split("|")[2] for line in told.splitlines() if line.startswith("| ")}

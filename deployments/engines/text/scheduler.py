@@ -200,8 +200,8 @@ def _with_cache(
             manager.logit_processor = processors
             with torch.no_grad():
                 manager.warmup()  # makes the batch processor: its scheduler is to be reached before the thread runs
-        except (AttributeError, KeyError, TypeError, ValueError, MemoryError) as error:
-            full = isinstance(error, MemoryError) or "Invalid values" in str(error)
+        except (AttributeError, KeyError, TypeError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
+            full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "Invalid values" in str(error)
             if not full:
                 raise _unfit(model, error) from error
             if config.max_memory_percent is None or config.num_blocks is None:
