@@ -32,10 +32,19 @@ def _bytes(path: Path, dtype: torch.dtype) -> int:
             parts = [file.get_slice(name) for name in file.keys()]
             return sum(math.prod(part.get_shape()) * _size(part.get_dtype(), dtype) for part in parts)
     if path.suffix == ".gguf":
-        from gguf import GGUFReader  # imports for a while, which pictures need not pay
-
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors) * dtype.itemsize
+        return _gguf_elements(path) * dtype.itemsize
     return path.stat().st_size
+
+
+def _gguf_elements(path: Path) -> int:
+    # Imports for a while, which pictures need not pay.
+    from gguf import GGUFReader
+    from transformers.integrations.gguf import GgufHeader
+
+    try:
+        return sum(math.prod(tensor.shape) for tensor in GgufHeader.from_file(str(path)).tensors)
+    except ValueError:  # a part, or types that it does not know: the slower reader does
+        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
 
 
 def _size(stored: str, dtype: torch.dtype) -> int:
