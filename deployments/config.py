@@ -52,8 +52,8 @@ class ModelSpec(BaseModel):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the id that clients name")]
     task: Task
     source: str = Field(
-        description="`torchvision:<architecture>`, a local folder, a hub id, or `package:<import name>/<file>` for a"
-        " file that a Python package ships (GGUF)"
+        description="`torchvision:<architecture>`, a local folder, a hub id; for text also a .gguf file (of a split one"
+        " any part), `<hub id>:<file>.gguf`, or `package:<import name>/<file>.gguf` of a Python package"
     )
     weights: str | None = Field(
         default=None, description="torchvision only: a weights enum such as IMAGENET1K_V2, or a state-dict file"

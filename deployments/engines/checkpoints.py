@@ -18,7 +18,7 @@ WEIGHTS = (
 """Names that transformers looks for, in its own order."""
 _READ_BESIDE = frozenset(
     "config.json generation_config.json preprocessor_config.json tokenizer.json tokenizer_config.json"
-    " special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt tokenizer.model spiece.model"
+    " special_tokens_map.json added_tokens.json vocab.json vocab.txt tokenizer.model spiece.model"
     " sentencepiece.bpe.model tiktoken.model chat_template.jinja".split()
 )
 _POINTER = b"version https://git-lfs"
@@ -114,7 +114,7 @@ def check_file(path: Path) -> None:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LoadError(f"{path} is cut short or no JSON ({first_line(error)}); {_AGAIN}") from error
 

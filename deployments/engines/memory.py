@@ -11,8 +11,10 @@ import torch
 from safetensors import safe_open
 
 GIB = 2**30
+SPARE = 1.5
+"""Times the weights that a card has free, from where on they can lie there a second time, beside a cache."""
 HEADROOM = 0.9
-"""Of what is free: the rest is for a step's own tensors and what the allocator cannot use."""
+"""Of what is free; the rest is for a step's own tensors and what the allocator cannot use."""
 
 
 def weight_bytes(paths: Iterable[Path], dtype: torch.dtype) -> int:
@@ -30,10 +32,19 @@ def _bytes(path: Path, dtype: torch.dtype) -> int:
             parts = [file.get_slice(name) for name in file.keys()]
             return sum(math.prod(part.get_shape()) * _size(part.get_dtype(), dtype) for part in parts)
     if path.suffix == ".gguf":
-        from gguf import GGUFReader  # imports for a while, which pictures need not pay
-
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors) * dtype.itemsize
+        return _gguf_elements(path) * dtype.itemsize
     return path.stat().st_size
+
+
+def _gguf_elements(path: Path) -> int:
+    # Imports for a while, which pictures need not pay.
+    from gguf import GGUFReader
+    from transformers.integrations.gguf import GgufHeader
+
+    try:
+        return sum(math.prod(tensor.shape) for tensor in GgufHeader.from_file(str(path)).tensors)
+    except ValueError:  # a part, or types that it does not know: the slower reader does
+        return sum(int(tensor.n_elements) for tensor in GGUFReader(path).tensors)
 
 
 def _size(stored: str, dtype: torch.dtype) -> int:
@@ -50,11 +61,13 @@ def cache_share(free: int, total: int, own: int, share: float = 0.0) -> float:
         free: bytes that nobody has.
         total: bytes of the card.
         own: bytes that this process has already, for its weights.
-        share: of the card, which is this process's; 0 is all of it.
+        share: of the card, which is this process's, with as much left for whoever calibrates; 0: all of it, and room
+            for the weights a second time is left where there is some.
     """
     if free <= 0:
         return 0.0
-    left = min(free, int((share or 1.0) * total) - own)
+    beside = own if free >= SPARE * own else 0
+    left = min(free, int(share * total) - own) if share else free - beside
     return max(0.0, HEADROOM * left / free)
 
 

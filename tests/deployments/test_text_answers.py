@@ -13,6 +13,7 @@ from deployments.catalog import TextDelta, TokenLogprob
 from deployments.engines.text.seats import LogprobRecord
 from deployments.engines.text.transcript import Transcript
 from deployments.http.text_answers import ChatShape, CompletionShape, Tally
+from tests.deployments.tokenizer_support import byte_fallback
 
 PIECES = ["\u2581The", "\u2581sky", "\u2581is", "blue", "\u2581n", "\u00e9", "<0xE2>", "<0x82>", "<0xAC>", "\u2581."]
 """Words as SentencePiece has them; the last but one character comes as three bytes."""
@@ -47,6 +48,14 @@ def test_a_tokens_offset_is_where_its_text_begins_in_the_answer(prompt: list[int
         assert told[start:].startswith(piece.replace("\u2581", "" if first else " "))
     assert starts[6] == starts[7] == starts[8] == told.index("\u20ac")
     assert len(starts) < 10 or starts[9] == told.index(" .")
+
+
+def test_a_stop_text_of_many_bytes_ends_an_answer_where_it_begins() -> None:
+    tokenizer = byte_fallback()
+    text = Transcript(tokenizer, [], ("😀漢",), frozenset(), float)
+    tokens = tokenizer.encode("é😀 and 😀😀漢 more").ids
+    told = "".join(text.push([token], [], 0) for token in tokens) + text.flush()
+    assert told == "é😀 and 😀" and text.stopped
 
 
 class Counted(list[TextDelta]):

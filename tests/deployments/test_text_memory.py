@@ -39,7 +39,8 @@ def test_weights_are_told_from_headers_in_the_dtype_that_they_are_loaded_as(tmp_
 @pytest.mark.parametrize(
     ("free", "total", "own", "share", "left"),
     [
-        (64, 80, 16, 0.0, 64),  # a card of its own: all that the weights leave
+        (64, 80, 16, 0.0, 48),  # a card of its own: all that the weights leave, but for their copy that calibrates
+        (8, 24, 16, 0.0, 8),  # no room for a copy
         (70, 80, 10, 0.25, 10),  # a quarter of a card, half of it full
         (5, 80, 10, 0.25, 5),  # others have taken more than theirs
         (70, 80, 30, 0.25, 0),  # weights larger than its part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +82,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "quantised without a word": (
         lambda state: state | {"model.layers.0.self_attn.q_proj.weight_scale": torch.zeros(32, 1)},
-        "does not say in quantization_config",
+        "quantised in a way that its config.json does not tell",
     ),
 }
 
@@ -141,3 +142,48 @@ def test_torch_files_and_shards_are_read_the_same(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").unlink()
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert load_language_model(spec(tmp_path), CPU).fingerprint == first.fingerprint
+
+
+def quantise(path: Path, scale_name: str, config: dict[str, object]) -> dict[str, Tensor]:
+    """Make a folder's layers 8-bit floats with a scale each; what they are without it."""
+    plain: dict[str, Tensor] = {}
+
+    def change(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        out = dict(state)
+        for name, value in state.items():
+            if "_proj" in name:
+                scale = value.abs().max() / 448
+                out[name] = (value / scale).to(torch.float8_e4m3fn)
+                out[name.replace("weight", scale_name)] = scale.reshape(1, 1)
+                plain[name] = out[name].float() * scale
+        return out
+
+    rewrite(path, change)
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": config}))
+    return plain
+
+
+def test_a_quantised_checkpoint_is_unpacked_where_no_card_computes_with_it(tmp_path: Path) -> None:
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    plain = quantise(folder(tmp_path), "weight_scale_inv", fp8)
+    loaded = load_language_model(spec(tmp_path), CPU).model.state_dict()
+    for name, value in plain.items():
+        torch.testing.assert_close(loaded[name], value)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "or that transformers does not know"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "requires bitsandbytes: `pip install"),
+        ({"quant_method": "awq", "bits": 4}, "AWQ quantized model requires"),
+    ],
+)
+def test_a_quantised_checkpoint_that_cannot_be_read_is_refused_by_name(
+    config: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    quantise(folder(tmp_path), "weight_scale", config)
+    with pytest.raises(LoadError, match=said) as refused:
+        load_language_model(spec(tmp_path), CPU)
+    assert "\n" not in str(refused.value)

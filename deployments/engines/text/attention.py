@@ -1,4 +1,4 @@
-"""The attention of models that torch's own product cannot compute: each model's own eager one, on paged caches too."""
+"""The attention of models that torch's own product cannot compute: each model's own, on paged caches too."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 PAGED_EAGER = "paged|eager"
 """What continuous batching makes of eager attention."""
+ALIBI = frozenset(("bloom",))
+"""Model types whose attention is biased by positions that they take from a mask of rows."""
 
 
 def own_eager(
@@ -41,9 +44,35 @@ def alone(model: PreTrainedModel) -> Iterator[None]:
     """For as long as this is open, a model whose engine is idle attends as it would without an engine."""
     paged = model.config._attn_implementation == PAGED_EAGER
     if paged:
-        model.set_attn_implementation("eager")
+        _attend(model, "eager")
     try:
         yield
     finally:
         if paged:
-            model.set_attn_implementation(PAGED_EAGER)
+            _attend(model, PAGED_EAGER)
+
+
+def ready(model: PreTrainedModel) -> None:
+    """Have a model of `ALIBI` attend to several sequences in one row, each at its own positions."""
+    if model.config.model_type not in ALIBI:
+        return
+    _attend(model, PAGED_EAGER)  # so that it is given a mask
+    base: Any = model.base_model
+    of_rows = base.build_alibi_tensor
+
+    def build(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+        if mask.dim() == 2:  # without an engine
+            return of_rows(mask, heads, dtype)  # type: ignore[no-any-return]
+        keys = torch.arange(mask.shape[-1], device=mask.device)
+        first = (mask[0, 0] == 0).int().argmax(dim=-1)
+        # Of one sequence as long as all keys the library's biases are a slope a head times the key's position.
+        slopes = of_rows(torch.ones(1, 2, device=mask.device), heads, torch.float32)[:, :, 1:]
+        return (slopes * (keys - first[:, None])).to(dtype)
+
+    base.build_alibi_tensor = build
+
+
+def _attend(model: PreTrainedModel, how: str) -> None:
+    model.set_attn_implementation(how)
+    # It leaves a model as it is whose attention is not transformers' common one; masks go by the configuration.
+    model.config._attn_implementation = how

@@ -21,6 +21,8 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 from deployments.engines.errors import LoadError, first_line
 from deployments.engines.text.admission import Work, step_rows
+from deployments.engines.text.attention import ready
+from deployments.engines.text.cache_calls import take_older_calls
 from deployments.engines.text.language_models import LanguageModel
 from deployments.engines.text.prefix_sharing import make_room, salt_pages
 from deployments.engines.text.token_shares import TokenShares
@@ -176,8 +178,10 @@ def start_manager(
     )
     processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([processor]))
     processors.tensors_required = 1  # the list counts only classes that it converted itself
+    ready(model.model)
     manager, pages = _with_cache(model, generation, processors, _batching(device, rows, pages, room), context)
     salt_pages(manager.batch_processor.cache)
+    take_older_calls(manager.batch_processor.cache, model.model)
     scheduler = manager.batch_processor.scheduler
     scheduler.on_read, scheduler.on_cancelled, scheduler.shares = on_read, on_cancelled, shares
     manager.start()
@@ -196,8 +200,8 @@ def _with_cache(
             manager.logit_processor = processors
             with torch.no_grad():
                 manager.warmup()  # makes the batch processor: its scheduler is to be reached before the thread runs
-        except (AttributeError, KeyError, TypeError, ValueError, MemoryError) as error:
-            full = isinstance(error, MemoryError) or "Invalid values" in str(error)
+        except (AttributeError, KeyError, TypeError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
+            full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "Invalid values" in str(error)
             if not full:
                 raise _unfit(model, error) from error
             if config.max_memory_percent is None or config.num_blocks is None:

@@ -18,8 +18,8 @@ _NO_WEIGHTS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attent
 """Buffers that older versions saved, and which a model computes itself."""
 _HINTS = {
     r"\.lora_|\.base_layer\.": "it is an adapter that was not merged: merge it with peft's merge_and_unload",
-    r"(weight_scale|weight_packed|qweight|qzeros|absmax|weight_scale_inv|_scale)$": "its weights are quantised, which"
-    " its config.json does not say in quantization_config",
+    r"(weight_scale|weight_packed|qweight|qzeros|absmax|weight_scale_inv|_scale)$": "its weights are quantised in"
+    " a way that its config.json does not tell in quantization_config, or that transformers does not know",
 }
 _SHOWN = 3
 
