@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 
-.PHONY: install serve stop test lint format typecheck
+.PHONY: install serve stop test matrix lint format typecheck
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,11 @@ stop:
 
 test: install
 	$(BIN)/python -m pytest
+
+# Every architecture of transformers and torchvision, of which `make test` runs some.
+matrix: install
+	TEXT_FAMILIES=1/1 AIM_ALL_MODELS=1 $(BIN)/python -m pytest tests/deployments/test_text_families.py \
+	  tests/deployments/test_torchvision_families.py tests/deployments/test_transformers_families.py
 
 lint: install
 	$(BIN)/ruff check .
