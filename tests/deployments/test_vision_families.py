@@ -185,12 +185,25 @@ def balance(model: nn.Module, run: Callable[[], Tensor]) -> None:
         run()
     model.eval()
     final = find_final(model, run).module
+    if final.bias is None:
+        unbiased(final, run)
     with torch.no_grad():
         logits = run().transpose(0, 1).flatten(1)
         spread = logits.std(1)
         final.weight.div_(spread.view(-1, *[1] * (final.weight.ndim - 1)))
         if final.bias is not None:
             final.bias.copy_((final.bias - logits.mean(1)) / spread)
+
+
+@torch.no_grad()
+def unbiased(final: nn.Module, run: Callable[[], Tensor]) -> None:
+    """Take from the weights what all pictures have in common, for want of a bias to take it from."""
+    given: list[Tensor] = []
+    hook = final.register_forward_pre_hook(lambda _module, inputs: given.append(inputs[0]))
+    run()
+    hook.remove()
+    mean = given[0].flatten(1).mean(0)
+    final.weight.sub_((final.weight @ mean)[:, None] * mean / mean.square().sum())
 
 
 def processor_of(model_type: str, side: int) -> Any:
@@ -362,13 +375,11 @@ TORCHVISION: dict[str, dict[str, Any]] = {
     "regnet_x_400mf": {},
     "regnet_y_400mf": {},
     "resnet18": {},
-    "resnext50_32x4d": {},
     "shufflenet_v2_x0_5": {},
     "swin_t": {},
     "swin_v2_t": {},
     "vgg11": {},
     "vit_b_32": {"arguments": {"image_size": 64}},
-    "wide_resnet50_2": {},
 }
 """The smallest of each family, and what its specification says besides."""
 FEW = {"maxvit_t": 8}
