@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ from deployments.engines.errors import LoadError, first_line
 from deployments.engines.images.loading import LoadedModel, checked_labels, described, some
 from policies.head.final import logits_of
 
+_WRAPPERS = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+_UNWRAPPED = {f"^(?:{_WRAPPERS})+": ""}
+"""For `from_pretrained`'s key_mapping: what torch.compile, DataParallel, DeepSpeed and FSDP put before names."""
 _NOT_BEHAVIOUR = {
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "torch_dtype", "transformers_version",
 }  # fmt: skip
@@ -70,7 +75,9 @@ def _opened(spec: ModelSpec) -> tuple[nn.Module, Any]:
     named = {"id2label": dict(enumerate(spec.labels))} if spec.labels else {}
     try:
         _check_id2label(spec, PreTrainedConfig.get_config_dict(source)[0].get("id2label"))
-        model, info = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **named)
+        model, info = auto_class.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, key_mapping=_UNWRAPPED, **named
+        )
         processor = AutoImageProcessor.from_pretrained(source)
     except LoadError:
         raise
@@ -82,7 +89,18 @@ def _opened(spec: ModelSpec) -> tuple[nn.Module, Any]:
         ) from error
     if info["missing_keys"]:
         raise LoadError(f"{spec.id}: '{spec.source}' lacks weights of this task, such as {some(info['missing_keys'])}")
+    if more := _further_layers(model, info["unexpected_keys"]):
+        raise LoadError(
+            f"{spec.id}: '{spec.source}' has more layers than its config.json says, such as {some(more)}; take both"
+            " from one model"
+        )
     return model.eval(), processor
+
+
+def _further_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Names in a file, of which the model has the like by another number. Others are of a head for another task."""
+    own = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
+    return sorted(name for name in unexpected if re.sub(r"\d+", "#", name) in own)
 
 
 def _package(error: ImportError) -> str:
