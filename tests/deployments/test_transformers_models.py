@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     ConvNextImageProcessor,
     DPTImageProcessor,
@@ -94,6 +94,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: ViTImageProcessor().save_pretrained(folder),
         r"fails on a grey picture: Input image size \(224\*224\) doesn't match model \(32\*32\)",
     ),
+    "fewer layers": (
+        configured(num_hidden_layers=1),
+        r"has more layers than its config.json says, such as vit.\w+.*\.1\.",
+    ),
     "another architecture": (configured(model_type="nosuch"), "model type `nosuch` but Transformers does not"),
     "another task": (configured(model_type="llama"), "cannot load"),
 }
@@ -106,6 +110,17 @@ def test_a_folder_that_cannot_be_served_is_refused_in_one_line(kind: str, tmp_pa
     with pytest.raises(LoadError, match=said) as refused:
         load(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."])
+def test_weights_saved_from_a_wrapper_are_the_models(prefix: str, tmp_path: Path) -> None:
+    state = load_file(write(tmp_path / "plain") / "model.safetensors")
+    write(tmp_path / "wrapped")
+    named = {prefix + name: value for name, value in state.items()}
+    save_file(named, tmp_path / "wrapped/model.safetensors", metadata={"format": "pt"})
+    pictures = scenes(2, 40, 30)
+    plain, wrapped = (load(tmp_path / name).predict(pictures, [GOLD] * 2) for name in ("plain", "wrapped"))
+    assert plain == wrapped
 
 
 @pytest.mark.parametrize("names", [{"0": "a", "2": "b", "5": "c"}, {"0": "a"}, None])

@@ -65,8 +65,12 @@ def _decoded(data: bytes, max_pixels: int) -> Image.Image:
 def _mended(data: bytes, max_pixels: int) -> Image.Image | None:
     """The picture of a file of which only metadata is damaged, or only bytes are missing that are no part of it."""
     for bare in without_metadata(data):
-        with suppress(Exception):
+        try:
             return _decoded(bare, max_pixels)
+        except PayloadTooLarge:
+            raise
+        except Exception:  # of what is damaged elsewhere
+            continue
     if ends := two_ends(data):
         with suppress(Exception):
             one, other = (_decoded(whole, max_pixels) for whole in ends)

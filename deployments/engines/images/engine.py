@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from deployments.config import ModelSpec, Task
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
@@ -200,11 +200,11 @@ class VisionEngine(CalibratedEngine):
         seen, head.seen = head.seen, None
         if last is None or seen is None:
             raise RuntimeError(f"{self.model_id}: the head was not in the path of this batch")
-        self._keep(seen, whose)
+        self._keep(self._rows(seen), whose)
         # What is the same in the final layer is the same in the answer.
         utility = answer if last.utility is last.logits else self._as_answered(last.utility, answer.shape)
         clean = utility if last.clean is last.utility else self._as_answered(last.clean, answer.shape)
-        lines = seen.shape[-2] if seen.ndim == 4 else 1
+        lines = seen.shape[-2] if self.task is Task.SEGMENTATION else 1
         return [ItemLogits(*item, lines) for item in zip(answer, clean, utility, strict=True)]
 
     def _as_answered(self, logits: Tensor, shape: torch.Size) -> Tensor:
@@ -273,7 +273,11 @@ class VisionEngine(CalibratedEngine):
             answer = self._run(batch.to(self.device, self.dtype))
         finally:
             hook.remove()
-        return seen[0].float(), answer
+        return self._rows(seen[0]).float(), answer
+
+    def _rows(self, features: Tensor) -> Tensor:
+        """What a final layer is given: [B, H] of a classifier, also of one whose layer takes [B, 1, H] or a map."""
+        return features.flatten(1) if self.task is Task.CLASSIFICATION else features
 
     @abstractmethod
     def take(self, features: Tensor, number: int) -> Tensor:
@@ -289,10 +293,11 @@ class VisionEngine(CalibratedEngine):
     @torch.inference_mode()
     def clean_logits(self, features: Tensor) -> Tensor:
         """The final layer's answers to features [N, H] or [N, H, h, w], float32."""
-        logits: Tensor = self.final.forward(
-            features.to(self.device, self.dtype)
-        )  # not by calling it, which the head modulates
-        return logits.float()
+        features = features.to(self.device, self.dtype)
+        if isinstance(self.final, nn.Conv2d) and features.ndim == 2:
+            features = features[..., None, None]
+        logits: Tensor = self.final.forward(features)  # not by calling it, which the head modulates
+        return self._rows(logits).float()
 
 
 def _told(files: Sequence[Path], progress: Progress) -> Iterator[Path]:

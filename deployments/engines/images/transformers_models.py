@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +15,11 @@ from deployments.config import ModelSpec, Task, resolve_path
 from deployments.engines.checkpoints import check_files
 from deployments.engines.errors import LoadError, first_line
 from deployments.engines.images.loading import LoadedModel, checked_labels, described, some
+from policies.head.final import logits_of
 
+_WRAPPERS = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+_UNWRAPPED = {f"^(?:{_WRAPPERS})+": ""}
+"""For `from_pretrained`'s key_mapping: what torch.compile, DataParallel, DeepSpeed and FSDP put before names."""
 _NOT_BEHAVIOUR = {
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "torch_dtype", "transformers_version",
 }  # fmt: skip
@@ -40,7 +46,7 @@ def load_transformers(spec: ModelSpec) -> LoadedModel:
     settings = {name: value for name, value in config.to_diff_dict().items() if name not in _NOT_BEHAVIOUR}
     return LoadedModel(
         model=model,
-        run=lambda pixels: model(pixel_values=pixels).logits,
+        run=lambda pixels: logits_of(model(pixel_values=pixels)),
         preprocess=preprocess,
         resizing=preprocess,
         classes=_classes(spec, config),
@@ -69,17 +75,32 @@ def _opened(spec: ModelSpec) -> tuple[nn.Module, Any]:
     named = {"id2label": dict(enumerate(spec.labels))} if spec.labels else {}
     try:
         _check_id2label(spec, PreTrainedConfig.get_config_dict(source)[0].get("id2label"))
-        model, info = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **named)
+        model, info = auto_class.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, key_mapping=_UNWRAPPED, **named
+        )
         processor = AutoImageProcessor.from_pretrained(source)
     except LoadError:
         raise
     except ImportError as error:
         raise LoadError(f"{spec.id}: '{spec.source}' needs another package: {_package(error)}") from error
     except Exception as error:  # a library's own on a strange config.json: KeyError, TypeError, AttributeError and more
-        raise LoadError(f"{spec.id}: cannot load '{spec.source}', as folder or hub id: {_reason(error)}") from error
+        raise LoadError(
+            f"{spec.id}: cannot load '{spec.source}', as folder or hub id: {_reason(spec, error)}"
+        ) from error
     if info["missing_keys"]:
         raise LoadError(f"{spec.id}: '{spec.source}' lacks weights of this task, such as {some(info['missing_keys'])}")
+    if more := _further_layers(model, info["unexpected_keys"]):
+        raise LoadError(
+            f"{spec.id}: '{spec.source}' has more layers than its config.json says, such as {some(more)}; take both"
+            " from one model"
+        )
     return model.eval(), processor
+
+
+def _further_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Names in a file, of which the model has the like by another number. Others are of a head for another task."""
+    own = {re.sub(r"\d+", "#", name) for name in model.state_dict()}
+    return sorted(name for name in unexpected if re.sub(r"\d+", "#", name) in own)
 
 
 def _package(error: ImportError) -> str:
@@ -89,7 +110,11 @@ def _package(error: ImportError) -> str:
     return first_line(error)
 
 
-def _reason(error: Exception) -> str:
+def _reason(spec: ModelSpec, error: Exception) -> str:
+    """What a library's error means, and what to do."""
+    if "for this kind of AutoModel" in str(error):
+        kind = "an image classifier" if spec.task is Task.CLASSIFICATION else "a segmenter with logits for each pixel"
+        return f"its model_type in config.json is not that of {kind}"
     if "ignore_mismatched_sizes" in str(error):
         return (
             "its weights have other shapes than its config.json says; if it is the number of classes, name them all in"
@@ -123,7 +148,8 @@ def _classes(spec: ModelSpec, config: Any) -> tuple[str, ...]:
     Raises:
         LoadError: config.json's id2label has gaps, or there is one logit alone.
     """
-    count, names = config.num_labels, config.id2label
+    names = config.id2label
+    count = len(names)
     if spec.labels:
         return checked_labels(spec, spec.labels, count)
     if sorted(names) != list(range(count)):
