@@ -1,6 +1,6 @@
 """Which architectures of language models the engine serves, token for token as `generate`, and which it refuses.
 
-All of them take some minutes: the first quarter is run unless `TEXT_FAMILIES` says otherwise, as in `make matrix` (1/1).
+All take some minutes: the first quarter is run unless `TEXT_FAMILIES` says otherwise, as `make matrix` does (1/1).
 """
 
 from __future__ import annotations
