@@ -48,7 +48,7 @@ from benchmarks.text_support import (
     text_spec,
 )
 from deployments.config import ModelSpec
-from deployments.engines.text.language_models import LanguageModel, load_language_model
+from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
 from deployments.engines.text.scheduler import PAGE, STEP_TOKENS
 from tenants.embedded import EmbeddedValkey
 

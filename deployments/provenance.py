@@ -218,7 +218,7 @@ def _loaded(spec: ModelSpec) -> Iterator[CalibratedEngine]:
     if spec.task is Task.TEXT:
         from deployments.engines.text.calibration import calibrating
         from deployments.engines.text.generator import Generator
-        from deployments.engines.text.language_models import load_language_model
+        from deployments.engines.text.loading.language_models import load_language_model
 
         # Its engine answers nothing here, so that little memory will do.
         with closing(Generator(calibrating(spec), load_language_model(spec, device))) as generator:

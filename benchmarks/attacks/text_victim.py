@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.levels import SMOLLM2
-from deployments.engines.text.language_models import LanguageModel, load_language_model
+from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
 
 CONTENDERS = 256
 """Highest clean logits of a step that are kept: no other can win."""

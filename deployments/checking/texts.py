@@ -14,7 +14,7 @@ from deployments.checking.report import Report, size, took
 from deployments.config import ModelSpec, resolve_path
 from deployments.engines.text.calibration import calibrating
 from deployments.engines.text.generator import Generator
-from deployments.engines.text.sources import located
+from deployments.engines.text.loading.sources import located
 
 PROMPT = "Write one sentence about the sea."
 TOKENS = 32

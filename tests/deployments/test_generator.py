@@ -12,7 +12,7 @@ import torch
 
 from deployments.engines.errors import LoadError
 from deployments.engines.text.generator import Generator, SamplingParams, TextDelta
-from deployments.engines.text.packed_linear import PackedLinear
+from deployments.engines.text.loading.packed_linear import PackedLinear
 from policies.calibration.calibration import Calibration
 from policies.errors import InvalidRequest, Unavailable
 from policies.terms import Modulation, Share

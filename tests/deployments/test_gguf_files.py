@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from deployments.engines.errors import LoadError
-from deployments.engines.text import gguf_files, sources
-from deployments.engines.text.language_models import LanguageModel, load_language_model
+from deployments.engines.text.loading import gguf_files, sources
+from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
 from tests.deployments.tiny_models import spec, write_gguf
 
 CPU = torch.device("cpu")

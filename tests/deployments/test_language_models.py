@@ -12,8 +12,8 @@ import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from deployments.engines.errors import LoadError
-from deployments.engines.text import tokenizers
-from deployments.engines.text.language_models import LanguageModel, load_language_model
+from deployments.engines.text.loading import tokenizers
+from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
 from tests.deployments.tiny_models import folder, llama, spec
 from tests.deployments.tokenizer_support import chat_tokenizer
 

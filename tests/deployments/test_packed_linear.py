@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deployments.engines.text.packed_linear import PackedLinear, packed
+from deployments.engines.text.loading.packed_linear import PackedLinear, packed
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 

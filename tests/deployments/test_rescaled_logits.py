@@ -20,7 +20,7 @@ from transformers import (
 from deployments.config import ModelSpec, Task
 from deployments.engines.text.calibration import answers
 from deployments.engines.text.generator import Generator, SamplingParams
-from deployments.engines.text.language_models import LanguageModel
+from deployments.engines.text.loading.language_models import LanguageModel
 from policies.head.slots import Setting
 from policies.terms import Modulation, Share
 from tests.deployments.test_text_calibration import END, SECRET, VOCABULARY, prompts, text_file

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deployments.engines.errors import LoadError
-from deployments.engines.text.language_models import LanguageModel
+from deployments.engines.text.loading.language_models import LanguageModel
 from deployments.engines.text.smoke import LENGTHS, TOKENS, check_serves, first_wrong, smoke_prompts, tie
 
 VOCABULARY, END, SPECIAL = 320, 7, 11

@@ -20,7 +20,7 @@ from deployments.engines.text.calibration import (
     split_paragraphs,
 )
 from deployments.engines.text.generator import Generator, SamplingParams
-from deployments.engines.text.language_models import LanguageModel
+from deployments.engines.text.loading.language_models import LanguageModel
 from policies.calibration.answering import LEVELS, MOST_PROMPTS
 from policies.calibration.calibration import Calibration
 from policies.calibration.candidates import Candidates

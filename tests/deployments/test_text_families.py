@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from deployments.config import REPOSITORY
 from deployments.engines.errors import LoadError
-from deployments.engines.text.attention import alone
 from deployments.engines.text.engine import CLEAN
 from deployments.engines.text.generator import Generator
+from deployments.engines.text.loading.attention import alone
 from deployments.engines.text.smoke import TIE
 from policies.calibration.answering import CANDIDATES
 from policies.calibration.candidates import Candidates

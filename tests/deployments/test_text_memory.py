@@ -12,9 +12,9 @@ from transformers.generation.continuous_batching import cache
 
 from deployments.engines.errors import LoadError
 from deployments.engines.memory import GIB, HEADROOM, cache_share, weight_bytes
-from deployments.engines.text import language_models, placement
 from deployments.engines.text.generator import Generator
-from deployments.engines.text.language_models import load_language_model
+from deployments.engines.text.loading import language_models, placement
+from deployments.engines.text.loading.language_models import load_language_model
 from deployments.engines.text.scheduler import PAGE, cache_pages, pages_of
 from tests.deployments.tiny_models import folder, llama, spec, write_gguf
 

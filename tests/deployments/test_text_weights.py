@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaModel
 
 from deployments.engines.errors import LoadError
-from deployments.engines.text.language_models import load_language_model
+from deployments.engines.text.loading.language_models import load_language_model
 from tests.deployments.tiny_models import folder, llama, spec
 
 CPU = torch.device("cpu")

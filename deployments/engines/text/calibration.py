@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deployments.config import REPOSITORY, ModelSpec
 from deployments.engines.errors import LoadError
-from deployments.engines.text.language_models import LanguageModel
+from deployments.engines.text.loading.language_models import LanguageModel
 from policies.calibration.answering import CANDIDATES, LEVELS, MOST_PROMPTS, PILOT, STEPS
 from policies.calibration.candidates import Candidates
 from policies.calibration.sample import CalibrationSample

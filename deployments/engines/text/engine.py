@@ -14,7 +14,7 @@ from torch import Tensor
 from deployments.config import ModelSpec
 from deployments.engines.live import LiveRows
 from deployments.engines.text.admission import SEATS_PER_ROW, WaitingLine
-from deployments.engines.text.language_models import LanguageModel
+from deployments.engines.text.loading.language_models import LanguageModel
 from deployments.engines.text.prefix_sharing import salted_id
 from deployments.engines.text.sampling import SamplingParams, seed_key
 from deployments.engines.text.scheduler import CPU_CACHE_GIB, cache_pages, pages_of, start_manager

@@ -19,7 +19,7 @@ from deployments.engines.memory import free_share
 from deployments.engines.text.admission import SEATS_PER_ROW
 from deployments.engines.text.calibration import calibration_steps
 from deployments.engines.text.engine import TextEngine
-from deployments.engines.text.language_models import LanguageModel, load_language_model
+from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
 from deployments.engines.text.sampling import SamplingParams
 from deployments.engines.text.smoke import check_serves
 from deployments.engines.text.transcript import Transcript

@@ -21,9 +21,9 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 from deployments.engines.errors import LoadError, first_line
 from deployments.engines.text.admission import Work, step_rows
-from deployments.engines.text.attention import ready
 from deployments.engines.text.cache_calls import take_older_calls
-from deployments.engines.text.language_models import LanguageModel
+from deployments.engines.text.loading.attention import ready
+from deployments.engines.text.loading.language_models import LanguageModel
 from deployments.engines.text.prefix_sharing import make_room, salt_pages
 from deployments.engines.text.token_shares import TokenShares
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from deployments.engines.errors import first_line
-from deployments.engines.text.attention import alone
-from deployments.engines.text.language_models import LanguageModel
+from deployments.engines.text.loading.attention import alone
+from deployments.engines.text.loading.language_models import LanguageModel
 from deployments.engines.text.scheduler import PAGE
 
 TOKENS = 8

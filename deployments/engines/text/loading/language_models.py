@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreT
 from deployments.config import ModelSpec
 from deployments.engines.errors import LoadError, first_line
 from deployments.engines.text.chat import Chat
-from deployments.engines.text.gguf_files import end_tokens
-from deployments.engines.text.packed_linear import packed
-from deployments.engines.text.placement import at_hand, placed
-from deployments.engines.text.sources import Source, located
-from deployments.engines.text.tokenizers import load_tokenizer
-from deployments.engines.text.weights import UNWRAPPED, check_weights
+from deployments.engines.text.loading.gguf_files import end_tokens
+from deployments.engines.text.loading.packed_linear import packed
+from deployments.engines.text.loading.placement import at_hand, placed
+from deployments.engines.text.loading.sources import Source, located
+from deployments.engines.text.loading.tokenizers import load_tokenizer
+from deployments.engines.text.loading.weights import UNWRAPPED, check_weights
 
 _NO_LIMIT = 2048
 """Tokens of a sequence where a configuration names no limit."""

@@ -17,7 +17,7 @@ from deployments.config import ModelSpec
 from deployments.engines.checkpoints import weight_files
 from deployments.engines.errors import LoadError
 from deployments.engines.memory import HEADROOM, available_bytes, gibibytes, weight_bytes
-from deployments.engines.text.sources import Source
+from deployments.engines.text.loading.sources import Source
 
 CACHE_SHARE = 0.2
 """Of a card that does not hold all weights, what is left for keys, values and a step's own tensors."""

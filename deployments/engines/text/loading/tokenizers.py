@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from deployments.config import ModelSpec
 from deployments.engines.errors import LoadError, first_line
-from deployments.engines.text.sources import Source
+from deployments.engines.text.loading.sources import Source
 
 _READY = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json")
 _SENTENCES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")

@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 from deployments.config import ModelSpec, resolve_path
 from deployments.engines.checkpoints import check_files
 from deployments.engines.errors import LoadError, first_line
-from deployments.engines.text.gguf_files import part_names, whole
+from deployments.engines.text.loading.gguf_files import part_names, whole
 
 _PACKAGE = "package:"
 _GGUF = ".gguf"
