@@ -70,6 +70,15 @@ def test_inside_a_package_there_is_one_way_through_its_rooms(rooms: tuple[str, .
             assert not wrong, f"{path.relative_to(REPOSITORY)} imports {wrong[0]}"
 
 
+def test_what_loads_a_language_model_knows_nothing_of_the_engine() -> None:
+    room = "deployments.engines.text.loading"
+    for path in modules(room.replace(".", "/")):
+        engine = [
+            name for name in modules_imported(path) if name.startswith("deployments.engines.text") and room not in name
+        ]
+        assert not engine, f"{path.relative_to(REPOSITORY)} imports {engine[0]}"
+
+
 def test_pictures_and_text_know_nothing_of_each_other() -> None:
     for room, other in (("images", "text"), ("text", "images")):
         for path in modules(f"deployments/engines/{room}"):

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from deployments.engines.text.chat import Chat
+from deployments.engines.text.loading.chat import Chat
 from policies.errors import InvalidRequest
 from tests.deployments.tokenizer_support import CHATML, byte_fallback, chat_tokenizer
 

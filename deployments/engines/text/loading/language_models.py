@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreT
 
 from deployments.config import ModelSpec
 from deployments.engines.errors import LoadError, first_line
-from deployments.engines.text.chat import Chat
+from deployments.engines.text.loading.chat import Chat
 from deployments.engines.text.loading.gguf_files import end_tokens
 from deployments.engines.text.loading.packed_linear import packed
 from deployments.engines.text.loading.placement import at_hand, placed
