@@ -62,10 +62,11 @@ class ModelSpec(BaseModel):
     input_size: Annotated[int, Field(ge=8, le=4096)] | None = Field(
         default=None, description="state dict: side in pixels of the square that pictures are squashed to"
     )
-    transforms: str | None = Field(
+    transforms: str | dict[str, Any] | None = Field(
         default=None,
         description="state dict, in place of input_size: the torchvision weights whose preprocessing it was trained"
-        " with, such as ResNet50_Weights.IMAGENET1K_V2",
+        " with, such as ResNet50_Weights.IMAGENET1K_V2, or its own settings: {crop_size: 224, resize_size: 256, mean:"
+        " [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], interpolation: bicubic}",
     )
     arguments: dict[str, Any] = Field(
         default_factory=dict,

@@ -201,6 +201,18 @@ def test_orientation_is_kept_where_other_metadata_is_damaged() -> None:
     assert decode_image(jpeg).size == SIZE[::-1]
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_orientation_is_read_from_exif_of_which_the_rest_is_damaged(kind: str) -> None:
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", 0x9286, 7, 5000, 0xFFFFFF)
+    exif = b"MM\0*" + struct.pack(">IH", 8, 2) + entries + struct.pack(">I", 0xFFFFFF)
+    if kind == "PNG":
+        data = with_chunk(PNG, chunk(b"eXIf", exif))
+    else:
+        data = with_segment(JPEG, 0xE1, b"Exif\0\0" + exif)
+    wanted = np.rot90(reference(PNG if kind == "PNG" else JPEG), -1)
+    assert np.array_equal(np.asarray(decode_image(data)), wanted)
+
+
 def test_a_large_picture_behind_damaged_metadata_is_too_large() -> None:
     with pytest.raises(PayloadTooLarge, match="41 x 23 pixels; the limit is 100"):
         decode_image(METADATA["zTXt of 3 MB"][0], max_pixels=100)

@@ -104,7 +104,7 @@ def seen(model: nn.Module) -> nn.Module:
     return model
 
 
-def saved(folder: Path, architecture: str, held: Any, transforms: str | None = None, **more: Any) -> ImageClassifier:
+def saved(folder: Path, architecture: str, held: Any, transforms: Any = None, **more: Any) -> ImageClassifier:
     torch.save(held, folder / "weights.pth")
     spec = ModelSpec(
         id="m", task=Task.CLASSIFICATION, source=f"torchvision:{architecture}", weights=str(folder / "weights.pth"),
@@ -126,6 +126,28 @@ def test_a_fine_tuned_recipe_is_named_by_its_weights(small: nn.Module, tmp_path:
     engine = saved(tmp_path, "mobilenet_v3_small", small.state_dict(), name)
     transform = torchvision.models.get_weight(name).transforms()
     assert torch.allclose(answers(engine), torchvisions(small, transform), atol=1e-6)
+
+
+def test_a_recipe_of_ones_own_is_told_by_its_settings(small: nn.Module, tmp_path: Path) -> None:
+    given = {"crop_size": 32, "resize_size": 40, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    engine = saved(tmp_path, "mobilenet_v3_small", small.state_dict(), {**given, "interpolation": "bicubic"})
+    compose = torchvision.transforms.Compose(
+        [
+            torchvision.transforms.Resize(40, torchvision.transforms.InterpolationMode.BICUBIC),
+            torchvision.transforms.CenterCrop(32),
+            torchvision.transforms.ToTensor(),
+            torchvision.transforms.Normalize(given["mean"], given["std"]),
+        ]
+    )
+    assert torch.allclose(answers(engine), torchvisions(small, compose), atol=1e-6)
+    for wrong, said in (
+        ({"resize_size": 40}, "required keyword-only argument: 'crop_size'"),
+        ({**given, "colour": 1}, "unexpected keyword argument 'colour'"),
+        ({**given, "interpolation": "cubic"}, "'cubic' is not a valid InterpolationMode"),
+        ({**given, "mean": [0.5, 0.5]}, "transforms does not fit torchvision's ImageClassification"),
+    ):
+        with pytest.raises(LoadError, match=said):
+            saved(tmp_path, "mobilenet_v3_small", small.state_dict(), wrong)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

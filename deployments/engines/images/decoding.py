@@ -141,6 +141,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    image.info = {}  # the file's metadata, which may be damaged, and which would be read and written again
     image.getexif()[_ORIENTATION_TAG] = orientation
     return ImageOps.exif_transpose(image)
 

@@ -31,6 +31,8 @@ _FILE_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".safetensors")
 _MODELS = {Task.CLASSIFICATION: torchvision.models, Task.SEGMENTATION: torchvision.models.segmentation}
 _TRANSFORMS_INPUT = ("inception_v3", "googlenet")
 """Built from published weights they normalise their input once more, and so does what is fine-tuned from them."""
+_REFERENCE = ("val_resize_size", "val_crop_size", "interpolation")
+"""What torchvision's reference training notes of its preprocessing."""
 _AUXILIARY = {"inception_v3": "AuxLogits", "googlenet": "aux1"}
 
 
@@ -159,6 +161,8 @@ def _own_preprocessing(spec: ModelSpec, args: Mapping[str, Any]) -> Any:
         raise LoadError(f"{spec.id}: transforms says the input's size; leave input_size out")
     if spec.input_size:
         return _SquareResize(spec.input_size, IMAGENET_MEAN, IMAGENET_STD)
+    if isinstance(spec.transforms, dict):
+        return _preset(spec, spec.transforms)
     if spec.transforms:
         try:
             return torchvision.models.get_weight(spec.transforms).transforms()
@@ -167,16 +171,31 @@ def _own_preprocessing(spec: ModelSpec, args: Mapping[str, Any]) -> Any:
                 f"{spec.id}: torchvision has no weights '{spec.transforms}'; transforms is a name such as"
                 " ResNet50_Weights.IMAGENET1K_V2"
             ) from error
-    noted = [args.get(name) for name in ("val_resize_size", "val_crop_size", "interpolation")]
-    if all(noted) and str(args.get("backend", "pil")).lower() == "pil":  # torchvision's reference training
-        resize, crop, interpolation = noted
-        preset = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms
-        return preset(crop_size=int(crop), resize_size=int(resize), interpolation=InterpolationMode(interpolation))
+    noted = {name.removeprefix("val_"): args.get(name) for name in _REFERENCE}
+    if all(noted.values()) and str(args.get("backend", "pil")).lower() == "pil":
+        return _preset(spec, noted)
     raise LoadError(
         f"{spec.id}: a state dict does not say what is done to a picture first; set transforms to the weights whose"
         " preprocessing it was trained with, such as ResNet50_Weights.IMAGENET1K_V2, or input_size, to squash pictures"
         " to a square"
     )
+
+
+def _preset(spec: ModelSpec, settings: Mapping[str, Any]) -> Any:
+    """torchvision's own preprocessing of a task, by its settings."""
+    weights: Any = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
+    if spec.task is Task.SEGMENTATION:
+        weights = torchvision.models.segmentation.FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
+    kind = type(weights.transforms())
+    try:
+        interpolation = InterpolationMode(settings.get("interpolation", "bilinear"))
+        preset = kind(**{**settings, "interpolation": interpolation})
+        preset(Image.new("RGB", (64, 64)))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LoadError(
+            f"{spec.id}: transforms does not fit torchvision's {kind.__name__}: {first_line(error)}"
+        ) from error
+    return preset
 
 
 def _settings(preprocess: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def load_transformers(spec: ModelSpec) -> LoadedModel:
     )
 
 
-def _opened(spec: ModelSpec) -> tuple[nn.Module, Any]:
+def _opened(spec: ModelSpec) -> tuple[Any, Any]:
     # They import for seconds, which a torchvision model need not pay.
     from transformers import (
         AutoImageProcessor,
