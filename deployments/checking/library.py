@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision import models, transforms
 
 from deployments.config import ModelSpec, Task, resolve_path
-from deployments.engines.images.state_dicts import Checkpoint
+from deployments.engines.images.loading.state_dicts import Checkpoint
 
 Pictured = Callable[[Image.Image], Tensor]
 """A picture to probabilities [K] of classes, or to a mask [h, w] of class indices at its size."""

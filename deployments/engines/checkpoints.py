@@ -16,6 +16,9 @@ WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 """Names that transformers looks for, in its own order."""
+_WRAPPERS = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+UNWRAPPED = {f"^(?:{_WRAPPERS})+": "", r"\.(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+": "."}
+"""For `from_pretrained`'s key_mapping: what torch.compile, DataParallel, DeepSpeed and FSDP put into names."""
 _READ_BESIDE = frozenset(
     "config.json generation_config.json preprocessor_config.json tokenizer.json tokenizer_config.json"
     " special_tokens_map.json added_tokens.json vocab.json vocab.txt tokenizer.model spiece.model"

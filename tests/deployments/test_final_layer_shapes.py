@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deployments.config import ModelSpec, Task
 from deployments.engines.images.classifier import ImageClassifier
-from deployments.engines.images.loading import LoadedModel
+from deployments.engines.images.loading.loaded import LoadedModel
 from tests.deployments.vision_support import GOLD, SECRET, at, scenes
 
 CLASSES = ("a", "b", "c")

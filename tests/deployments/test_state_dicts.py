@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from deployments.engines.errors import LoadError
-from deployments.engines.images.state_dicts import Checkpoint
+from deployments.engines.images.loading.state_dicts import Checkpoint
 
 State = dict[str, Tensor]
 torch.manual_seed(0)

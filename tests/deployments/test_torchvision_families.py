@@ -16,7 +16,7 @@ from torch import nn
 
 from deployments.config import Task
 from deployments.engines.errors import LoadError
-from deployments.engines.images.torchvision_models import IMAGENET_MEAN, IMAGENET_STD, _SquareResize
+from deployments.engines.images.loading.torchvision_models import IMAGENET_MEAN, IMAGENET_STD, _SquareResize
 from policies.head.final import logits_of
 from tests.deployments.random_vision_models import (
     PICTURES,

@@ -24,10 +24,10 @@ from deployments.engines.images.bounds import ResizedBound
 from deployments.engines.images.duplicates import Duplicate
 from deployments.engines.images.features import sample_features
 from deployments.engines.images.hashes import hashed, hashed_picture
-from deployments.engines.images.loading import LoadedModel
+from deployments.engines.images.loading.loaded import LoadedModel
+from deployments.engines.images.loading.torchvision_models import load_torchvision
+from deployments.engines.images.loading.transformers_models import load_transformers
 from deployments.engines.images.sample import picture_files, read_features, read_picture
-from deployments.engines.images.torchvision_models import load_torchvision
-from deployments.engines.images.transformers_models import load_transformers
 from policies.calibration.sample import CalibrationSample
 from policies.errors import InvalidRequest, PayloadTooLarge
 from policies.field.identity import field_digest

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from deployments.config import ModelSpec
+from deployments.engines.checkpoints import UNWRAPPED
 from deployments.engines.errors import LoadError, first_line
 from deployments.engines.text.loading.chat import Chat
 from deployments.engines.text.loading.gguf_files import end_tokens
@@ -21,7 +22,7 @@ from deployments.engines.text.loading.packed_linear import packed
 from deployments.engines.text.loading.placement import at_hand, placed
 from deployments.engines.text.loading.sources import Source, located
 from deployments.engines.text.loading.tokenizers import load_tokenizer
-from deployments.engines.text.loading.weights import UNWRAPPED, check_weights
+from deployments.engines.text.loading.weights import check_weights
 
 _NO_LIMIT = 2048
 """Tokens of a sequence where a configuration names no limit."""

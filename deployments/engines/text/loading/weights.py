@@ -10,10 +10,6 @@ from torch import nn
 
 from deployments.engines.errors import LoadError
 
-_WRAPPERS = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-UNWRAPPED = {f"^(?:{_WRAPPERS})+": "", r"\.(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+": "."}
-"""For `from_pretrained`'s key_mapping: what torch.compile, DataParallel, DeepSpeed and FSDP put into names."""
-
 _NO_WEIGHTS = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)$")
 """Buffers that older versions saved, and which a model computes itself."""
 _HINTS = {

@@ -22,8 +22,8 @@ from deployments.config import ModelSpec, Task, resolve_path
 from deployments.engines.checkpoints import check_file
 from deployments.engines.errors import LoadError, first_line
 from deployments.engines.images.decoding import shrink
-from deployments.engines.images.loading import LoadedModel, checked_labels, described
-from deployments.engines.images.state_dicts import Checkpoint
+from deployments.engines.images.loading.loaded import LoadedModel, checked_labels, described
+from deployments.engines.images.loading.state_dicts import Checkpoint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCHVISION = "torchvision:"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deployments.engines.checkpoints import check_file
 from deployments.engines.errors import LoadError, first_line
-from deployments.engines.images.loading import some
+from deployments.engines.images.loading.loaded import some
 
 _USUAL = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "state_dict", "model", "model_state_dict",

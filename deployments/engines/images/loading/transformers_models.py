@@ -12,14 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deployments.config import ModelSpec, Task, resolve_path
-from deployments.engines.checkpoints import check_files
+from deployments.engines.checkpoints import UNWRAPPED, check_files
 from deployments.engines.errors import LoadError, first_line
-from deployments.engines.images.loading import LoadedModel, checked_labels, described, some
+from deployments.engines.images.loading.loaded import LoadedModel, checked_labels, described, some
 from policies.head.final import logits_of
 
-_WRAPPERS = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-_UNWRAPPED = {f"^(?:{_WRAPPERS})+": ""}
-"""For `from_pretrained`'s key_mapping: what torch.compile, DataParallel, DeepSpeed and FSDP put before names."""
 _NOT_BEHAVIOUR = {
     "_name_or_path", "architectures", "dtype", "id2label", "label2id", "torch_dtype", "transformers_version",
 }  # fmt: skip
@@ -76,7 +73,7 @@ def _opened(spec: ModelSpec) -> tuple[Any, Any]:
     try:
         _check_id2label(spec, PreTrainedConfig.get_config_dict(source)[0].get("id2label"))
         model, info = auto_class.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, key_mapping=_UNWRAPPED, **named
+            source, dtype=torch.float32, output_loading_info=True, key_mapping=UNWRAPPED, **named
         )
         processor = AutoImageProcessor.from_pretrained(source)
     except LoadError:
