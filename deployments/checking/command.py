@@ -63,6 +63,7 @@ def check(
 
 def _checked(spec: ModelSpec, pictures: list[Path], prompt: str | None, solve: bool) -> Report:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from deployments.checking.pictures import check_pictures
     from deployments.checking.report import Report
@@ -70,6 +71,7 @@ def _checked(spec: ModelSpec, pictures: list[Path], prompt: str | None, solve: b
     from deployments.engines.errors import LoadError, first_line
     from policies.errors import ServiceError
 
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     if spec.threads:
         torch.set_num_threads(spec.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
