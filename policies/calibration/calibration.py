@@ -153,6 +153,11 @@ class Calibration:
         if field is None:
             space = seen if metric is None else seen.float() @ metric.to(seen.device)
             ell = _round(relative_length_scale * _median_distance(space, highest.index[:, 0]))
+            if not ell > 0.0:
+                raise ValueError(
+                    "the model sees no difference between the calibration inputs: its last features are all alike; is"
+                    " it trained, and are the inputs of the kind that it was trained on?"
+                )
             unsolved = cls(fingerprint, ell, depth, ((0, 1.0),), favour, avoid, 0, metric, block, None, field_name)
         else:
             balance, unsolved = False, replace(field, fingerprint=fingerprint, favour_gap=favour, avoid_gap=avoid)

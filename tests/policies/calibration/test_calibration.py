@@ -100,3 +100,9 @@ def test_too_few_rows_do_not_calibrate() -> None:
 
 def test_the_position_of_a_level_is_where_its_variance_lies(calibration: Calibration) -> None:
     assert variance(calibration.position(0.9)) < variance(calibration.position(0.7))
+
+
+def test_inputs_that_a_model_does_not_tell_apart_are_refused_in_words() -> None:
+    x = inputs(1).expand(200, -1).contiguous()
+    with pytest.raises(ValueError, match="sees no difference between the calibration inputs"):
+        Calibration.fit(SECRET, "model", x, linear()(x).detach(), depth=128)
