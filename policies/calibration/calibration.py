@@ -22,6 +22,8 @@ from policies.field.ladder import NoiseLadder
 
 __all__ = ["Calibration", "Readout"]
 
+MIN_DISTANCE = 1e-5
+"""Of the largest feature: what is nearer than that differs by rounding."""
 MIN_ROWS_PER_CLASS = 20
 KNOWN = 0.005
 """Agreement by which two measured points may differ for a level between them to be given at the nearer one."""
@@ -153,7 +155,7 @@ class Calibration:
         if field is None:
             space = seen if metric is None else seen.float() @ metric.to(seen.device)
             ell = _round(relative_length_scale * _median_distance(space, highest.index[:, 0]))
-            if not ell > 0.0:
+            if not ell > MIN_DISTANCE * float(space.abs().max()):
                 raise ValueError(
                     "the model sees no difference between the calibration inputs: its last features are all alike; is"
                     " it trained, and are the inputs of the kind that it was trained on?"
@@ -249,6 +251,7 @@ def _median_distance(features: Tensor, labels: Tensor, sample: int = 2000) -> fl
     """Median distance between features [N, H] of one class, over a strided sample; of all where too few share one."""
     stride = max(1, features.shape[0] // sample)
     x, y = features[::stride].float(), labels[::stride]
+    x = x - x.mean(dim=0)  # what all have in common would cost the distances' small digits
     distances = torch.cdist(x, x)
     upper = torch.ones_like(distances, dtype=torch.bool).triu(diagonal=1)
     same = upper & (y[:, None] == y[None, :])
