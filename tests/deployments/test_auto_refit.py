@@ -18,6 +18,7 @@ from policies.calibration.calibration import Calibration
 from tenants.served import ServedModels
 from tenants.store import TenantStore
 from tests.deployments.upkeep_support import MODEL, SPEC, Run, keep, key_of, said, serve
+from tests.deployments.vision_support import mistaken
 
 
 @pytest_asyncio.fixture
@@ -25,7 +26,7 @@ async def tended(store: TenantStore, solved: Calibration, keepers: list[Keeper])
     """One whose refits begin by themselves."""
     engine = ImageClassifier.load(SPEC)
     engine.least_live = 200  # type: ignore[misc]
-    await store.save_calibration(key_of(engine), solved.to_json())
+    await store.save_calibration(key_of(engine), mistaken(solved).to_json())
     keepers.append(await keep(engine, store.url, "replica", refit=Refit.AUTO))
     return engine
 
@@ -103,8 +104,8 @@ async def test_a_refit_that_failed_by_itself_says_why_and_waits(
 async def test_a_model_without_live_refits_keeps_nothing_to_solve_on_and_has_nothing_to_put_back(
     store: TenantStore, solved: Calibration, keepers: list[Keeper], invoke: Run
 ) -> None:
-    engine = ImageClassifier(SPEC.model_copy(update={"refit": Refit.OFF}), ImageClassifier._load(SPEC), "cpu")
-    await store.save_calibration(key_of(engine), solved.to_json())
+    engine = ImageClassifier.load(SPEC.model_copy(update={"refit": Refit.OFF}))
+    await store.save_calibration(key_of(engine), mistaken(solved).to_json())
     keepers.append(await keep(engine, store.url, "replica", refit=Refit.OFF))
     await asyncio.to_thread(serve, engine, 512, 8)
     assert not len(engine.live.kept().solved().rows) and 200 < engine.live.inputs < 312

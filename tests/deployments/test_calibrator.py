@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from deployments.config import REPOSITORY
 from deployments.engines.errors import LoadError
@@ -40,7 +39,6 @@ async def test_a_folder_of_pictures_moves_the_levels_along_the_same_noise(tmp_pa
     told: list[tuple[str, float]] = []
     refit = await CALIBRATOR.solve(str(tmp_path), lambda step, share: told.append((step, share)), stored=stored)
     assert refit.answers == 120 and refit.curve != stored.curve and refit.same_field(stored)
-    assert stored.metric is not None and refit.metric is not None and torch.equal(refit.metric, stored.metric)
     assert [step for step, _ in told][0] == "loading the model" and "reading images" in dict(told)
 
 

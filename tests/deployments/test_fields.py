@@ -166,14 +166,14 @@ async def test_a_final_layer_of_another_shape_cannot_share_a_field(store: Tenant
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"depth": 64}, "depth 64, but .* fixed with 512; set depth: 512"), ({"length_scale": 0.5}, "0.5, but .* 1;")],
+    [({"depth": 64}, "depth 64, but .* fixed with 512; set depth: 512"), ({"length_scale": 0.5}, "0.5, but .* 1.6;")],
 )
 async def test_a_configuration_that_disagrees_with_the_field_is_refused_at_the_start(
     store: TenantStore, change: dict[str, Any], says: str
 ) -> None:
     engine = ImageClassifier.load(spec())
     await field_of(engine, spec(), store).fix(solved(engine, None, 200))
-    agreed = field_of(engine, spec(depth=512, length_scale=1.0), store)
+    agreed = field_of(engine, spec(depth=512, length_scale=1.6), store)
     assert await agreed.fixed() is not None
     with pytest.raises(LoadError, match=says) as refused:
         await field_of(engine, spec(**change), store).fixed()

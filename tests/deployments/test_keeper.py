@@ -27,14 +27,14 @@ from tenants.served import ServedModels
 from tenants.store import TenantStore
 from tests.deployments import upkeep_support as support
 from tests.deployments.upkeep_support import MODEL, SPEC, Run, keep, key_of, said, serve, until
-from tests.deployments.vision_support import GOLD, at, scenes
+from tests.deployments.vision_support import GOLD, at, mistaken, scenes
 
 
 @pytest_asyncio.fixture
 async def replicas(store: TenantStore, solved: Calibration, keepers: list[Keeper]) -> list[ImageClassifier]:
-    """Two that find their calibration in the store; the second one has seen nothing."""
+    """Two that find their calibration, a mistaken one, in the store; the second one has seen nothing."""
     engines = [ImageClassifier.load(SPEC) for _ in range(2)]
-    await store.save_calibration(key_of(engines[0]), solved.to_json())
+    await store.save_calibration(key_of(engines[0]), mistaken(solved).to_json())
     for number, engine in enumerate(engines):
         engine.least_live = 200  # type: ignore[misc]
         keepers.append(await keep(engine, store.url, f"replica-{number}"))

@@ -21,7 +21,7 @@ from policies.audit import State
 from policies.calibration.calibration import Calibration
 from policies.calibration.sample import CalibrationSample
 from policies.terms import Modulation
-from tests.deployments.vision_support import SECRET, at, scenes, shipped
+from tests.deployments.vision_support import SECRET, at, mistaken, scenes, shipped
 
 
 def test_a_reservoir_is_bounded_and_a_row_keeps_its_group() -> None:
@@ -196,7 +196,8 @@ def answer(engine: ImageClassifier, images: list[Image.Image], terms: Modulation
 
 
 def test_drift_is_seen_and_a_refit_on_live_rows_mends_it_on_the_same_noise(classifier: ImageClassifier) -> None:
-    images, before = scenes(512, 32, 32), classifier.head.calibration
+    images, before = scenes(512, 32, 32), mistaken(classifier.head.calibration)
+    classifier.install(before, SECRET)
     answer(classifier, images, at(0.7))
     classifier.judge_live()
     (report,) = classifier.reports()

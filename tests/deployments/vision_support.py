@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from deployments.config import REPOSITORY, ModelSpec, Task
 from deployments.engines.images.engine import VisionEngine
+from policies.calibration.calibration import Calibration
 from policies.terms import DEGRADED_DISCLOSURE, Disclosure, Modulation
 
 SECRET = b"a secret of the tests, 32 bytes."
@@ -41,6 +43,11 @@ def calibrated(engine: Engine) -> Engine:
     sample = engine.calibration_sample(REPOSITORY / "models" / engine.model_id / "calibration.safetensors")
     engine.install(engine.fit(sample, SECRET), SECRET)
     return engine
+
+
+def mistaken(calibration: Calibration) -> Calibration:
+    """The same noise, its levels solved wrong: what is sold as 0.7 is given where 0.4 was found."""
+    return replace(calibration, curve=tuple((at, 1.0 - (1.0 - agreed) / 2) for at, agreed in calibration.curve))
 
 
 def scenes(count: int, width: int, height: int, seed: int = 0) -> list[Image.Image]:
