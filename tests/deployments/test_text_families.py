@@ -1,13 +1,12 @@
 """Which architectures of language models the engine serves, token for token as `generate`, and which it refuses.
 
-All take some minutes: the first quarter is run unless `TEXT_FAMILIES` says otherwise, as `make matrix` does (1/1).
+All take some minutes: a quarter is run unless MATRIX says otherwise, as `make matrix` does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from policies.calibration.answering import CANDIDATES
 from policies.calibration.candidates import Candidates
 from policies.calibration.sample import CalibrationSample
 from policies.head.slots import Setting
+from tests.deployments.shards import shard
 from tests.deployments.text_families import (
     NAMES,
     NOT_BUILT,
@@ -42,11 +42,6 @@ ANSWER = 12
 LENGTHS = (5, 40, 150)
 SECRET = b"a secret for the tests"
 SERVED = [name for name in NAMES if name not in REFUSED and name not in NOT_BUILT]
-
-
-def shard(names: list[str]) -> list[str]:
-    part, _, parts = os.environ.get("TEXT_FAMILIES", "1/4").partition("/")
-    return names[int(part) - 1 :: int(parts)]
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ from tests.deployments.random_vision_models import (
     load,
     seen,
 )
+from tests.deployments.shards import shard
 from tests.deployments.vision_families import (
     CLASSES,
     FEW,
@@ -54,7 +55,7 @@ def built(architecture: str, folder: Path, side: int, **arguments: Any) -> nn.Mo
 
 
 def every(chosen: Iterable[str], module: Any) -> list[str]:
-    return torchvision.models.list_models(module) if ALL else list(chosen)
+    return shard(torchvision.models.list_models(module) if ALL else chosen)
 
 
 def chosen(architecture: str) -> dict[str, Any]:

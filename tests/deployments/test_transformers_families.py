@@ -23,6 +23,7 @@ from tests.deployments.random_vision_models import (
     load,
     write,
 )
+from tests.deployments.shards import shard
 from tests.deployments.vision_families import (
     CLASSES,
     CLASSIFIERS,
@@ -42,7 +43,7 @@ def quiet() -> None:
     logging.set_verbosity_error()
 
 
-@pytest.mark.parametrize("model_type", CLASSIFIERS)
+@pytest.mark.parametrize("model_type", shard(CLASSIFIERS))
 def test_a_classifier_of_transformers_is_its_pipeline(model_type: str, tmp_path: Path) -> None:
     class_name = first(modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[model_type])
     write(tmp_path, class_name, model_type, CLASSIFIERS[model_type])
@@ -54,7 +55,7 @@ def test_a_classifier_of_transformers_is_its_pipeline(model_type: str, tmp_path:
     check_levels_of_labels(engine, PICTURES)
 
 
-@pytest.mark.parametrize("model_type", SEGMENTERS)
+@pytest.mark.parametrize("model_type", shard(SEGMENTERS))
 def test_a_segmenter_of_transformers_is_its_pipeline(model_type: str, tmp_path: Path) -> None:
     class_name = first(modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[model_type])
     write(tmp_path, class_name, model_type, SEGMENTERS[model_type])
@@ -66,7 +67,7 @@ def test_a_segmenter_of_transformers_is_its_pipeline(model_type: str, tmp_path: 
     check_levels_of_masks(engine, PICTURES[:16])
 
 
-@pytest.mark.parametrize("class_name", REFUSED)
+@pytest.mark.parametrize("class_name", shard(REFUSED))
 def test_what_is_not_served_is_refused_at_load_in_one_line(class_name: str, tmp_path: Path) -> None:
     model_type, config, why = REFUSED[class_name]
     if model_type in {*UNIVERSAL, "dinat"}:  # whose configuration is read before any weights are
