@@ -20,7 +20,7 @@ from deployments.cores import Threads, usable_cores
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.decoding import decode_image
-from deployments.engines.images.engine import ItemLogits
+from deployments.engines.images.items import ItemLogits
 from deployments.engines.images.segmenter import ImageSegmenter
 from deployments.engines.text.choices import Conversation, Texts, answer, encoded
 from deployments.engines.text.generator import Generator

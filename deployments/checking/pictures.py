@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from deployments.checking.library import library_name, pictured
-from deployments.checking.report import Report, size, some, took
+from deployments.checking.report import Report, counted, size, took
 from deployments.config import ModelSpec, Task, resolve_path
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.decoding import decode_image
@@ -46,7 +46,7 @@ def check_pictures(spec: ModelSpec, report: Report, device: torch.device, given:
     engine = kind.load(spec, device)
     weights = sum(value.numel() * value.element_size() for value in engine.model.state_dict().values())
     count = sum(value.numel() for value in engine.model.parameters())
-    report.facts["classes"] = some(engine.classes)
+    report.facts["classes"] = counted(engine.classes)
     report.facts["parameters"] = f"{count:,}, {size(weights)} in {spec.dtype} on {device.type}"
     report.facts["loaded in"] = took(time.perf_counter() - began)
     pictures = _pictures(spec, given)

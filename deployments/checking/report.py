@@ -40,7 +40,7 @@ class Report:
         return asdict(self) | {"good": self.good}
 
 
-def some(names: tuple[str, ...], most: int = 6) -> str:
+def counted(names: tuple[str, ...], most: int = 6) -> str:
     """The first of some names, and how many there are."""
     shown = "; ".join(names[:most])
     return f"{len(names)}: {shown}" + ("; ..." if len(names) > most else "")

@@ -16,9 +16,11 @@ WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 """Names that transformers looks for, in its own order."""
-_WRAPPERS = r"(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-UNWRAPPED = {f"^(?:{_WRAPPERS})+": "", r"\.(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+": "."}
-"""For `from_pretrained`'s key_mapping: what torch.compile, DataParallel, DeepSpeed and FSDP put into names."""
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What torch.compile, FSDP and activation checkpointing put into names, at any place."""
+_WITHIN = rf"(?:{'|'.join(WRAPPERS)})\."
+UNWRAPPED = {rf"^(?:{_WITHIN}|module\.)+": "", rf"\.(?:{_WITHIN})+": "."}
+"""For `from_pretrained`'s key_mapping: those, and `module.`, which DataParallel and DeepSpeed put before names."""
 _READ_BESIDE = frozenset(
     "config.json generation_config.json preprocessor_config.json tokenizer.json tokenizer_config.json"
     " special_tokens_map.json added_tokens.json vocab.json vocab.txt tokenizer.model spiece.model"

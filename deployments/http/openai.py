@@ -11,7 +11,8 @@ from deployments.http.context import KEY_REQUIRED, Gateway, KeyedRoute
 from deployments.http.generation import Generation, generate
 from deployments.http.schemas import ERRORS, ModelCard, ModelList
 from deployments.http.text_answers import ChatShape, CompletionShape
-from deployments.http.text_schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest
+from deployments.http.text_responses import ChatCompletion, Completion
+from deployments.http.text_schemas import ChatRequest, CompletionRequest
 from policies.terms import Tier
 
 _ROLES = {"developer": "system"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from deployments.config import REPOSITORY, ModelSpec, Task
@@ -20,7 +20,7 @@ from deployments.engines.images.classifier import ImageClassifier
 from policies.errors import InvalidRequest, Unavailable
 from policies.head.head import Head
 from policies.terms import Disclosure, Modulation
-from tests.deployments.vision_support import GOLD, SECRET, at, calibrated, needs_shared, scenes, shipped
+from tests.deployments.vision_support import GOLD, SECRET, at, calibrated, saved_resnet, scenes, shipped
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 MODEL = "resnet18-cifar10"
@@ -178,64 +178,11 @@ def test_an_uncalibrated_model_serves_level_1_and_nothing_else(
 
 
 def test_a_calibration_of_another_model_is_refused(engine: ImageClassifier, tmp_path: Path) -> None:
-    other = _saved_resnet(tmp_path, "other.pth")
+    other = saved_resnet(tmp_path, "other.pth")
     with pytest.raises(ValueError, match="calibration of"):
         other.install(engine.head.calibration, SECRET)
     with pytest.raises(LoadError, match="other weights"):
         other.calibration_sample(REPOSITORY / "models" / MODEL / "calibration.safetensors")
-
-
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "parallel.pth", "wrapped.pth"])
-def test_a_local_torchvision_state_dict_loads(tmp_path: Path, name: str) -> None:
-    engine = _saved_resnet(tmp_path, name)
-    pixels = engine.preprocess(scenes(1, 50, 30)[0])
-    assert pixels.shape == (3, 64, 64)
-    assert engine.classes == ("a", "b", "c")
-    assert isinstance(engine.final, torch.nn.Linear)
-
-
-def test_a_foreign_checkpoint_fails_by_naming_its_keys() -> None:
-    path = needs_shared("models/resnet20-cifar10/resnet20-12fca82f.th")
-    with pytest.raises(LoadError) as refused:
-        ImageClassifier.load(_torchvision("resnet18", path, CLASSES))
-    for said in (
-        "is not a resnet18",
-        "missing: layer2.0.downsample.0.weight",
-        "unexpected: ",
-        "conv1.weight (16",
-    ):
-        assert said in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"source": "torchvision:resnet19"}, "did you mean resnet1"),
-        ({"weights": None}, "set weights"),
-        ({"weights": "IMAGENET1K_V9"}, "it has IMAGENET1K_V1"),
-        ({"weights": "IMAGENET1K_V1"}, "published weights bring their own preprocessing; leave out .* input_size"),
-        ({"transforms": "ResNet18_Weights.IMAGENET1K_V1"}, "leave input_size out"),
-        ({"input_size": None, "transforms": "ResNet18_Weights.V9"}, "no weights 'ResNet18_Weights.V9'"),
-        ({"arguments": {"image_size": 64}}, "arguments do not fit resnet18: .*image_size"),
-        ({"weights": "/nowhere/model.pth"}, "there is no file /nowhere/model.pth"),
-        ({"labels": None}, "set labels"),
-        ({"input_size": None}, "set transforms .* or input_size"),
-        ({"source": "/nowhere", "weights": None}, "cannot load '/nowhere'"),
-    ],
-)
-def test_a_wrong_source_is_refused_in_words(changes: dict[str, object], said: str, tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), path)
-    spec = ModelSpec.model_validate({**_torchvision("resnet18", path, ["a", "b", "c"]).model_dump(), **changes})
-    with pytest.raises(LoadError, match=said):
-        ImageClassifier.load(spec)
-
-
-def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:
-    for name in ("x.pth", "x.safetensors"):
-        (tmp_path / name).write_bytes(b"not weights at all")
-        with pytest.raises(LoadError, match="cannot be read|is cut short or no safetensors file"):
-            ImageClassifier.load(_torchvision("resnet18", tmp_path / name, ["a", "b"]))
 
 
 def test_a_transformers_classifier_loads_calibrates_on_a_folder_and_serves(tmp_path: Path) -> None:
@@ -270,30 +217,6 @@ def test_a_damaged_calibration_image_is_named(engine: ImageClassifier, tmp_path:
         (tmp_path / f"{index:03}.jpg").write_bytes(b"no picture")
     with pytest.raises(LoadError, match="000.jpg"):
         engine.calibration_sample(tmp_path)
-
-
-def _torchvision(architecture: str, path: Path, labels: list[str]) -> ModelSpec:
-    return ModelSpec(
-        id="mine",
-        task=Task.CLASSIFICATION,
-        source=f"torchvision:{architecture}",
-        weights=str(path),
-        labels=tuple(labels),
-        input_size=64,
-    )
-
-
-def _saved_resnet(folder: Path, name: str) -> ImageClassifier:
-    torch.manual_seed(0)
-    state = torchvision.models.resnet18(num_classes=3).state_dict()
-    path = folder / name
-    if name.endswith(".safetensors"):
-        save_file(state, path)
-    elif name == "parallel.pth":
-        torch.save({f"module.{key}": value for key, value in state.items()}, path)
-    else:
-        torch.save({"state_dict": state, "epoch": 3} if name == "wrapped.pth" else state, path)
-    return ImageClassifier.load(_torchvision("resnet18", path, ["a", "b", "c"]))
 
 
 def test_a_classifier_that_scales_its_logits_answers_the_same_with_its_head(images: list[Image.Image]) -> None:

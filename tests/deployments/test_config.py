@@ -8,7 +8,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from deployments.config import REPOSITORY, AppArgs, ModelSpec, resolve_path
+from deployments.config import REPOSITORY, AppArgs, ModelArgs, ModelSpec, resolve_path
+from deployments.fleet import PREFIX
 
 MODEL = {"id": "m", "task": "image-classification", "source": "torchvision:resnet18"}
 
@@ -18,6 +19,21 @@ def test_the_shipped_configuration_is_valid() -> None:
     args = AppArgs.model_validate(config["applications"][0]["args"])
     assert [m.id for m in args.models] == ["resnet18-cifar10", "segformer-b0-camvid", "smollm2-135m-instruct"]
     assert config["http_options"]["host"] == "127.0.0.1"
+
+
+def test_the_example_of_models_as_applications_is_valid_and_the_same_server() -> None:
+    shipped = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
+    config = yaml.safe_load((REPOSITORY / "deploy" / "applications.yaml").read_text())
+    gateway, *models = config["applications"]
+    assert config["controller_options"] == shipped["controller_options"]
+    assert config["http_options"] == shipped["http_options"]
+    own = AppArgs.model_validate(gateway["args"])
+    assert gateway["name"] == own.store.application and models
+    for application in models:
+        args = ModelArgs.model_validate(application["args"])
+        assert application["name"] == PREFIX + args.model.id and application["route_prefix"] is None
+        assert application["import_path"] == "deployments.app:build_model"
+        assert (args.store, args.gateway) == (own.store, own.gateway)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
 from deployments.catalog import TextDelta, TokenLogprob
-from deployments.engines.text.seats import LogprobRecord
+from deployments.engines.text.seat import LogprobRecord
 from deployments.engines.text.transcript import Transcript
 from deployments.http.text_answers import ChatShape, CompletionShape, Tally
 from tests.deployments.tokenizer_support import byte_fallback

@@ -8,9 +8,13 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from PIL import Image
+from safetensors.torch import save_file
 
 from deployments.config import REPOSITORY, ModelSpec, Task
+from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.engine import VisionEngine
 from policies.calibration.calibration import Calibration
 from policies.terms import DEGRADED_DISCLOSURE, Disclosure, Modulation
@@ -55,3 +59,29 @@ def scenes(count: int, width: int, height: int, seed: int = 0) -> list[Image.Ima
     chance = np.random.default_rng(seed)
     coarse = chance.integers(0, 256, (count, 6, 8, 3), dtype=np.uint8)
     return [Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC) for pixels in coarse]
+
+
+def of_torchvision(architecture: str, path: Path, labels: list[str]) -> ModelSpec:
+    """A state dict of one's own, pictures squashed to 64 pixels."""
+    return ModelSpec(
+        id="mine",
+        task=Task.CLASSIFICATION,
+        source=f"torchvision:{architecture}",
+        weights=str(path),
+        labels=tuple(labels),
+        input_size=64,
+    )
+
+
+def saved_resnet(folder: Path, name: str) -> ImageClassifier:
+    """A ResNet-18 of three classes with random weights, in the form that a file's name tells."""
+    torch.manual_seed(0)
+    state = torchvision.models.resnet18(num_classes=3).state_dict()
+    path = folder / name
+    if name.endswith(".safetensors"):
+        save_file(state, path)
+    elif name == "parallel.pth":
+        torch.save({f"module.{key}": value for key, value in state.items()}, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if name == "wrapped.pth" else state, path)
+    return ImageClassifier.load(of_torchvision("resnet18", path, ["a", "b", "c"]))

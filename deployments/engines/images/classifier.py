@@ -11,7 +11,8 @@ from torch import Tensor
 
 from deployments.config import Task
 from deployments.engines.images.duplicates import Duplicate
-from deployments.engines.images.engine import ItemLogits, VisionEngine
+from deployments.engines.images.engine import VisionEngine
+from deployments.engines.images.items import ItemLogits
 from deployments.engines.live import Kept
 from policies.answers import highest
 from policies.calibration.sample import CalibrationSample

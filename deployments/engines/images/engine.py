@@ -8,7 +8,6 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -24,6 +23,7 @@ from deployments.engines.images.bounds import ResizedBound
 from deployments.engines.images.duplicates import Duplicate
 from deployments.engines.images.features import sample_features
 from deployments.engines.images.hashes import hashed, hashed_picture
+from deployments.engines.images.items import ItemLogits
 from deployments.engines.images.loading.loaded import LoadedModel
 from deployments.engines.images.loading.torchvision_models import load_torchvision
 from deployments.engines.images.loading.transformers_models import load_transformers
@@ -36,20 +36,6 @@ from policies.head.final import NoFinalLayer, find_final
 from policies.head.focus import Target
 from policies.head.slots import Setting
 from policies.terms import Modulation
-
-
-@dataclass(frozen=True)
-class ItemLogits:
-    """One picture's logits, [K] or [K, h, w]: to answer from, and for the audit alone, clean and after utility.
-
-    The model's own answer is `logits`; the other two are of the final layer, before the model scales or caps them.
-    `lines` is the height of the final layer's map, 1 where it makes none.
-    """
-
-    logits: Tensor
-    clean: Tensor
-    utility: Tensor
-    lines: int = 1
 
 
 class VisionEngine(CalibratedEngine):

@@ -16,7 +16,8 @@ from torch import Tensor
 from deployments.config import Task
 from deployments.engines.images.decoding import encode_mask
 from deployments.engines.images.duplicates import MOST_STEPS, Duplicate
-from deployments.engines.images.engine import ItemLogits, VisionEngine
+from deployments.engines.images.engine import VisionEngine
+from deployments.engines.images.items import ItemLogits
 from deployments.engines.images.sample import UpsamplingReadout, readout_points
 from deployments.engines.live import Kept
 from policies.answers import highest

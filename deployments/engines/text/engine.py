@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -16,9 +15,11 @@ from deployments.engines.live import LiveRows
 from deployments.engines.text.admission import SEATS_PER_ROW, WaitingLine
 from deployments.engines.text.loading.language_models import LanguageModel
 from deployments.engines.text.prefix_sharing import salted_id
+from deployments.engines.text.request import Progress, Request
 from deployments.engines.text.sampling import SamplingParams, seed_key
-from deployments.engines.text.scheduler import CPU_CACHE_GIB, cache_pages, pages_of, start_manager
-from deployments.engines.text.seats import LogprobRecord, Seat, Seats
+from deployments.engines.text.scheduler import CPU_CACHE_GIB, cache_pages, start_manager
+from deployments.engines.text.seat import Seat
+from deployments.engines.text.seats import Seats
 from deployments.engines.text.token_shares import TokenShares
 from policies.audit import LevelAudit
 from policies.errors import Unavailable
@@ -27,43 +28,6 @@ from policies.terms import Share
 
 CLEAN = Setting()
 """Level 1.0."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an answer is.
-
-    Attributes:
-        read: tokens of the prompt that have been read, or that the model had in its cache.
-        tokens: those that came since the last word; none while the prompt is being read.
-        last: whether that is all.
-        records: one for each of them where log-probabilities were asked for, else none.
-    """
-
-    read: int
-    tokens: list[int]
-    last: bool
-    records: list[LogprobRecord]
-
-
-@dataclass(eq=False)
-class _Request:
-    """One answer on its way. `events` brings its progress, or the error."""
-
-    flow: str
-    prompt: list[int]
-    params: SamplingParams
-    seat: Seat
-    id: str
-    events: asyncio.Queue[Progress | Unavailable] = field(default_factory=asyncio.Queue)
-    number: int | None = None
-    told: int = 0
-    finished: bool = False
-
-    @property
-    def pages(self) -> int:
-        """Of the whole answer, which are reserved before the first token."""
-        return pages_of(len(self.prompt) + self.params.max_tokens)
 
 
 class TextEngine:
@@ -95,7 +59,7 @@ class TextEngine:
         self.draw_secret = secrets.token_bytes(32)
         self.seats = Seats(model.model, model.final, rows * SEATS_PER_ROW, rows, live, counts)
         shares = TokenShares()
-        self._running: dict[str, _Request] = {}
+        self._running: dict[str, Request] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._manager: Any
@@ -111,7 +75,7 @@ class TextEngine:
             on_read=self._read_in_engine,
             on_cancelled=self._cancelled_in_engine,
         )
-        self.line = WaitingLine[_Request](shares, bound=spec.max_queue_per_tenant, rows=rows, pages=pages)
+        self.line = WaitingLine[Request](shares, bound=spec.max_queue_per_tenant, rows=rows, pages=pages)
 
     @property
     def running(self) -> int:
@@ -153,7 +117,7 @@ class TextEngine:
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         key = seed_key(self.draw_secret, seed, choice)
         seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow)
-        request = _Request(share.flow, prompt, params, seat, salted_id(share.flow))
+        request = Request(share.flow, prompt, params, seat, salted_id(share.flow))
         self.line.push(share.flow, share.weight, request.pages, request)
         try:
             self._admit()
@@ -213,7 +177,7 @@ class TextEngine:
         while request := self.line.pop():
             self._start(request)
 
-    def _start(self, request: _Request) -> None:
+    def _start(self, request: Request) -> None:
         self._running[request.id] = request
         request.number = self.seats.sit(request.seat)
         accepted = None
@@ -232,7 +196,7 @@ class TextEngine:
             if accepted is None:
                 self._leave(request, _stopped())
 
-    def _on_output(self, request: _Request, output: Any) -> None:
+    def _on_output(self, request: Request, output: Any) -> None:
         if output.error is not None:
             self._leave(request, _stopped())
             return
@@ -242,7 +206,7 @@ class TextEngine:
         if output.is_finished():
             self._leave(request)
 
-    def _abandon(self, request: _Request) -> None:
+    def _abandon(self, request: Request) -> None:
         """The caller is gone: nothing is left of a finished request, a waiting or running one is cancelled."""
         if request.finished:
             return
@@ -274,7 +238,7 @@ class TextEngine:
             with suppress(RuntimeError):  # it is closed, and nobody waits
                 self._loop.call_soon_threadsafe(call)
 
-    def _leave(self, request: _Request, error: Unavailable | None = None) -> None:
+    def _leave(self, request: Request, error: Unavailable | None = None) -> None:
         """A request is done with the engine, in whatever way: free what it held, and let the next one in."""
         if request.finished:
             return

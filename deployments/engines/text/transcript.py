@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from deployments.catalog import TokenLogprob
 from deployments.engines.text.detokenizer import Detokenizer, StopMatcher
-from deployments.engines.text.seats import LogprobRecord
+from deployments.engines.text.seat import LogprobRecord
 
 Round = Callable[[float], float]
 

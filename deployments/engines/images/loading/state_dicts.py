@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deployments.engines.checkpoints import check_file
+from deployments.engines.checkpoints import WRAPPERS, check_file
 from deployments.engines.errors import LoadError, first_line
 from deployments.engines.images.loading.loaded import some
 
@@ -23,8 +23,6 @@ _USUAL = (
     "model_state", "module", "net", "network", "weights", "params",
 )  # fmt: skip
 """Where a file holds several that fit. Averaged weights first: timm and torchvision evaluate those."""
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""What torch.compile, FSDP and activation checkpointing put into names."""
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)")
 _DEEPEST = 3
 _SAVE = "save its weights alone: torch.save(model.state_dict(), path)"
@@ -160,7 +158,7 @@ def _unwrapped(state: Mapping[str, Tensor], model: nn.Module) -> list[tuple[str,
 
 def _plain(name: str) -> str:
     """A name without what wrappers put into it; densenets of before torchvision 0.4 had one dot more."""
-    name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
     return _OLD_DENSENET.sub(r"\1\2", name)
 
 

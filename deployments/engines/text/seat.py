@@ -1,0 +1,60 @@
+"""One running sequence of a step, and what is noted of its tokens."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from deployments.engines.text.sampling import SamplingParams
+from policies.head.slots import Setting
+
+
+@dataclass(frozen=True)
+class LogprobRecord:
+    """Log-probabilities of one drawn token, of the modulated logits.
+
+    Attributes:
+        chosen: scalar, the token's own.
+        values: [k] of the most likely tokens, falling.
+        tokens: [k] int64 their ids.
+    """
+
+    chosen: Tensor
+    values: Tensor
+    tokens: Tensor
+
+
+@dataclass(eq=False)
+class Seat:
+    """One running sequence.
+
+    Attributes:
+        key: of its draws, from `seed_key`.
+        prompt: its tokens before the answer.
+        held: what its setting needs, from `Head.prepare`: while it waits for its turn others do not displace it.
+        records: one for each drawn token, where the parameters ask for log-probabilities.
+        features: [H] inputs of the final layer, one for each drawn token, where a list is given: what calibrates.
+        flow: whose it is, for the live rows.
+        source: a hash of the prompt, for the audit and the live rows.
+    """
+
+    setting: Setting
+    params: SamplingParams
+    key: int
+    prompt: list[int]
+    held: list[Future[Tensor]] = field(default_factory=list)
+    records: list[LogprobRecord] = field(default_factory=list)
+    features: list[Tensor] | None = None
+    flow: str = ""
+
+    @cached_property
+    def source(self) -> int:
+        return hash(tuple(self.prompt))
+
+    @property
+    def level(self) -> int | None:
+        """In hundredths; None of what calibrates, which nobody was sold."""
+        return round(self.setting.level * 100) if self.setting.position is None else None
