@@ -27,8 +27,8 @@ test: install
 
 # Every architecture of transformers and torchvision, of which `make test` runs some.
 matrix: install
-	MATRIX=1/1 AIM_ALL_MODELS=1 $(BIN)/python -m pytest tests/deployments/test_text_families.py \
-	  tests/deployments/test_torchvision_families.py tests/deployments/test_transformers_families.py
+	MATRIX=1/1 AIM_ALL_MODELS=1 $(BIN)/python -m pytest tests/deployments/engines/text/test_text_families.py \
+	  tests/deployments/engines/images/test_torchvision_families.py tests/deployments/engines/images/test_transformers_families.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -21,8 +21,8 @@ from pathlib import Path
 import httpx
 
 from deployments.config import AppArgs, StoreArgs
-from deployments.gateway import TenantGateway
-from deployments.store import StoreAccess
+from deployments.gateway.service import TenantGateway
+from deployments.serving.store import StoreAccess
 from tenants.admin import TenantAdmin
 from tenants.embedded import EmbeddedValkey
 

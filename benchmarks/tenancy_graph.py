@@ -11,12 +11,12 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.app import WAITING_IN_FAIR_QUEUE
-from deployments.catalog import ModelInfo, TextDelta
 from deployments.config import AppArgs, ModelSpec, Task
-from deployments.cores import Threads
-from deployments.gateway import TenantGateway
-from deployments.replicas import VisionReplica
-from deployments.store import StoreAccess
+from deployments.contracts.catalog import ModelInfo, TextDelta
+from deployments.gateway.service import TenantGateway
+from deployments.serving.cores import Threads
+from deployments.serving.replicas import VisionReplica
+from deployments.serving.store import StoreAccess
 from policies.terms import Modulation, Share
 
 STEP_S = 0.002

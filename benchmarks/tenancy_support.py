@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import yaml
 
-from deployments.launch import ENVIRONMENT
+from deployments.launch.command import ENVIRONMENT
 from tenants.admin import TenantAdmin
 from tenants.embedded import EmbeddedValkey
 from tenants.store import TenantStore

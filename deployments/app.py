@@ -11,9 +11,9 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.config import AppArgs, GatewayArgs, ModelArgs, ModelSpec, Scaling, Task
-from deployments.cores import Threads
-from deployments.gateway import TenantGateway
-from deployments.store import EmbeddedStore, StoreAccess, is_embedded
+from deployments.gateway.service import TenantGateway
+from deployments.serving.cores import Threads
+from deployments.serving.store import EmbeddedStore, StoreAccess, is_embedded
 
 WAITING_IN_FAIR_QUEUE = 10_000
 """Serve's router is first in, first out: let everything through, so that requests wait where tenants are told apart."""
@@ -41,7 +41,7 @@ def _model(
     spec: ModelSpec, gateway: GatewayArgs, access: StoreAccess, share_of_gpu: float, sharing: int
 ) -> Application:
     # Model libraries are imported by the replicas alone; building the graph needs none of them.
-    from deployments.replicas import TextReplica, VisionReplica
+    from deployments.serving.replicas import TextReplica, VisionReplica
 
     threads, scaled = Threads(spec.threads, sharing), _options(gateway, spec.scaling, share_of_gpu)
     options: dict[str, Any] = {"name": spec.id, "health_check_period_s": 5, **scaled}

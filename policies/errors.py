@@ -1,4 +1,4 @@
-"""Every error that a request can meet below HTTP; `deployments/http/errors.py` alone maps them to a status.
+"""Every error that a request can meet below HTTP; `deployments/gateway/api/errors.py` alone maps them to a status.
 
 ServiceError
 ├── InvalidRequest        a field is malformed, unsupported or out of range        400

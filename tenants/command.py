@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-WITH_MODELS = {"trace": "deployments.provenance"}
+WITH_MODELS = {"trace": "deployments.checking.provenance"}
 """Commands that need the models, by the module that has them: found by name, since no part of `tenants` needs it."""
 GROUPS = {"models": "deployments.checking.command"}
 """Groups of such commands."""

@@ -87,7 +87,7 @@ def test_pictures_and_text_know_nothing_of_each_other() -> None:
             )
 
 
-@pytest.mark.parametrize("name", ["tenants.cli", "tenants.cache", "tenants.admission", "deployments.gateway"])
+@pytest.mark.parametrize("name", ["tenants.cli", "tenants.cache", "tenants.admission", "deployments.gateway.service"])
 def test_the_gateway_and_the_command_load_no_model_library(name: str) -> None:
     heavy = "{'torch', 'transformers', 'torchvision'}"
     code = f"import sys, {name}; loaded = {heavy} & set(sys.modules); assert not loaded, loaded"

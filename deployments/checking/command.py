@@ -39,7 +39,7 @@ def check(
 
     One line for each problem; exit status 1 where there is one. Nothing is written, and no store is needed.
     """
-    from deployments.launch import read_plan
+    from deployments.launch.command import read_plan
 
     specs = read_plan(config).args.models
     if unknown := set(model or []) - {spec.id for spec in specs}:

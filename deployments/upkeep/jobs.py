@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from deployments.console import FAILED, announce
+from deployments.contracts.console import FAILED, announce
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.upkeep.calibrator import CalibrationFailed, Calibrator, check_source, pack
 from deployments.upkeep.fields import NoiseField

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from deployments.config import ModelSpec, Refit, resolve_path
-from deployments.console import announce
+from deployments.contracts.console import announce
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.upkeep.calibrator import Calibrator, check_source
 from deployments.upkeep.drift import AutoRefit
@@ -26,7 +26,7 @@ from tenants.served import ReplicaReport, ServedModels
 from tenants.store import TenantStore
 
 if TYPE_CHECKING:  # Ray, which a process that only calibrates does without
-    from deployments.store import StoreAccess
+    from deployments.serving.store import StoreAccess
 
 logger = logging.getLogger("deployments.upkeep.keeper")
 

@@ -31,8 +31,8 @@ from tests.deployments.upkeep_support import Run, hurry, solve
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
-    from deployments.gateway import TenantGateway
-    from deployments.http.api import build_api
+    from deployments.gateway.api.api import build_api
+    from deployments.gateway.service import TenantGateway
     from tests.deployments.gateway_support import Running, opened
 
 

@@ -12,8 +12,8 @@ from tenants.embedded import EmbeddedValkey
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
-    from deployments.gateway import TenantGateway
-    from deployments.store import StoreAccess
+    from deployments.gateway.service import TenantGateway
+    from deployments.serving.store import StoreAccess
 
 
 class LocalGateway(TenantGateway):

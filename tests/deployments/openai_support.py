@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from deployments.catalog import ModelInfo, TextDelta, TokenLogprob
 from deployments.config import GatewayArgs, Task
-from deployments.http.intake import Intake
+from deployments.contracts.catalog import ModelInfo, TextDelta, TokenLogprob
+from deployments.gateway.api.intake import Intake
 from policies.errors import Unavailable
 from policies.terms import Share, Tier
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from deployments.config import REPOSITORY, AppArgs, ModelArgs, ModelSpec, resolve_path
-from deployments.fleet import PREFIX
+from deployments.serving.fleet import PREFIX
 
 MODEL = {"id": "m", "task": "image-classification", "source": "torchvision:resnet18"}
 

@@ -39,7 +39,7 @@ def same(answer: Any, reference: Any) -> bool:
     """Equal text; or equal labels, scores and masks, but for what a batch of another shape rounds differently.
 
     A pixel may flip where its two highest logits are closer than that rounding: one in ten thousand is allowed here,
-    and `tests/deployments/test_segmenter.py` shows on the logits that such pixels are ties.
+    and `tests/deployments/engines/images/test_segmenter.py` shows on the logits that such pixels are ties.
     """
     if isinstance(answer, str):
         return bool(answer == reference)

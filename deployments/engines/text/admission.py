@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from deployments.engines.text.token_shares import TokenShares
-from deployments.fair_queue import queue_full
+from deployments.queues.fair_queue import queue_full
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from deployments.catalog import DEFAULT_MAX_TOKENS, TextDelta
 from deployments.config import ModelSpec
+from deployments.contracts.catalog import DEFAULT_MAX_TOKENS, TextDelta
 from deployments.engines.text.generator import Generator, SamplingParams
 from policies.errors import InvalidRequest
 from policies.terms import Modulation, Share

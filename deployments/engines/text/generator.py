@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deployments.catalog import TextDelta
 from deployments.config import ModelSpec
+from deployments.contracts.catalog import TextDelta
+from deployments.contracts.text_rules import check_context, check_text_disclosure
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
 from deployments.engines.live import Kept
 from deployments.engines.memory import free_share
@@ -23,7 +24,6 @@ from deployments.engines.text.loading.language_models import LanguageModel, load
 from deployments.engines.text.sampling import SamplingParams
 from deployments.engines.text.smoke import check_serves
 from deployments.engines.text.transcript import Transcript
-from deployments.text_rules import check_context, check_text_disclosure
 from policies.calibration.answering import CANDIDATES
 from policies.calibration.candidates import Candidates
 from policies.calibration.sample import CalibrationSample

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
-from deployments.catalog import TokenLogprob
+from deployments.contracts.catalog import TokenLogprob
 from deployments.engines.text.detokenizer import Detokenizer, StopMatcher
 from deployments.engines.text.seat import LogprobRecord
 

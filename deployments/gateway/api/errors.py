@@ -1,0 +1,96 @@
+"""Domain errors to HTTP: the one place that knows status codes. Every failure is OpenAI's error object."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from policies import errors
+
+logger = logging.getLogger("deployments.gateway.api")
+
+STATUS: dict[type[errors.ServiceError], tuple[int, str]] = {
+    errors.InvalidRequest: (400, "invalid_request_error"),
+    errors.Unauthenticated: (401, "authentication_error"),
+    errors.NotEntitled: (403, "permission_error"),
+    errors.NotFound: (404, "not_found_error"),
+    errors.DeadlineExceeded: (408, "timeout_error"),
+    errors.PayloadTooLarge: (413, "invalid_request_error"),
+    errors.LimitExceeded: (429, "rate_limit_error"),
+    errors.Unavailable: (503, "service_unavailable_error"),
+}
+
+
+def error_object(error: errors.ServiceError) -> dict[str, Any]:
+    """The body of an error answer, also sent as the last event of a stream that failed."""
+    _, kind = STATUS.get(type(error), (500, "server_error"))
+    # A lone surrogate, which JSON can carry, has no bytes to be sent back as.
+    message = error.message.encode("utf-8", "replace").decode()
+    param = error.param and error.param.encode("utf-8", "replace").decode()
+    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
+
+
+def error_response(error: errors.ServiceError) -> JSONResponse:
+    """Status, headers and body of a domain error."""
+    status, _ = STATUS.get(type(error), (500, "server_error"))
+    headers = {}
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.LimitExceeded | errors.Unavailable):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, errors.DeadlineExceeded) or (isinstance(error, errors.LimitExceeded) and not error.retry_soon):
+        headers["x-should-retry"] = "false"
+    return JSONResponse(error_object(error), status_code=status, headers=headers)
+
+
+def from_validation(details: list[Any]) -> errors.InvalidRequest:
+    """The first of pydantic's complaints, as an error that names the field as a client would write it."""
+    first = details[0]
+    location = [part for part in first["loc"] if part not in ("body", "query", "path", "[key]")]
+    if first["type"] == "json_invalid":
+        return errors.InvalidRequest("The body is not valid JSON; send a JSON object.", code="invalid_json")
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or None
+    if first["type"] == "extra_forbidden":
+        return errors.InvalidRequest(
+            f"Unsupported parameter: '{param}'. Leave it out.", param=param, code="unsupported_parameter"
+        )
+    if first["type"] == "missing":
+        return errors.InvalidRequest(f"Missing required parameter: '{param or 'body'}'.", param=param, code="missing")
+    message = first["msg"].removeprefix("Value error, ")
+    return errors.InvalidRequest(f"Invalid '{param or 'body'}': {message}.", param=param, code="invalid_value")
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers that turn every exception into the error object."""
+
+    @app.exception_handler(errors.ServiceError)
+    async def _domain(request: Request, error: errors.ServiceError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(from_validation(list(error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, errors.ServiceError):  # FastAPI wraps what reading the body raised
+            return error_response(error.__cause__)
+        if error.status_code == 404:
+            message = f"No such route: {request.method} {request.url.path}. See /docs."
+        elif error.status_code == 405:
+            message = f"{request.method} is not allowed on {request.url.path}. See /docs."
+        else:
+            message = str(error.detail)
+        body = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+        return JSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        logger.exception("request failed: %s %s", request.method, request.url.path)
+        body = {"message": "The server failed on this request.", "type": "server_error", "param": None, "code": None}
+        return JSONResponse({"error": body}, status_code=500)

@@ -1,0 +1,147 @@
+"""Pure ASGI middlewares: what every response carries, how large a body may be, which client headers Serve may see."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.gateway.api.errors import error_response
+from policies.errors import PayloadTooLarge
+from tenants.receipts import HEADER
+
+
+class Receipt:
+    """What a request has learnt so far for its response headers; lives in `request.state.receipt`.
+
+    `until` is the loop time at which its deadline ends, once it has begun; the gateway sets it.
+    `sign` makes the signed receipt of an answer that begins, once a model's terms are resolved; the gateway sets it.
+    `limits` is asked for `x-ratelimit-*` where no admission gave them: a refusal, or an answer without a model.
+    """
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.model_seconds = 0.0
+        self.until: float | None = None
+        self.headers: dict[str, str] = {}
+        self.sign: Callable[[], str | None] | None = None
+        self.limits: Callable[[], Awaitable[dict[str, str]]] | None = None
+
+    def overhead_ms(self) -> float:
+        """Milliseconds since the request arrived, less those spent waiting for a model."""
+        return (time.perf_counter() - self.started - self.model_seconds) * 1000.0
+
+
+class ReceiptHeaders:
+    """Puts the receipt's headers on every response, errors and streams included.
+
+    `x-request-id` is not set here: Serve's own middleware echoes or makes it, and it must stand once.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        receipt = scope.setdefault("state", {})["receipt"] = Receipt()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if receipt.limits is not None and not any(name.startswith("x-ratelimit-") for name in receipt.headers):
+                    receipt.headers.update(await receipt.limits())
+                headers.update(receipt.headers)
+                # A refusal or a failure after admission gave no answer, so that nothing is signed of it.
+                if message["status"] < 400 and receipt.sign is not None and (signed := receipt.sign()):
+                    headers[HEADER] = signed
+                if receipt.headers:
+                    headers["x-overhead-duration-ms"] = f"{receipt.overhead_ms():.1f}"
+            await send(message)
+
+        return await self._app(scope, receive, send_with_headers)
+
+
+class BodyLimit:
+    """Refuses a body over the limit: at once by its Content-Length, else as soon as it has grown past it.
+
+    Args:
+        most: bytes of a body, by the request's scope.
+    """
+
+    def __init__(self, app: ASGIApp, *, most: Callable[[Scope], int]) -> None:
+        self._app = app
+        self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        most, declared = self._most(scope), Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > most:
+            return await error_response(_too_large(most))(scope, receive, send)
+        received = 0
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > most:
+                raise _too_large(most)
+            return message
+
+        return await self._app(scope, limited_receive, send)
+
+
+def _too_large(most: int) -> PayloadTooLarge:
+    size = f"{most / 2**20:.0f} MiB" if most >= 2**20 else f"{most / 2**10:.0f} KiB"
+    return PayloadTooLarge(f"The request body is larger than {size}.", code="body_too_large")
+
+
+class HeadAsGet:
+    """Answers HEAD as GET without its body: monitors and clients ask so whether something is there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        return await self._app({**scope, "method": "GET"}, receive, send_without_body)
+
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_NOT_FOR_CLIENTS = frozenset([b"x-request-timeout-seconds", b"x-request-disconnect-disabled"])
+
+
+class ClientHeaders:
+    """Keeps from Serve what a client must not decide: Serve echoes any request id, and lets clients lift its timeouts.
+
+    An id of another form than letters, digits, `.`, `_`, `:`, `-` (128 at most) is dropped, and Serve makes its own.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["headers"] = [(name, value) for name, value in scope["headers"] if _passes(name.lower(), value)]
+        return await self._app(scope, receive, send)
+
+
+def _passes(name: bytes, value: bytes) -> bool:
+    if name == b"x-request-id":
+        return _REQUEST_ID.fullmatch(value) is not None
+    return name not in _NOT_FOR_CLIENTS
+
+
+def before_serve() -> list[Middleware]:
+    """What Serve runs before anything of its own, by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
+    return [Middleware(ClientHeaders)]

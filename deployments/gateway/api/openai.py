@@ -1,0 +1,95 @@
+"""The OpenAI-compatible API: chat and text completions, streamed or not, and the list of models."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from deployments.config import Task
+from deployments.contracts.catalog import DEFAULT_COMPLETION_TOKENS, ModelInfo
+from deployments.gateway.api.context import KEY_REQUIRED, Gateway, KeyedRoute
+from deployments.gateway.api.generation import Generation, generate
+from deployments.gateway.api.schemas import ERRORS, ModelCard, ModelList
+from deployments.gateway.api.text_answers import ChatShape, CompletionShape
+from deployments.gateway.api.text_responses import ChatCompletion, Completion
+from deployments.gateway.api.text_schemas import ChatRequest, CompletionRequest
+from policies.terms import Tier
+
+_ROLES = {"developer": "system"}
+"""OpenAI's newer name of a role, which chat templates do not know."""
+
+router = APIRouter(tags=["text"], dependencies=KEY_REQUIRED, route_class=KeyedRoute, responses=ERRORS)
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, summary="Chat")
+async def chat(request: Request, body: ChatRequest, gateway: Gateway) -> Response:
+    """OpenAI's chat completions, with `focus` (words and phrases to favour or avoid) and a lower `utility`."""
+    return await _chat(request, gateway, await _named(request, gateway, body.model), body)
+
+
+@router.post("/models/{model_id}/v1/chat/completions", response_model=ChatCompletion, summary="Chat, by model URL")
+async def chat_by_url(request: Request, model_id: str, body: ChatRequest, gateway: Gateway) -> Response:
+    """The same where the URL names the model, as `huggingface_hub.InferenceClient` calls it."""
+    return await _chat(request, gateway, model_id, body)
+
+
+@router.post("/v1/completions", response_model=Completion, summary="Completion")
+async def complete(request: Request, body: CompletionRequest, gateway: Gateway) -> Response:
+    """OpenAI's text completions, with `focus` and a lower `utility`."""
+    model_id = await _named(request, gateway, body.model)
+    asked = Generation(
+        prompt=body.prompts,
+        field="prompt",
+        max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS,
+        logprobs=body.logprobs,
+        shape=CompletionShape(model_id, body.logprobs is not None),
+    )
+    return await generate(request, gateway, model_id, body, asked)
+
+
+@router.get("/v1/models", response_model=ModelList, tags=["models"], summary="Models")
+async def models(request: Request, gateway: Gateway) -> ModelList:
+    """The models that this key may use, each with its task and the names that focus may use."""
+    entitlements = await gateway.authenticate(request)
+    return ModelList(data=[_card(info, entitlements.tier) for info in gateway.models_for(entitlements)])
+
+
+@router.get("/v1/models/{model_id}", response_model=ModelCard, tags=["models"], summary="One model")
+async def model(request: Request, model_id: str, gateway: Gateway) -> ModelCard:
+    """One model that this key may use."""
+    entitlements = await gateway.authenticate(request)
+    info = gateway.entitle(entitlements, model_id)
+    return _card(info, entitlements.tier)
+
+
+async def _named(request: Request, gateway: Gateway, model_id: str) -> str:
+    """`dummy`, as `huggingface_hub.InferenceClient` calls a model that nobody named, is the only text model."""
+    if model_id != "dummy":
+        return model_id
+    texts = [m.id for m in gateway.models_for(await gateway.authenticate(request)) if m.task is Task.TEXT]
+    return texts[0] if len(texts) == 1 else model_id
+
+
+def _card(info: ModelInfo, tier: Tier) -> ModelCard:
+    utility = tier.level(info.id, info.floor)
+    return ModelCard(
+        id=info.id,
+        created=info.created,
+        task=info.task,
+        utility=utility,
+        lowest_utility=info.floor if tier.may_lower(utility) else utility,
+        focus_classes=None if info.classes is None else list(info.classes),
+        context=info.context,
+        pending=info.pending or None,
+    )
+
+
+async def _chat(request: Request, gateway: Gateway, model_id: str, body: ChatRequest) -> Response:
+    asked = Generation(
+        prompt=[{"role": _ROLES.get(m.role, m.role), "content": m.text} for m in body.messages],
+        field="messages",
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        shape=ChatShape(model_id, body.logprobs),
+    )
+    return await generate(request, gateway, model_id, body, asked)

@@ -1,0 +1,180 @@
+"""How generated text looks on the wire: whole answers and server-sent events, as OpenAI's API has them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from deployments.contracts.catalog import TextDelta, TokenLogprob
+from deployments.gateway.api.errors import error_object
+from policies.errors import ServiceError
+
+logger = logging.getLogger("deployments.gateway.api")
+
+_REPLACEMENT = "\ufffd"
+
+
+class Tally:
+    """The tokens of a request, counted as its pieces come."""
+
+    def __init__(self) -> None:
+        self.prompt = self.completion = 0
+
+    def add(self, delta: TextDelta) -> None:
+        """Count a piece."""
+        self.prompt, self.completion = delta.prompt_tokens, self.completion + delta.tokens
+
+    def usage(self) -> dict[str, int]:
+        """OpenAI's `usage`."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+        }
+
+
+class Shape(ABC):
+    """What chat and completion share of an answer's form.
+
+    Args:
+        model: its id.
+        logprobs: whether log-probabilities were asked for.
+    """
+
+    prefix: str
+    object: str
+    chunk_object: str
+
+    def __init__(self, model: str, logprobs: bool) -> None:
+        self.base = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self._logprobs = logprobs
+
+    def whole(self, deltas: Sequence[TextDelta], tally: Tally) -> dict[str, Any]:
+        """All answers of a request, from all their pieces."""
+        pieces: dict[int, list[TextDelta]] = {}
+        for delta in deltas:
+            pieces.setdefault(delta.index, []).append(delta)
+        choices = []
+        for index, own in sorted(pieces.items()):
+            text = "".join(delta.text for delta in own)
+            tokens = [token for delta in own for token in delta.logprobs]
+            logprobs = self.logprobs(tokens) if self._logprobs else None
+            reason = own[-1].finish_reason
+            choices.append({"index": index, **self.content(text), "logprobs": logprobs, "finish_reason": reason})
+        return {**self.base, "object": self.object, "choices": choices, "usage": tally.usage()}
+
+    async def events(
+        self, first: TextDelta, deltas: AsyncIterator[TextDelta], tally: Tally, include_usage: bool
+    ) -> AsyncIterator[str]:
+        """The answers as server-sent events, ending with [DONE]; an error becomes the last event before it."""
+        extra = {"usage": None} if include_usage else {}
+        told: set[int] = set()
+        try:
+            for event in self._events(first, told):
+                yield _sse(event | extra)
+            async for delta in deltas:
+                for event in self._events(delta, told):
+                    yield _sse(event | extra)
+            if include_usage:
+                yield _sse({**self.base, "object": self.chunk_object, "choices": [], "usage": tally.usage()})
+        except ServiceError as error:
+            yield _sse(error_object(error))
+        except Exception:
+            logger.exception("a stream failed")
+            yield _sse(error_object(ServiceError("The server failed on this request.")))
+        yield "data: [DONE]\n\n"
+
+    def _events(self, delta: TextDelta, told: set[int]) -> list[dict[str, Any]]:
+        """The events of one piece; `told` holds the answers that have begun."""
+        events = []
+        if delta.index not in told and (opening := self.opening()):
+            events.append(self._event(delta.index, opening, None, None))
+        told.add(delta.index)
+        if delta.text or delta.logprobs:
+            logprobs = self.logprobs(delta.logprobs) if self._logprobs else None
+            events.append(self._event(delta.index, self.piece(delta.text), logprobs, None))
+        if delta.finish_reason:
+            events.append(self._event(delta.index, self.piece(""), None, delta.finish_reason))
+        return events
+
+    def _event(
+        self, index: int, content: dict[str, Any], logprobs: dict[str, Any] | None, finish_reason: str | None
+    ) -> dict[str, Any]:
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**self.base, "object": self.chunk_object, "choices": [choice]}
+
+    def opening(self) -> dict[str, Any] | None:
+        """What is sent before an answer's first piece."""
+        return None
+
+    @abstractmethod
+    def content(self, text: str) -> dict[str, Any]:
+        """A whole answer's text."""
+
+    @abstractmethod
+    def piece(self, text: str) -> dict[str, Any]:
+        """One event's text."""
+
+    @abstractmethod
+    def logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Log-probabilities of tokens."""
+
+
+class ChatShape(Shape):
+    """A chat answer."""
+
+    prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def opening(self) -> dict[str, Any]:
+        """The role."""
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def content(self, text: str) -> dict[str, Any]:
+        """The assistant's message."""
+        return {"message": {"role": "assistant", "content": text}}
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """A part of it."""
+        return {"delta": {"content": text} if text else {}}
+
+    def logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """OpenAI's list of objects."""
+        content = [
+            _likely(token.text, token.logprob) | {"top_logprobs": [_likely(*other) for other in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+class CompletionShape(Shape):
+    """A text completion."""
+
+    prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
+
+    def content(self, text: str) -> dict[str, Any]:
+        """The continuation."""
+        return {"text": text}
+
+    piece = content
+
+    def logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """OpenAI's parallel lists."""
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(reversed(token.top)) for token in tokens],
+            "text_offset": [token.offset for token in tokens],
+        }
+
+
+def _likely(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": None if _REPLACEMENT in text else list(text.encode())}
+
+
+def _sse(payload: dict[str, Any]) -> str:
+    return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"

@@ -1,0 +1,5 @@
+"""`python -m deployments.launch serve` and `stop`."""
+
+from deployments.launch.command import app
+
+app()

@@ -1,0 +1,210 @@
+"""The model deployments: thin shells that give an engine its calibration, fair batches, audit metrics and health."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import torch
+from ray import serve
+
+from deployments.config import ModelSpec, Task
+from deployments.contracts.catalog import ModelInfo, TextDelta
+from deployments.contracts.console import announce, announced
+from deployments.engines.calibrated import CalibratedEngine
+from deployments.engines.images.classifier import ImageClassifier
+from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.items import ItemLogits
+from deployments.engines.images.segmenter import ImageSegmenter
+from deployments.engines.text.choices import Conversation, Texts, answer, encoded
+from deployments.engines.text.generator import Generator
+from deployments.queues.batching import FairBatcher
+from deployments.queues.fair_pool import FairPool
+from deployments.queues.fair_queue import FlowBound
+from deployments.serving.cores import Threads, usable_cores
+from deployments.serving.metrics import LevelMetrics
+from deployments.serving.store import StoreAccess
+from deployments.upkeep.keeper import Keeper
+from policies.terms import Modulation, Share
+
+LOWEST = 0.01
+"""The lowest level that there is."""
+MOST_DECODED_AT_ONCE = 4
+Decoded = tuple[tuple[int, int], torch.Tensor]
+"""A picture's (height, width), and its pixels as the model takes them."""
+COUNTED_AT_ONCE = 16
+"""Long prompts of one tenant whose tokens wait to be counted."""
+
+
+class Replica:
+    """What replicas of images and of text have in common: calibration, what they tell of themselves, the audit."""
+
+    engine: CalibratedEngine
+
+    async def start(
+        self,
+        engine: CalibratedEngine,
+        spec: ModelSpec,
+        access: StoreAccess,
+        threads: int,
+        gpu_share: float,
+        context: int | None = None,
+    ) -> None:
+        """Put the stored calibration in place, and keep it and the audit up to date from now on."""
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._keeper = await Keeper.start(engine, spec, access, replica=replica, threads=threads, gpu_share=gpu_share)
+        if not engine.calibrated:
+            announce(spec.id, "level 1.0 is served; lower levels are about to be solved")
+        classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
+        self._info = ModelInfo(
+            id=spec.id, task=spec.task, classes=classes, floor=LOWEST, context=context, created=int(time.time())
+        )
+        self._metrics = LevelMetrics(spec.id)
+
+    def info(self) -> ModelInfo:
+        """What the gateway needs to know of this model; a refit can move its floor.
+
+        Before the levels are solved no floor is known, and none raises a tenant's level.
+        """
+        pending = self._keeper.pending
+        return self._info.model_copy(update={"floor": LOWEST if pending else self.engine.floor, "pending": pending})
+
+    def audit(self) -> dict[float, tuple[int, int]]:
+        """By level: rows judged (images, some pixels, decoding steps), and rows whose answer after utility is clean."""
+        return self.engine.audit()
+
+    def check_and_export(self) -> None:
+        """Check the keeper, and bring the gauges up to date."""
+        self._keeper.check()
+        self._metrics.export(self.engine.audit(), self.engine.reports())
+
+
+def _device(threads: int) -> torch.device:
+    # Ray sets OMP_NUM_THREADS to a replica's num_cpus, which is a share for placement, not for arithmetic.
+    torch.set_num_threads(threads)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class VisionReplica(Replica):
+    """A shared image classifier or segmenter.
+
+    Args:
+        spec: the model.
+        access: how to find the store; requests never wait for it.
+        threads: how many CPU threads a forward has where this replica runs.
+        max_pixels: largest image decoded, in pixels.
+        gpu_share: share of a card's memory that the model's calibrator may take; 0: all that is free.
+    """
+
+    async def __init__(
+        self, spec: ModelSpec, access: StoreAccess, threads: Threads, max_pixels: int, gpu_share: float = 0.0
+    ) -> None:
+        kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
+        with announced(spec.id, spec.source):
+            self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(
+                kind.load, spec, _device(threads.count())
+            )
+            await self.start(self.engine, spec, access, threads.count(), gpu_share)
+        self._max_pixels = max_pixels
+        self._under_way = FlowBound(spec.max_queue_per_tenant)
+        self._decoding: FairPool[bytes, Decoded] = FairPool(
+            self._decoded, workers=min(MOST_DECODED_AT_ONCE, usable_cores()), queue_bound=spec.max_queue_per_tenant
+        )
+        self._batcher: FairBatcher[tuple[torch.Tensor, Modulation, str], ItemLogits] = FairBatcher(
+            self._forward,
+            max_batch_size=spec.max_batch_size,
+            max_wait_ms=spec.max_batch_wait_ms,
+            queue_bound=spec.max_queue_per_tenant,
+        )
+
+    async def predict(
+        self, data: bytes, top_k: int | None, modulation: Modulation, share: Share
+    ) -> list[dict[str, str | float]]:
+        """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
+
+        Raises:
+            InvalidRequest: not an image, or a focus on an unknown class.
+            PayloadTooLarge: an image of too many pixels.
+            Unavailable: this tenant's queue is full, or the levels of the model are not solved yet.
+        """
+        held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
+
+        with self._under_way.hold(share.flow):
+            await asyncio.gather(*map(asyncio.wrap_future, held))
+            size, pixels = await self._decoding.submit(data, share)
+            item = await self._batcher.submit((pixels, modulation, share.flow), share)
+            answer: list[Any]
+            if isinstance(self.engine, ImageClassifier):
+                answer = self.engine.answer(item, modulation, top_k)
+            else:
+                answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
+        return [part.to_json() for part in answer]
+
+    def _decoded(self, data: bytes) -> Decoded:
+        """A picture's (height, width) and pixels for the model."""
+        image = decode_image(data, self._max_pixels)
+        return (image.height, image.width), self.engine.preprocess(image)
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds; also the clock of the audit's export."""
+        self._batcher.check()
+        self.check_and_export()
+
+    def _forward(self, items: list[tuple[torch.Tensor, Modulation, str]]) -> list[ItemLogits]:
+        return self.engine.forward(*zip(*items, strict=True))
+
+
+class TextReplica(Replica):
+    """A shared language model on continuous batching.
+
+    Args:
+        spec: the model.
+        access: how to find the store; requests never wait for it.
+        threads: how many CPU threads a forward has where this replica runs.
+        gpu_share: share of a card's memory that the replica may take, and again its calibrator; 0: all that is free.
+    """
+
+    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: Threads, gpu_share: float = 0.0) -> None:
+        with announced(spec.id, spec.source):
+            say = partial(announce, spec.id)
+            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), gpu_share, say)
+            await self.start(self.engine, spec, access, threads.count(), gpu_share, self.engine.context)
+        # What is counted is not admitted yet: it gets a thread, and each tenant its part of it.
+        self._counting: FairPool[Conversation | Texts, tuple[str, list[list[int]]]] = FairPool(
+            partial(encoded, self.engine), workers=1, queue_bound=COUNTED_AT_ONCE
+        )
+
+    async def generate(
+        self, prompt: Conversation | Texts, params: dict[str, Any], modulation: Modulation, share: Share
+    ) -> AsyncIterator[TextDelta]:
+        """Answer a conversation, or texts to continue, at a tenant's terms. Closing the iterator frees the slots.
+
+        Raises:
+            InvalidRequest, NotEntitled, Unavailable: as `choices.answer`.
+        """
+        async with aclosing(answer(self.engine, prompt, params, modulation, share)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def count(self, prompt: Conversation | Texts, share: Share) -> list[int]:
+        """Tokens of a conversation, or of each text.
+
+        Raises:
+            InvalidRequest: as `choices.encoded`.
+            Unavailable: this tenant has many counted already.
+        """
+        _, prompts = await self._counting.submit(prompt, share)
+        return [len(tokens) for tokens in prompts]
+
+    async def check_health(self) -> None:
+        """Raises where the engine's loop has stopped, so that Serve restarts the replica."""
+        self.engine.healthy()
+        self.check_and_export()
+
+    def __del__(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.close()

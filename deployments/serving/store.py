@@ -1,0 +1,163 @@
+"""The embedded store's deployment, and how replicas and gateways find their store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deployments.config import StoreArgs
+from deployments.contracts.console import FAILED, announce
+from policies.errors import Unavailable
+from tenants import installation
+from tenants.edits import AdminError
+from tenants.embedded import EmbeddedValkey
+from tenants.seed import ENV_FILE, read_env, seed_demo
+from tenants.store import TenantStore
+
+logger = logging.getLogger("deployments.serving.store")
+
+STARTUP_PATIENCE_S = 600.0
+STARTUP_PAUSE_S = 0.5
+
+
+class EmbeddedStore:
+    """Owns a Valkey server on loopback, with its data under `data_dir`, seeded once with secrets and demo tenants."""
+
+    async def __init__(self, args: StoreArgs) -> None:
+        self._valkey = await asyncio.to_thread(EmbeddedValkey, args.data_dir)
+        async with await TenantStore.connect(self._valkey.url) as store:
+            try:
+                await installation.create_secrets(store, outside=given_noise_secret(args) is not None, who="seed")
+            except (AdminError, OSError) as error:
+                announce("store", f"{FAILED} {error} Add `--embedded {args.data_dir}` to the command.")
+                raise
+            demo = await seed_demo(store, args.data_dir, args.public_url)
+        # Printed from a worker, so Ray logs it: the place of the keys, never the keys.
+        announce("store", f"embedded Valkey is up; demo keys are in {demo}")
+
+    async def check_health(self) -> None:
+        """Starts the server again where it has died: Serve itself sees this process only."""
+        await asyncio.to_thread(self._valkey.start)
+
+    def url(self, user: str) -> str:
+        """The server's URL for `gateway` or `replica`. A secret: it travels by handle, never in arguments, which Ray
+        logs."""
+        return self._valkey.url_of(user)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_valkey"):
+            self._valkey.stop()
+
+
+@dataclass(frozen=True)
+class StoreAccess:
+    """How a deployment finds the store: by the embedded store's handle, or by a URL of its own environment.
+
+    Attributes:
+        embedded: handle of `EmbeddedStore`, or None.
+        args: `store` of the configuration; the environment's URLs go before its `redis_url`.
+        replica: whether it is a replica's, which has a store user of its own.
+        elsewhere: whether the embedded store is another application's, `args.application`.
+    """
+
+    embedded: DeploymentHandle | None
+    args: StoreArgs
+    replica: bool = False
+    elsewhere: bool = False
+
+    async def connect(self) -> TenantStore:
+        """A connection to the store; waits for one that is away, so that Serve gives a new replica no requests.
+
+        Raises:
+            ValueError: the URL is malformed.
+            Unavailable: it has not answered for `STARTUP_PATIENCE_S`.
+        """
+        until = time.monotonic() + STARTUP_PATIENCE_S
+        while True:
+            try:
+                return await self._connect()
+            except Unavailable:
+                if time.monotonic() > until:
+                    raise
+                logger.warning("waiting for the tenant store")
+                await asyncio.sleep(STARTUP_PAUSE_S)
+
+    async def _connect(self) -> TenantStore:
+        if self.embedded is None and not self.elsewhere:
+            return await TenantStore.connect(store_url(self.args, replica=self.replica))
+        embedded: Any = self.embedded or _of_application(self.args.application)
+
+        async def locate() -> str:
+            # A restarted server may find its port taken, and then listens on another.
+            url: str = await embedded.url.remote("replica" if self.replica else "gateway")
+            return url
+
+        return await TenantStore.connect(await locate(), locate=locate)
+
+    async def noise_secret(self, store: TenantStore) -> bytes:
+        """The installation's noise secret: from the environment (AIM_NOISE_SECRET), else a file, else the store.
+
+        Raises:
+            RecordError: the store has none, or a damaged one; the message names the command that makes it.
+            OSError: the file cannot be read.
+        """
+        given = given_noise_secret(self.args)
+        return (await installation.noise_secret(store)).encode() if given is None else given
+
+    async def receipt_secret(self, store: TenantStore) -> bytes:
+        """The secret that signs receipts: as the noise secret, from AIM_RECEIPT_SECRET, else a file, else the store."""
+        if value := os.environ.get("AIM_RECEIPT_SECRET"):
+            return value.encode()
+        if self.args.receipt_secret_file:
+            return Path(self.args.receipt_secret_file).expanduser().read_bytes().strip()
+        return (await installation.receipt_secret(store)).encode()
+
+
+def _of_application(name: str) -> DeploymentHandle:
+    """The embedded store of another application. Raises Unavailable where that is not there (yet)."""
+    try:
+        return serve.get_deployment_handle(EmbeddedStore.__name__, app_name=name)
+    except RayServeException as error:
+        raise Unavailable(f"The application '{name}' has no embedded store: {error}", retry_after=1) from None
+
+
+def given_noise_secret(args: StoreArgs) -> bytes | None:
+    """The noise secret that the environment or a file gives; None: the store's is used. Raises OSError."""
+    if value := os.environ.get("AIM_NOISE_SECRET"):
+        return value.encode()
+    if args.noise_secret_file:
+        return Path(args.noise_secret_file).expanduser().read_bytes().strip()
+    return None
+
+
+def store_url(args: StoreArgs, *, replica: bool = False) -> str:
+    """`embedded`, or the store's URL; the environment goes before the configuration.
+
+    That is REDIS_URL, and for replicas AIM_REPLICA_REDIS_URL before it, in which they have a user of their own. A
+    shell that has read `demo.env` exports the embedded store's own URL, which means that store and no other.
+    """
+    own = os.environ.get("AIM_REPLICA_REDIS_URL") if replica else None
+    url = own or os.environ.get("REDIS_URL") or args.redis_url
+    demo = read_env(Path(args.data_dir) / ENV_FILE).get("REDIS_URL")
+    return args.redis_url if url == demo else url
+
+
+def is_embedded(args: StoreArgs) -> bool:
+    """Whether the application has a store of its own.
+
+    Raises:
+        ValueError: replicas are given another one, and gateways none.
+    """
+    embedded = store_url(args) == "embedded"
+    if embedded and os.environ.get("AIM_REPLICA_REDIS_URL"):
+        raise ValueError("AIM_REPLICA_REDIS_URL names a store for replicas, but REDIS_URL names none for gateways")
+    return embedded

@@ -1,0 +1,143 @@
+"""What a gateway reads: how large, how much at once, how long, how it is looked at, and what bad requests cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from fastapi import Request
+from pydantic import ValidationError
+
+from deployments.config import GatewayArgs
+from deployments.gateway.api.intake import MOST_CONTAINERS, MOST_ELEMENTS, Intake, body_limit, check_elements
+from deployments.gateway.api.text_schemas import ChatRequest, CompletionRequest
+from policies.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, NotFound, Unavailable
+from tests.deployments.gateway_support import Running
+
+CHAT = "/v1/chat/completions"
+MANY = 100_000
+TURN = {"role": "user", "content": "x"}
+FLOODS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "messages of another kind": (ChatRequest.model_validate, {"messages": [0] * MANY}),
+    "messages": (ChatRequest.model_validate, {"messages": [TURN] * MANY}),
+    "parts of another kind": (ChatRequest.model_validate, {"messages": [{**TURN, "content": [0] * 1000}]}),
+    "parts": (ChatRequest.model_validate, {"messages": [{**TURN, "content": [{"type": "text", "text": ""}] * MANY}]}),
+    "unknown fields": (ChatRequest.model_validate, {"messages": [TURN], **{f"u{i}": 0 for i in range(MANY)}}),
+    "unknown fields of a turn": (ChatRequest.model_validate,
+                                 {"messages": [{**TURN, **{f"u{i}": 0 for i in range(MANY)}}]}),
+    "focus": (ChatRequest.model_validate, {"messages": [TURN], "focus": {f"u{i}": 9 for i in range(MANY)}}),
+    "biases": (ChatRequest.model_validate, {"messages": [TURN], "logit_bias": {f"{i}": 999 for i in range(MANY)}}),
+    "stops": (ChatRequest.model_validate, {"messages": [TURN], "stop": [""] * MANY}),
+    "options": (ChatRequest.model_validate,
+                {"messages": [TURN], "stream": True, "stream_options": {f"u{i}": 0 for i in range(MANY)}}),
+    "prompts": (CompletionRequest.model_validate, {"prompt": [""] * MANY}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_of_mistakes_is_one_mistake(name: str) -> None:
+    validate, fields = FLOODS[name]
+    with pytest.raises((ValidationError, InvalidRequest)) as refused:
+        validate({"model": "m", **fields})
+    if isinstance(refused.value, ValidationError):
+        assert len(refused.value.errors()) <= 2
+
+
+def test_json_of_too_many_elements_is_not_parsed_and_long_texts_are() -> None:
+    with pytest.raises(InvalidRequest, match="elements"):
+        check_elements(json.dumps({"messages": [0] * (MOST_ELEMENTS + 1)}).encode())
+    with pytest.raises(InvalidRequest, match="lists and objects"):
+        check_elements(json.dumps({"prompt": [[0]] * (MOST_CONTAINERS + 1)}).encode())
+    check_elements(json.dumps({"messages": [{**TURN, "content": "a" * 2**20}]}).encode())
+    check_elements(json.dumps({"prompt": list(range(60_000))}).encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [(CHAT, 7000), ("/v1/completions", 7000), ("/models/m/v1/chat/completions", 7000), ("/models/m", 9000)],
+)
+def test_texts_are_held_to_less_than_pictures(path: str, most: int) -> None:
+    assert body_limit(GatewayArgs(max_text_bytes=7000, max_body_bytes=9000), {"path": path}) == most
+
+
+def asked(body: AsyncIterator[bytes], length: int) -> Request:
+    async def receive() -> dict[str, Any]:
+        part = await anext(body, None)
+        return {"type": "http.request", "body": part or b"", "more_body": part is not None}
+
+    headers = [(b"content-length", str(length).encode())]
+    return Request({"type": "http", "path": "/models/m", "method": "POST", "headers": headers}, receive)
+
+
+async def slowly(gate: asyncio.Event) -> AsyncIterator[bytes]:
+    yield b"half"
+    await gate.wait()
+
+
+async def test_a_body_that_does_not_come_ends_and_frees_what_it_held() -> None:
+    intake = Intake(GatewayArgs(body_timeout_s=0.05))
+    with pytest.raises(DeadlineExceeded) as late:
+        async with intake.read(asked(slowly(asyncio.Event()), 1000), "a"):
+            raise AssertionError
+    assert late.value.code == "body_timeout"
+    assert not intake._held
+
+
+async def test_what_is_under_way_is_bounded_by_tenant_and_in_all() -> None:
+    intake, gate = Intake(GatewayArgs(max_tenant_bytes=2000, max_held_bytes=3000)), asyncio.Event()
+
+    async def hold(flow: str, length: int) -> None:
+        async with intake.read(asked(slowly(gate), length), flow):
+            pass
+
+    first = [asyncio.create_task(hold("a", 900)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="of this tenant"):
+        await hold("a", 900)
+    other = asyncio.create_task(hold("b", 1100))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="MiB of requests"):
+        await hold("c", 900)
+    gate.set()
+    await asyncio.gather(*first, other)
+    assert not intake._held
+    await hold("a", 2500)  # larger than a tenant's part, and alone
+
+
+async def test_bad_requests_cost_their_tenant_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("deployments.gateway.api.intake.time.monotonic", lambda: now)
+    intake = Intake(GatewayArgs(bad_requests_per_s=2.0))
+    for _ in range(20):
+        with pytest.raises(NotFound), intake.charged("a"):
+            raise NotFound("no such model")
+    with pytest.raises(LimitExceeded) as refused, intake.charged("a"):
+        raise AssertionError
+    assert refused.value.code == "too_many_bad_requests" and refused.value.retry_after >= 1
+    with intake.charged("b"):
+        pass
+    now += 1.0
+    with intake.charged("a"), intake.charged("a"):
+        pass
+    for _ in range(50):  # what the server has no room for is not the tenant's mistake
+        with pytest.raises(Unavailable), intake.charged("b"):
+            raise Unavailable("busy", retry_after=1)
+    with intake.charged("b"):
+        pass
+
+
+async def test_through_the_gateway_a_large_text_is_refused_and_so_is_one_mistake_too_many(running: Running) -> None:
+    key = await running.key()
+    large = await running.client.post(CHAT, content=b"x" * (2**20 + 1), headers=key)
+    assert large.status_code == 413 and "1 MiB" in large.json()["error"]["message"]
+    assert (await running.client.post("/models/none", content=b"x" * (2**20 + 1), headers=key)).status_code == 404
+    zeros = {"model": "m", "messages": [0] * 1000}
+    refused = await running.client.post(CHAT, json=zeros, headers=key)
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "messages[0]"
+    many = await running.client.post(CHAT, json={"model": "m", "messages": [0] * (MOST_ELEMENTS + 1)}, headers=key)
+    assert many.json()["error"]["code"] == "too_many_elements"
+    statuses = {(await running.client.post(CHAT, json=zeros, headers=key)).status_code for _ in range(700)}
+    assert statuses == {400, 429}

@@ -1,0 +1,201 @@
+"""The gateway's HTTP surface before any model: who calls, in which order it is asked, and what every answer carries."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deployments.config import Task
+from deployments.contracts.catalog import ModelInfo
+from deployments.gateway.api.middleware import ClientHeaders, Receipt
+from tenants.usage import read_days
+from tests.deployments.gateway_support import Running, opened
+from tests.tenants.conftest import until
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own, at import
+    from deployments.gateway.service import TenantGateway
+    from deployments.gateway.ticket import Cost
+
+PUBLIC = {"/healthz", "/readyz"}
+CHAT = "/v1/chat/completions"
+
+
+async def test_every_route_but_health_needs_a_key(running: Running) -> None:
+    routes = [(path, method) for path, methods in running.app.openapi()["paths"].items() for method in methods]
+    assert {path for path, _ in routes} > PUBLIC and len(routes) > len(PUBLIC) + 5
+    for path, method in routes:
+        if path not in PUBLIC:
+            answer = await running.client.request(method, path)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b'{"model": 1}', b""])
+async def test_who_calls_is_asked_before_the_body_is_read(running: Running, body: bytes) -> None:
+    json = {"content-type": "application/json"}
+    assert (await running.client.post(CHAT, content=body, headers=json)).status_code == 401
+    assert (await running.client.post(CHAT, content=body, headers=json | await running.key())).status_code == 400
+
+
+async def test_limits_are_on_every_answer_once_the_tenant_is_known(running: Running) -> None:
+    headers = await running.key()
+    for answer in (
+        await running.client.get("/v1/models", headers=headers),
+        await running.client.post(CHAT, content=b"{", headers=headers),
+        await running.client.post("/models/none", content=b"x", headers=headers),
+    ):
+        assert answer.headers["x-ratelimit-limit-requests"] == "100"
+        assert answer.headers["x-ratelimit-remaining-requests"] == "100"
+        assert answer.headers["x-policy-version"]
+    tighter = await running.client.get("/v1/models", headers=await running.key(rpm="7"))
+    assert tighter.headers["x-ratelimit-limit-requests"] == "7"
+    assert "x-ratelimit-limit-requests" not in (await running.client.get("/v1/models")).headers
+
+
+async def test_readiness_names_a_server_that_takes_no_writes_and_liveness_stays(running: Running) -> None:
+    assert (await running.client.get("/readyz")).status_code == 200
+    own = await running.gateway.cache.authenticate((await running.key())["authorization"].split()[1])
+    await running.admin._store.execute("REPLICAOF", "127.0.0.1", "1")
+    async with running.gateway.admission.admit(own, model="m"):
+        pass
+    answer = await running.client.get("/readyz")
+    assert answer.status_code == 503 and "READONLY" in answer.json()["reasons"][0]
+    assert (await running.client.get("/healthz")).status_code == 200
+    await running.admin._store.execute("REPLICAOF", "NO", "ONE")
+    assert await running.gateway.admission.drain(20.0)
+    assert (await running.client.get("/readyz")).status_code == 200
+
+
+async def test_usage_of_an_outage_survives_the_gateways_end_and_the_next_gateway_books_it(running: Running) -> None:
+    own = await running.gateway.cache.authenticate((await running.key())["authorization"].split()[1])
+    server = running.valkey._server._process
+    server.kill()
+    server.wait()
+    for _ in range(5):
+        async with running.gateway.admission.admit(own, model="m", images=2):
+            pass
+    await TenantGateway.__del__(running.gateway)  # as Serve ends a replica, with the store still away
+    running.valkey.start()
+    running.gateway = await opened(running.gateway.args)
+
+    async def booked() -> bool:
+        used = (await read_days(running.admin._store, "acme", 1))[0].total
+        return (used["requests"], used["images"]) == (5, 10)
+
+    await until(booked)
+
+
+async def test_counting_tokens_and_answering_share_one_deadline(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, calls = running.gateway, []
+    now = asyncio.get_running_loop().time
+    own = await gateway.cache.authenticate((await running.key())["authorization"].split()[1])
+    handle: Any = object()
+    monkeypatch.setitem(gateway.fleet.handles, "text", handle)
+    info = ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1)
+    monkeypatch.setitem(gateway.fleet.infos, "text", info)
+
+    async def slow(*_: Any, deadline: float) -> list[int]:
+        calls.append((now(), deadline))
+        await asyncio.sleep(0.05)
+        return [1]
+
+    monkeypatch.setattr("deployments.gateway.service.call_replica", slow)
+    request: Any = SimpleNamespace(state=SimpleNamespace(receipt=Receipt()))
+    started = now()
+    await gateway.count_tokens(request, "text", ["a"], own.share())
+    async with gateway.admit(request, "text", Cost(tokens=1), entitlements=own) as ticket:
+        [(called, deadline)] = calls
+        assert ticket.deadline == deadline
+    # It begins before the wait, however slow the machine is.
+    assert started + gateway.args.gateway.deadline_s <= deadline <= called + gateway.args.gateway.deadline_s
+
+
+@pytest.mark.parametrize(
+    ("tier", "query", "status", "answers"),
+    [
+        ("free", "", 503, False),
+        ("gold", "?utility=0.7", 503, False),
+        ("gold", "?focus=cat=0.5", 503, False),
+        ("gold", "", 200, True),
+        ("gold", "?utility=1.0", 200, True),
+        ("free", "?utility=1.0", 403, False),
+    ],
+)
+async def test_while_levels_are_solved_level_1_is_served_and_nothing_else(
+    running: Running, monkeypatch: pytest.MonkeyPatch, tier: str, query: str, status: int, answers: bool
+) -> None:
+    """A floor that nobody knows yet must raise no tenant's level, and what is refused is not counted."""
+    gateway, said, calls = running.gateway, "levels below 1.0 are being solved (solving levels, 40%)", []
+    info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=("cat",), floor=0.01, created=1, pending=said)
+    monkeypatch.setitem(gateway.fleet.handles, "m", object())
+    monkeypatch.setitem(gateway.fleet.infos, "m", info)
+
+    async def predict(*words: Any, deadline: float) -> list[Any]:
+        calls.append(words)
+        return []
+
+    monkeypatch.setattr("deployments.gateway.ticket.call_replica", predict)
+    for name, level in (("gold", "1.0"), ("free", "0.7")):
+        await running.admin.create_tier(name, {"utility": level, "rpm": "100"})
+        await running.admin.create_tenant(name, tier=name)
+    headers = {"authorization": f"Bearer {(await running.admin.create_key(tier))[0]}"}
+
+    answer = await running.client.post(f"/models/m{query}", content=b"x", headers=headers)
+    assert ("x-receipt" in answer.headers) is answers
+    assert (answer.status_code, bool(calls)) == (status, answers), answer.text
+    assert answer.headers["x-ratelimit-remaining-requests"] == ("99" if answers else "100")
+    if status == 503:
+        error = answer.json()["error"]
+        assert error["code"] == "levels_pending" and said in error["message"]
+        assert 0 < int(answer.headers["retry-after"]) <= 60
+    (card,) = (await running.client.get("/v1/models", headers=headers)).json()["data"]
+    assert (card["pending"], card["utility"]) == (said, 1.0 if tier == "gold" else 0.7)
+    ready = await running.client.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json() == {"status": "partial", "reasons": [f"model m: {said}"]}
+    monkeypatch.setitem(gateway.fleet.infos, "m", info.model_copy(update={"pending": "", "floor": 0.1}))
+    assert (await running.client.get("/readyz")).json() == {"status": "ok", "reasons": []}
+
+
+async def test_a_model_that_starts_is_unready_whatever_others_lack(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=(), floor=0.01, created=1, pending="levels are solved")
+    for name in ("m", "n"):
+        monkeypatch.setitem(running.gateway.fleet.handles, name, object())
+    monkeypatch.setitem(running.gateway.fleet.infos, "m", info)
+    answer = await running.client.get("/readyz")
+    assert answer.status_code == 503 and answer.json() == {
+        "status": "unready",
+        "reasons": ["model n is starting", "model m: levels are solved"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        (b"x-request-id", b"3f2c-a.b:c_1", True),
+        (b"X-Request-ID", b"a" * 129, False),
+        (b"x-request-id", b"\xff", False),
+        (b"x-request-id", b"a b", False),
+        (b"x-request-id", b"", False),
+        (b"X-Request-Timeout-Seconds", b"0", False),
+        (b"x-request-disconnect-disabled", b"?1", False),
+        (b"authorization", b"Bearer x y", True),
+    ],
+)
+async def test_serve_sees_no_odd_request_id_and_no_switch_of_its_own(name: bytes, value: bytes, kept: bool) -> None:
+    seen = []
+
+    async def app(scope: dict[str, list[tuple[bytes, bytes]]], receive: object, send: object) -> None:
+        seen.extend(scope["headers"])
+
+    await ClientHeaders(app)({"type": "http", "headers": [(name, value)]}, None, None)  # type: ignore[arg-type]
+    assert bool(seen) is kept

@@ -1,0 +1,101 @@
+"""FairPool: who waits for whom where items cost what nobody could tell before."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from deployments.queues.fair_pool import FairPool
+from policies.errors import Unavailable
+from policies.terms import Share
+
+
+class Worker:
+    """Computes for as many thousandths of a second as an item says; a negative one fails. Keeps the order."""
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, item: int) -> int:
+        self.gate.wait()
+        self.order.append(item)
+        until = time.thread_time() + abs(item) / 1e3
+        while time.thread_time() < until:
+            pass
+        if item < 0:
+            raise ValueError("a bad item")
+        return 2 * item
+
+
+Make = Callable[..., FairPool[int, int]]
+
+
+@pytest_asyncio.fixture
+async def make() -> AsyncIterator[Make]:
+    made: list[FairPool[int, int]] = []
+
+    def build(run: Worker, workers: int = 1, bound: int = 100) -> FairPool[int, int]:
+        made.append(FairPool(run, workers=workers, queue_bound=bound))
+        return made[-1]
+
+    yield build
+    for pool in made:
+        pool.close()
+
+
+async def queued(pool: FairPool[int, int], flow: str, *items: int) -> list[asyncio.Task[int]]:
+    tasks = [asyncio.create_task(pool.submit(item, Share(flow=flow))) for item in items]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_results_and_errors_are_their_items_own(make: Make) -> None:
+    pool = make(Worker(), workers=2)
+    answers = await asyncio.gather(*await queued(pool, "a", 1, -1, 2), return_exceptions=True)
+    assert answers[0] == 2 and isinstance(answers[1], ValueError) and answers[2] == 4
+
+
+@pytest.mark.parametrize("large", [40, -40])
+async def test_a_flood_of_what_takes_long_or_fails_late_lets_others_by(make: Make, large: int) -> None:
+    worker = Worker()
+    pool = make(worker)
+    worker.gate.clear()
+    flood = await queued(pool, "flood", *[large] * 6)
+    quiet = await queued(pool, "quiet", *range(1, 7))
+    worker.gate.set()
+    await asyncio.gather(*flood, *quiet, return_exceptions=True)
+    # One of the flood's was at work already; of a second none is begun before six of the other tenant's are done.
+    assert worker.order[0] == large and worker.order[1:7] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_was_dear_is_paid_off_even_by_one_that_asks_one_at_a_time(make: Make) -> None:
+    worker = Worker()
+    pool = make(worker)
+    (first,) = await queued(pool, "flood", 50)
+    others = await queued(pool, "quiet", 1, 2, 3, 4)
+    await first
+    (again,) = await queued(pool, "flood", 50)
+    await asyncio.gather(again, *others)
+    assert worker.order == [50, 1, 2, 3, 4, 50]
+
+
+async def test_a_caller_that_leaves_takes_its_item_along_and_a_full_queue_refuses(make: Make) -> None:
+    worker = Worker()
+    pool = make(worker, bound=2)
+    worker.gate.clear()
+    first, *waiting = await queued(pool, "a", 1, 2, 3)
+    with pytest.raises(Unavailable):
+        await pool.submit(4, Share(flow="a"))
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    assert len(pool) == 1
+    worker.gate.set()
+    assert await asyncio.gather(first, waiting[1]) == [2, 6]
+    assert worker.order == [1, 3]
