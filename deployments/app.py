@@ -17,6 +17,8 @@ from deployments.serving.store import EmbeddedStore, StoreAccess, is_embedded
 
 WAITING_IN_FAIR_QUEUE = 10_000
 """Serve's router is first in, first out: let everything through, so that requests wait where tenants are told apart."""
+HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 15}
+"""Three checks in a row that fail, or that a stalled loop does not answer, have a replica replaced."""
 
 
 def build_app(args: AppArgs) -> Application:
@@ -43,15 +45,9 @@ def _model(
     # Model libraries are imported by the replicas alone; building the graph needs none of them.
     from deployments.serving.replicas import TextReplica, VisionReplica
 
-    threads, scaled = Threads(spec.threads, sharing), _options(gateway, spec.scaling, share_of_gpu)
-    options: dict[str, Any] = {"name": spec.id, "health_check_period_s": 5, **scaled}
-    # The calibrator holds the model a second time; beside a replica that has whole cards it takes what these have free.
-    gpus = options["ray_actor_options"]["num_gpus"]
-    share = gpus if gpus < 1 else 0.0
-    if spec.task is Task.TEXT:
-        return serve.deployment(TextReplica).options(**options).bind(spec, access, threads, share)
-    pixels = gateway.max_image_pixels
-    return serve.deployment(VisionReplica).options(**options).bind(spec, access, threads, pixels, share)
+    kind = TextReplica if spec.task is Task.TEXT else VisionReplica
+    options = {"name": spec.id, **HEALTH, **_options(gateway, spec.scaling, share_of_gpu)}
+    return serve.deployment(kind).options(**options).bind(spec, access, Threads(spec.threads, sharing))
 
 
 def _options(gateway: GatewayArgs, scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:
@@ -63,7 +59,9 @@ def _options(gateway: GatewayArgs, scaling: Scaling, share_of_gpu: float) -> dic
         "ray_actor_options": {"num_cpus": scaling.num_cpus, "num_gpus": gpus},
         "max_ongoing_requests": WAITING_IN_FAIR_QUEUE,
         # A replica that is replaced ends what it has begun; Serve's 20 s are less than an answer may take.
-        "graceful_shutdown_timeout_s": gateway.deadline_s,
+        "graceful_shutdown_timeout_s": gateway.drain_s,
+        # Its successor answers first: one replica more at a time, where no whole cards are needed for it.
+        "max_surge_percent": 0 if gpus >= 1 else 1,
         **replicas,
     }
 

@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +21,7 @@ from deployments.gateway.api.api import build_api
 from deployments.gateway.api.intake import Intake
 from deployments.gateway.api.middleware import Receipt
 from deployments.gateway.receipts import Receipts
+from deployments.gateway.settings import Settings
 from deployments.gateway.ticket import Cost, Ticket
 from deployments.serving.calls import call_replica
 from deployments.serving.fleet import Fleet, applications, in_replica
@@ -56,13 +56,13 @@ class TenantGateway:
     ) -> None:
         self.args = args
         self.fleet = Fleet(models, applications)
-        self.intake = Intake(args.gateway)
+        self.settings = Settings(args.gateway)
+        self.intake = Intake(self.settings)
         self.store = await access.connect()
         grace = args.store.stale_grace_s
         self.cache = EntitlementCache(self.store, ttl_s=args.store.cache_ttl_s, stale_grace_s=grace)
         await self.cache.start()
-        held = Path(args.store.data_dir) / "held"
-        self.admission = Admission(self.store, stale_grace_s=grace, held_dir=held.resolve())
+        self.admission = Admission(self.store, stale_grace_s=grace, held_dir=args.store.folder / "held")
         await self.admission.start()
         self.receipts = await Receipts.start(access, self.store)
         self.fleet.start()
@@ -70,6 +70,10 @@ class TenantGateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self)
+
+    def reconfigure(self, user_config: dict[str, Any] | None, rank: object = None) -> None:
+        """Called by Serve at the start and at each change of `user_config`; for its `rank` also where there is none."""
+        self.settings.change(user_config)
 
     async def authenticate(self, request: Request) -> Entitlements:
         """Who calls: the key's tenant with its entitlements. Asked once a request, before its body is read.
@@ -135,7 +139,7 @@ class TenantGateway:
             focus=focus,
         )
         _check_pending(model, modulation)
-        until, lease_s = self._until(request), self.args.gateway.deadline_s + 30.0
+        until, lease_s = self._until(request), self.settings.now.deadline_s + 30.0
         lease = self.admission.admit(
             entitlements, model=model.id, images=cost.images, tokens=cost.tokens, lease_s=lease_s
         )
@@ -143,7 +147,7 @@ class TenantGateway:
             async with lease:
                 receipt.headers.update(lease.headers() | _modulation_headers(modulation))
                 receipt.sign = partial(self.receipts.sign, request, entitlements, model.id, modulation)
-                yield Ticket(entitlements, model, modulation, lease, self.fleet.handles[model.id], receipt, until)
+                yield Ticket(entitlements, model, modulation, lease, self.fleet.use(model.id), receipt, until)
         except LimitExceeded:
             receipt.headers.update(lease.headers())
             raise
@@ -155,14 +159,14 @@ class TenantGateway:
             DeadlineExceeded, Unavailable: as `call_replica`; what it takes is of the request's one deadline.
         """
         until = self._until(request)
-        counted: list[int] = await call_replica(self.fleet.handles[model_id], "count", prompt, share, deadline=until)
+        counted: list[int] = await call_replica(self.fleet.use(model_id), "count", prompt, share, deadline=until)
         return counted
 
     def _until(self, request: Request) -> float:
         """Loop time at which a request's deadline ends. It begins once, when a model is first waited for."""
         receipt: Receipt = request.state.receipt
         if receipt.until is None:
-            receipt.until = asyncio.get_running_loop().time() + self.args.gateway.deadline_s
+            receipt.until = asyncio.get_running_loop().time() + self.settings.now.deadline_s
         return receipt.until
 
     async def _limits(self, entitlements: Entitlements) -> dict[str, str]:
@@ -176,15 +180,24 @@ class TenantGateway:
         return [info for info in self.fleet.infos.values() if entitlements.may_use(info.id)]
 
     def pending(self) -> list[str]:
-        """What is lacking while requests are answered: levels of models that are up, and the signature."""
+        """What is lacking while requests are answered: levels of models, the signature, settings refused."""
         pending = [f"model {info.id}: {info.pending}" for info in self.fleet.infos.values() if info.pending]
-        return [*pending, *filter(None, [self.receipts.problem])]
+        pending += [f"model {model_id} is starting" for model_id in self.fleet.starting(own=False)]
+        return [*pending, *filter(None, [self.receipts.problem, self.settings.problem])]
 
     def readiness(self) -> list[str]:
-        """Reasons why this gateway cannot serve every model now; empty when it can."""
-        reasons = [f"model {model_id} is starting" for model_id in self.fleet.starting()]
+        """Reasons why this gateway cannot serve every model of its own application now; empty when it can."""
+        reasons = [f"model {model_id} is starting" for model_id in self.fleet.starting(own=True)]
         healthy, reason = self.cache.healthy
         return reasons if healthy else [reason, *reasons]
+
+    def readiness_of(self, model_id: str) -> tuple[list[str], list[str]] | None:
+        """Reasons why one model cannot be served now, and what it does not serve yet; None: there is no such model."""
+        if model_id not in self.fleet.handles:
+            return None
+        if (info := self.fleet.infos.get(model_id)) is None:
+            return [f"model {model_id} is starting"], []
+        return [], [info.pending] if info.pending else []
 
     async def __del__(self) -> None:
         """Called by Serve at shutdown: what is not settled yet is."""

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+import ray
 import torch
 from ray import serve
 
@@ -28,6 +29,7 @@ from deployments.queues.fair_queue import FlowBound
 from deployments.serving.cores import Threads, usable_cores
 from deployments.serving.metrics import LevelMetrics
 from deployments.serving.store import StoreAccess
+from deployments.serving.vitals import Vitals
 from deployments.upkeep.keeper import Keeper
 from policies.terms import Modulation, Share
 
@@ -51,12 +53,14 @@ class Replica:
         spec: ModelSpec,
         access: StoreAccess,
         threads: int,
-        gpu_share: float,
         context: int | None = None,
     ) -> None:
         """Put the stored calibration in place, and keep it and the audit up to date from now on."""
         replica = serve.get_replica_context().replica_id.unique_id
-        self._keeper = await Keeper.start(engine, spec, access, replica=replica, threads=threads, gpu_share=gpu_share)
+        # The calibrator holds the model a second time: as large a share again, or what whole cards have free.
+        self._keeper = await Keeper.start(
+            engine, spec, access, replica=replica, threads=threads, gpu_share=_gpu_share()
+        )
         if not engine.calibrated:
             announce(spec.id, "level 1.0 is served; lower levels are about to be solved")
         classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
@@ -89,6 +93,12 @@ def _device(threads: int) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _gpu_share() -> float:
+    """The share of one card that Ray has given this replica; 0: whole cards, or none."""
+    given: float = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
+    return given if given < 1 else 0.0
+
+
 class VisionReplica(Replica):
     """A shared image classifier or segmenter.
 
@@ -96,22 +106,18 @@ class VisionReplica(Replica):
         spec: the model.
         access: how to find the store; requests never wait for it.
         threads: how many CPU threads a forward has where this replica runs.
-        max_pixels: largest image decoded, in pixels.
-        gpu_share: share of a card's memory that the model's calibrator may take; 0: all that is free.
     """
 
-    async def __init__(
-        self, spec: ModelSpec, access: StoreAccess, threads: Threads, max_pixels: int, gpu_share: float = 0.0
-    ) -> None:
+    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: Threads) -> None:
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
             self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(
                 kind.load, spec, _device(threads.count())
             )
-            await self.start(self.engine, spec, access, threads.count(), gpu_share)
-        self._max_pixels = max_pixels
+            await self.start(self.engine, spec, access, threads.count())
+        self._most_s, self._vitals = spec.max_step_s, Vitals(self.engine.trial)
         self._under_way = FlowBound(spec.max_queue_per_tenant)
-        self._decoding: FairPool[bytes, Decoded] = FairPool(
+        self._decoding: FairPool[tuple[bytes, int], Decoded] = FairPool(
             self._decoded, workers=min(MOST_DECODED_AT_ONCE, usable_cores()), queue_bound=spec.max_queue_per_tenant
         )
         self._batcher: FairBatcher[tuple[torch.Tensor, Modulation, str], ItemLogits] = FairBatcher(
@@ -122,9 +128,14 @@ class VisionReplica(Replica):
         )
 
     async def predict(
-        self, data: bytes, top_k: int | None, modulation: Modulation, share: Share
+        self, data: bytes, top_k: int | None, max_pixels: int, modulation: Modulation, share: Share
     ) -> list[dict[str, str | float]]:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
+
+        Args:
+            data: the image file.
+            top_k: most labels; None: as many as the terms disclose.
+            max_pixels: largest image that is decoded.
 
         Raises:
             InvalidRequest: not an image, or a focus on an unknown class.
@@ -135,23 +146,29 @@ class VisionReplica(Replica):
 
         with self._under_way.hold(share.flow):
             await asyncio.gather(*map(asyncio.wrap_future, held))
-            size, pixels = await self._decoding.submit(data, share)
-            item = await self._batcher.submit((pixels, modulation, share.flow), share)
+            size, pixels = await self._decoding.submit((data, max_pixels), share)
             answer: list[Any]
-            if isinstance(self.engine, ImageClassifier):
-                answer = self.engine.answer(item, modulation, top_k)
-            else:
-                answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
+            with self._vitals.watched():
+                item = await self._batcher.submit((pixels, modulation, share.flow), share)
+                if isinstance(self.engine, ImageClassifier):
+                    answer = self.engine.answer(item, modulation, top_k)
+                else:
+                    answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
         return [part.to_json() for part in answer]
 
-    def _decoded(self, data: bytes) -> Decoded:
-        """A picture's (height, width) and pixels for the model."""
-        image = decode_image(data, self._max_pixels)
+    def _decoded(self, picture: tuple[bytes, int]) -> Decoded:
+        """The (height, width) and pixels for the model of a picture of so many pixels at most."""
+        image = decode_image(*picture)
         return (image.height, image.width), self.engine.preprocess(image)
 
     async def check_health(self) -> None:
-        """Called by Serve every few seconds; also the clock of the audit's export."""
-        self._batcher.check()
+        """Called by Serve every few seconds; also the clock of the audit's export.
+
+        Raises:
+            RuntimeError: forwards fail or hang, or a task of the replica has ended.
+        """
+        self._batcher.check(self._most_s)
+        await self._vitals.check(self._batcher.alone)
         self.check_and_export()
 
     def _forward(self, items: list[tuple[torch.Tensor, Modulation, str]]) -> list[ItemLogits]:
@@ -165,14 +182,14 @@ class TextReplica(Replica):
         spec: the model.
         access: how to find the store; requests never wait for it.
         threads: how many CPU threads a forward has where this replica runs.
-        gpu_share: share of a card's memory that the replica may take, and again its calibrator; 0: all that is free.
     """
 
-    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: Threads, gpu_share: float = 0.0) -> None:
+    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: Threads) -> None:
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
-            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), gpu_share, say)
-            await self.start(self.engine, spec, access, threads.count(), gpu_share, self.engine.context)
+            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), _gpu_share(), say)
+            await self.start(self.engine, spec, access, threads.count(), self.engine.context)
+        self._most_s = spec.max_step_s
         # What is counted is not admitted yet: it gets a thread, and each tenant its part of it.
         self._counting: FairPool[Conversation | Texts, tuple[str, list[list[int]]]] = FairPool(
             partial(encoded, self.engine), workers=1, queue_bound=COUNTED_AT_ONCE
@@ -201,8 +218,8 @@ class TextReplica(Replica):
         return [len(tokens) for tokens in prompts]
 
     async def check_health(self) -> None:
-        """Raises where the engine's loop has stopped, so that Serve restarts the replica."""
-        self.engine.healthy()
+        """Raises where the engine's loop has stopped or hangs, so that Serve replaces the replica."""
+        self.engine.healthy(self._most_s)
         self.check_and_export()
 
     def __del__(self) -> None:

@@ -7,14 +7,14 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.config import StoreArgs
+from deployments.config import StoreArgs, resolve_path
 from deployments.contracts.console import FAILED, announce
 from policies.errors import Unavailable
 from tenants import installation
@@ -27,26 +27,34 @@ logger = logging.getLogger("deployments.serving.store")
 
 STARTUP_PATIENCE_S = 600.0
 STARTUP_PAUSE_S = 0.5
+ONE_NODE = (
+    "redis_url: embedded is a store for one machine, but this cluster has several nodes; name a store that all of them"
+    ' reach, in REDIS_URL or store.redis_url (docs/operations.md, "Several nodes")'
+)
 
 
 class EmbeddedStore:
     """Owns a Valkey server on loopback, with its data under `data_dir`, seeded once with secrets and demo tenants."""
 
     async def __init__(self, args: StoreArgs) -> None:
-        self._valkey = await asyncio.to_thread(EmbeddedValkey, args.data_dir)
+        self._valkey = await asyncio.to_thread(EmbeddedValkey, args.folder)
         async with await TenantStore.connect(self._valkey.url) as store:
             try:
                 await installation.create_secrets(store, outside=given_noise_secret(args) is not None, who="seed")
             except (AdminError, OSError) as error:
-                announce("store", f"{FAILED} {error} Add `--embedded {args.data_dir}` to the command.")
+                announce("store", f"{FAILED} {error} Add `--embedded {args.folder}` to the command.")
                 raise
-            demo = await seed_demo(store, args.data_dir, args.public_url)
+            demo = await seed_demo(store, args.folder, args.public_url)
         # Printed from a worker, so Ray logs it: the place of the keys, never the keys.
         announce("store", f"embedded Valkey is up; demo keys are in {demo}")
 
     async def check_health(self) -> None:
         """Starts the server again where it has died: Serve itself sees this process only."""
         await asyncio.to_thread(self._valkey.start)
+
+    def node(self) -> str:
+        """Id of the Ray node on whose loopback the server listens."""
+        return own_node()
 
     def url(self, user: str) -> str:
         """The server's URL for `gateway` or `replica`. A secret: it travels by handle, never in arguments, which Ray
@@ -78,13 +86,16 @@ class StoreAccess:
         """A connection to the store; waits for one that is away, so that Serve gives a new replica no requests.
 
         Raises:
-            ValueError: the URL is malformed.
+            ValueError: the URL is malformed, or the embedded store is on another node.
             Unavailable: it has not answered for `STARTUP_PATIENCE_S`.
         """
         until = time.monotonic() + STARTUP_PATIENCE_S
         while True:
             try:
                 return await self._connect()
+            except ValueError as error:
+                announce("store", f"{FAILED} {error}")
+                raise
             except Unavailable:
                 if time.monotonic() > until:
                     raise
@@ -95,6 +106,9 @@ class StoreAccess:
         if self.embedded is None and not self.elsewhere:
             return await TenantStore.connect(store_url(self.args, replica=self.replica))
         embedded: Any = self.embedded or _of_application(self.args.application)
+
+        if await embedded.node.remote() != own_node():
+            raise ValueError(ONE_NODE)
 
         async def locate() -> str:
             # A restarted server may find its port taken, and then listens on another.
@@ -118,7 +132,7 @@ class StoreAccess:
         if value := os.environ.get("AIM_RECEIPT_SECRET"):
             return value.encode()
         if self.args.receipt_secret_file:
-            return Path(self.args.receipt_secret_file).expanduser().read_bytes().strip()
+            return resolve_path(self.args.receipt_secret_file).read_bytes().strip()
         return (await installation.receipt_secret(store)).encode()
 
 
@@ -135,7 +149,7 @@ def given_noise_secret(args: StoreArgs) -> bytes | None:
     if value := os.environ.get("AIM_NOISE_SECRET"):
         return value.encode()
     if args.noise_secret_file:
-        return Path(args.noise_secret_file).expanduser().read_bytes().strip()
+        return resolve_path(args.noise_secret_file).read_bytes().strip()
     return None
 
 
@@ -147,17 +161,25 @@ def store_url(args: StoreArgs, *, replica: bool = False) -> str:
     """
     own = os.environ.get("AIM_REPLICA_REDIS_URL") if replica else None
     url = own or os.environ.get("REDIS_URL") or args.redis_url
-    demo = read_env(Path(args.data_dir) / ENV_FILE).get("REDIS_URL")
+    demo = read_env(args.folder / ENV_FILE).get("REDIS_URL")
     return args.redis_url if url == demo else url
+
+
+def own_node() -> str:
+    """Id of the Ray node that this process runs on."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def is_embedded(args: StoreArgs) -> bool:
     """Whether the application has a store of its own.
 
     Raises:
-        ValueError: replicas are given another one, and gateways none.
+        ValueError: replicas are given another one, and gateways none; or the cluster has several nodes.
     """
     embedded = store_url(args) == "embedded"
     if embedded and os.environ.get("AIM_REPLICA_REDIS_URL"):
         raise ValueError("AIM_REPLICA_REDIS_URL names a store for replicas, but REDIS_URL names none for gateways")
+    if embedded and ray.is_initialized() and sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
+        raise ValueError(ONE_NODE)
     return embedded

@@ -11,6 +11,7 @@ from typing import Any
 from deployments.config import GatewayArgs, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta, TokenLogprob
 from deployments.gateway.api.intake import Intake
+from deployments.gateway.settings import Settings
 from policies.errors import Unavailable
 from policies.terms import Share, Tier
 
@@ -26,8 +27,8 @@ class Script:
     """A gateway and its engine in one: says `Hello <index>` to everything, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.args = SimpleNamespace(gateway=GatewayArgs())
-        self.intake = Intake(self.args.gateway)
+        self.settings = Settings(GatewayArgs())
+        self.intake = Intake(self.settings)
         self.tier = Tier(name="gold", utility=1.0)
         self.costs: list[int] = []
         self.asked: list[tuple[Any, dict[str, Any]]] = []

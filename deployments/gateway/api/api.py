@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
-from deployments.config import GatewayArgs
 from deployments.gateway.api import entitlements, errors, health, openai, vision
+from deployments.gateway.api.browsers import Browsers
 from deployments.gateway.api.intake import body_limit
 from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders
 
@@ -27,13 +25,6 @@ the request's id, the time, the tenant and the model, and is signed: keep it, an
 answer was given at.
 """
 
-EXPOSED = (
-    *("x-request-id", "x-receipt", "x-tenant-tier", "x-utility", "x-focus", "x-policy-version"),
-    *("x-overhead-duration-ms", "x-should-retry", "retry-after"),
-    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
-)
-"""Headers that a page of another origin may read."""
-
 
 def build_api(gateway: TenantGateway) -> FastAPI:
     """The HTTP surface of a gateway."""
@@ -42,10 +33,10 @@ def build_api(gateway: TenantGateway) -> FastAPI:
         version=version("aim-serve"),
         description=DESCRIPTION,
         middleware=[
-            *_for_browsers(gateway.args.gateway),
+            Middleware(Browsers, origins=lambda: gateway.settings.now.cors_origins),
             Middleware(HeadAsGet),
             Middleware(ReceiptHeaders),
-            Middleware(BodyLimit, most=partial(body_limit, gateway.args.gateway)),
+            Middleware(BodyLimit, most=lambda scope: body_limit(gateway.settings.now, scope)),
         ],
     )
     app.state.gateway = gateway
@@ -53,19 +44,3 @@ def build_api(gateway: TenantGateway) -> FastAPI:
     for router in (openai.router, vision.router, entitlements.router, health.router):
         app.include_router(router)
     return app
-
-
-def _for_browsers(args: GatewayArgs) -> list[Middleware]:
-    """What lets pages of other origins call with a key and read the receipt; nothing unless configured."""
-    if not args.cors_origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=list(args.cors_origins),
-            allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
-            max_age=3600,
-        )
-    ]

@@ -90,7 +90,7 @@ async def infer(
         focus=parameters.focus,
         entitlements=entitlements,
     ) as ticket:
-        answer = await ticket.call("predict", image, parameters.top_k)
+        answer = await ticket.call("predict", image, parameters.top_k, gateway.settings.now.max_image_pixels)
         ticket.lease.settle(images=1)
     return JSONResponse(answer)
 

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from deployments.gateway.service import TenantGateway
     from deployments.gateway.ticket import Cost
 
-PUBLIC = {"/healthz", "/readyz"}
+PUBLIC = {"/healthz", "/readyz", "/readyz/{model_id}"}
 CHAT = "/v1/chat/completions"
 
 
@@ -114,7 +114,7 @@ async def test_counting_tokens_and_answering_share_one_deadline(
         [(called, deadline)] = calls
         assert ticket.deadline == deadline
     # It begins before the wait, however slow the machine is.
-    assert started + gateway.args.gateway.deadline_s <= deadline <= called + gateway.args.gateway.deadline_s
+    assert started + gateway.settings.now.deadline_s <= deadline <= called + gateway.settings.now.deadline_s
 
 
 @pytest.mark.parametrize(
@@ -199,3 +199,26 @@ async def test_serve_sees_no_odd_request_id_and_no_switch_of_its_own(name: bytes
 
     await ClientHeaders(app)({"type": "http", "headers": [(name, value)]}, None, None)  # type: ignore[arg-type]
     assert bool(seen) is kept
+
+
+async def test_readiness_of_one_model_does_not_ask_for_the_others(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = ModelInfo(id="a", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1)
+    fleet = running.gateway.fleet
+    handle: Any = object()
+    for model_id in ("a", "b", "c"):
+        monkeypatch.setitem(fleet.handles, model_id, handle)
+    monkeypatch.setitem(fleet._of, "c", "model-c")
+    monkeypatch.setitem(fleet.infos, "a", info)
+
+    async def said(path: str) -> tuple[int, Any]:
+        answer = await running.client.get(path)
+        return answer.status_code, answer.json().get("status") or answer.json()["error"]["code"]
+
+    assert await said("/readyz/a") == (200, "ok")
+    assert await said("/readyz/b") == await said("/readyz/c") == await said("/readyz") == (503, "unready")
+    assert await said("/readyz/none") == (404, "model_not_found")
+    monkeypatch.setitem(fleet.infos, "b", info.model_copy(update={"id": "b", "pending": "levels are being solved"}))
+    assert await said("/readyz/b") == await said("/readyz") == (200, "partial")
+    assert "model c is starting" in (await running.client.get("/readyz")).json()["reasons"]

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -104,3 +105,38 @@ async def test_a_secret_from_outside_is_used_and_not_kept(tmp_path: Path, monkey
         monkeypatch.delenv("AIM_NOISE_SECRET")
         with pytest.raises(RecordError, match="tenants init"):
             await StoreAccess(None, StoreArgs()).noise_secret(store)
+
+
+class Elsewhere:
+    """The embedded store's handle, seen from another node."""
+
+    def __init__(self) -> None:
+        self.node = self.url = self
+
+    async def remote(self, *_: str) -> str:
+        return "a node of the cluster"
+
+
+async def test_an_embedded_store_on_another_node_is_refused_at_once_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deployments.serving.store.own_node", lambda: "another")
+    handle: Any = Elsewhere()
+    with pytest.raises(ValueError, match="several nodes; name a store"):
+        await StoreAccess(handle, StoreArgs(data_dir=str(tmp_path))).connect()
+    (line,) = capfd.readouterr().out.splitlines()
+    assert "failed: redis_url: embedded" in line and "REDIS_URL" in line
+
+
+def test_an_embedded_store_is_refused_where_the_cluster_has_several_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True}, {"Alive": False}]
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    args = StoreArgs(data_dir=str(tmp_path))
+    assert is_embedded(args)
+    nodes.append({"Alive": True})
+    with pytest.raises(ValueError, match="several nodes"):
+        is_embedded(args)
+    assert not is_embedded(StoreArgs(redis_url="redis://host", data_dir=str(tmp_path)))
