@@ -8,12 +8,13 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
-from deployments.config import AppArgs, GatewayArgs, ModelArgs, ModelSpec, Scaling, Task
-from deployments.gateway.service import TenantGateway
+from deployments.config import AppArgs, GatewayArgs, ModelArgs, ModelSpec, Scaling, StoreArgs, Task
+from deployments.environment import is_embedded
 from deployments.serving.cores import Threads
-from deployments.serving.store import EmbeddedStore, StoreAccess, is_embedded
+from deployments.serving.ingress import TenantGateway
+from deployments.serving.store import ONE_NODE, EmbeddedStore, StoreAccess
 
 WAITING_IN_FAIR_QUEUE = 10_000
 """Serve's router is first in, first out: let everything through, so that requests wait where tenants are told apart."""
@@ -23,19 +24,19 @@ HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 15}
 
 def build_app(args: AppArgs) -> Application:
     """Gateway in front, one deployment per model behind it, and the embedded store where no other is named."""
-    embedded = None
-    if is_embedded(args.store):
-        embedded = serve.deployment(EmbeddedStore).options(ray_actor_options={"num_cpus": 0.1}).bind(args.store)
+    embedded: Any = None
+    if _embedded(args.store):
+        embedded = _deployment(EmbeddedStore, ray_actor_options={"num_cpus": 0.1}).bind(args.store)
     access = StoreAccess(embedded, args.store)
     share, of_replicas = _share_of_gpu(args.models), replace(access, replica=True)
     models = {spec.id: _model(spec, args.gateway, of_replicas, share, len(args.models)) for spec in args.models}
-    gateway = serve.deployment(TenantGateway).options(**_options(args.gateway, args.gateway.scaling, 0.0))
+    gateway = _deployment(TenantGateway, **_options(args.gateway, args.gateway.scaling, 0.0))
     return gateway.bind(args, models, access)
 
 
 def build_model(args: ModelArgs) -> Application:
     """One model as an application: it comes, changes and goes while the gateway and the others answer."""
-    access = StoreAccess(None, args.store, replica=True, elsewhere=is_embedded(args.store))
+    access = StoreAccess(None, args.store, replica=True, elsewhere=_embedded(args.store))
     return _model(args.model, args.gateway, access, _share_of_gpu([args.model]), args.sharing)
 
 
@@ -47,7 +48,21 @@ def _model(
 
     kind = TextReplica if spec.task is Task.TEXT else VisionReplica
     options = {"name": spec.id, **HEALTH, **_options(gateway, spec.scaling, share_of_gpu)}
-    return serve.deployment(kind).options(**options).bind(spec, access, Threads(spec.threads, sharing))
+    return _deployment(kind, **options).bind(spec, access, Threads(spec.threads, sharing))
+
+
+def _embedded(store: StoreArgs) -> bool:
+    """Whether there is a store of the application's own. Raises ValueError where not all nodes could reach it."""
+    if not is_embedded(store):
+        return False
+    if ray.is_initialized() and sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
+        raise ValueError(ONE_NODE)
+    return True
+
+
+def _deployment(kind: type, **options: Any) -> Deployment:
+    made: Any = serve.deployment(kind)  # Serve's own types know of its use as a decorator only
+    return made.options(**options)  # type: ignore[no-any-return]
 
 
 def _options(gateway: GatewayArgs, scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:

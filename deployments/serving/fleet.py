@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.contracts.catalog import ModelInfo
+from deployments.serving.calls import RemoteModel
 
 logger = logging.getLogger("deployments.serving.fleet")
 
@@ -36,7 +37,7 @@ class Found:
         sleeps: whether it has no replica while nobody calls (`min_replicas: 0`).
     """
 
-    handle: DeploymentHandle | None
+    handle: DeploymentHandle[Any] | None
     sleeps: bool = False
 
 
@@ -59,8 +60,8 @@ class Fleet:
         infos: of those that are ready.
     """
 
-    def __init__(self, bound: Mapping[str, DeploymentHandle], applications: Applications) -> None:
-        self.handles: dict[str, DeploymentHandle] = dict(bound)
+    def __init__(self, bound: Mapping[str, DeploymentHandle[Any]], applications: Applications) -> None:
+        self.handles: dict[str, DeploymentHandle[Any]] = dict(bound)
         self.infos: dict[str, ModelInfo] = {}
         self._applications = applications
         self._of: dict[str, str] = {}
@@ -82,10 +83,14 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def use(self, model_id: str) -> DeploymentHandle:
-        """The handle that a request of a model goes to, which wakes it where it sleeps."""
+    def known(self) -> Collection[str]:
+        """Ids of all models, ready or not."""
+        return self.handles.keys()
+
+    def model(self, model_id: str) -> RemoteModel:
+        """The way to one of the known, for a call, which wakes it where it sleeps."""
         self._used.add(model_id)
-        return self.handles[model_id]
+        return RemoteModel(self.handles[model_id])
 
     def starting(self, *, own: bool) -> list[str]:
         """Models that are not ready: those of the gateway's own application, or those that are applications."""
@@ -147,7 +152,8 @@ def applications() -> dict[str, dict[str, Found]]:
         return {}
     own = serve.get_replica_context().app_name
     # `serve.status` is made of the same details, less the deployments' configuration.
-    details = _get_global_client().get_serve_details()["applications"]
+    client: Any = _get_global_client()
+    details = client.get_serve_details()["applications"]
     return {
         name: {model_id: _found(model_id, name, name == own, state) for model_id, state in app["deployments"].items()}
         for name, app in details.items()

@@ -108,7 +108,9 @@ class VisionReplica(Replica):
         threads: how many CPU threads a forward has where this replica runs.
     """
 
-    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: Threads) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, spec: ModelSpec, access: StoreAccess, threads: Threads
+    ) -> None:
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
             self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(
@@ -129,7 +131,7 @@ class VisionReplica(Replica):
 
     async def predict(
         self, data: bytes, top_k: int | None, max_pixels: int, modulation: Modulation, share: Share
-    ) -> list[dict[str, str | float]]:
+    ) -> list[dict[str, str | float | None]]:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
 
         Args:
@@ -184,7 +186,11 @@ class TextReplica(Replica):
         threads: how many CPU threads a forward has where this replica runs.
     """
 
-    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: Threads) -> None:
+    engine: Generator
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, spec: ModelSpec, access: StoreAccess, threads: Threads
+    ) -> None:
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
             self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), _gpu_share(), say)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from deployments.gateway.api import entitlements, errors, health, openai, vision
 from deployments.gateway.api.browsers import Browsers
-from deployments.gateway.api.intake import body_limit
+from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders
-
-if TYPE_CHECKING:
-    from deployments.gateway.service import TenantGateway
+from deployments.gateway.service import Gateway
 
 DESCRIPTION = """\
 One model, sold at many qualities. Send your key as `Authorization: Bearer <key>` (or `X-API-Key`).
@@ -26,7 +23,7 @@ answer was given at.
 """
 
 
-def build_api(gateway: TenantGateway) -> FastAPI:
+def build_api(gateway: Gateway) -> FastAPI:
     """The HTTP surface of a gateway."""
     app = FastAPI(
         title="Tiered model serving",
@@ -39,7 +36,7 @@ def build_api(gateway: TenantGateway) -> FastAPI:
             Middleware(BodyLimit, most=lambda scope: body_limit(gateway.settings.now, scope)),
         ],
     )
-    app.state.gateway = gateway
+    app.state.gateway, app.state.intake = gateway, Intake(gateway.settings)
     errors.install(app)
     for router in (openai.router, vision.router, entitlements.router, health.router):
         app.include_router(router)

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from deployments.gateway.api.context import Gateway
+from deployments.gateway.api.dependencies import Gateway
 from policies.errors import NotFound
 
 router = APIRouter(tags=["health"])

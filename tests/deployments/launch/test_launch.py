@@ -98,8 +98,13 @@ def test_a_wrong_field(config: Callable[..., Path]) -> None:
         ({"name": "TenantGateway", "user_config": {"deadlines": 1}}, "TenantGateway.user_config.deadlines"),
     ],
 )
-def test_an_entry_that_no_deployment_takes(config: Callable[..., Path], entry: dict[str, Any], says: str) -> None:
-    one_line(launch("serve", config(deployments=[entry])), says)
+def test_an_entry_that_no_deployment_takes(
+    config: Callable[..., Path], entry: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Exit):
+        read_plan(config(deployments=[entry]))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("✗ ") and says in line
 
 
 def test_no_such_file(tmp_path: Path) -> None:

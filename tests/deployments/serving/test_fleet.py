@@ -123,7 +123,7 @@ async def test_a_model_that_sleeps_is_asked_only_after_it_was_used_and_stays_rea
     for used in (0, 1, 0):
         asked, handle.state = handle.asked, "slow" if not used else "well"  # asleep it would answer only once it woke
         if used:
-            assert fleet.use("m") is cast(Any, handle)
+            fleet.model("m")
             await until(lambda seen=asked: handle.asked > seen)
         await asyncio.sleep(0.1)
         assert handle.asked == asked + used

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from deployments.config import StoreArgs
+from deployments.config import AppArgs, ModelArgs, ModelSpec, StoreArgs, Task
 from tenants import installation
 from tenants.cli import app
 from tenants.edits import AdminError
@@ -22,7 +22,9 @@ from tenants.store import TenantStore
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
-    from deployments.serving.store import EmbeddedStore, StoreAccess, is_embedded, store_url
+    from deployments.app import build_app, build_model
+    from deployments.environment import is_embedded, store_url
+    from deployments.serving.store import EmbeddedStore, StoreAccess
 
 
 @pytest.fixture(autouse=True)
@@ -133,10 +135,14 @@ def test_an_embedded_store_is_refused_where_the_cluster_has_several_nodes(
 ) -> None:
     nodes = [{"Alive": True}, {"Alive": False}]
     monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", dict)
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    args = StoreArgs(data_dir=str(tmp_path))
-    assert is_embedded(args)
+    model = ModelSpec(id="m", task=Task.CLASSIFICATION, source="torchvision:resnet18")
+    store = StoreArgs(data_dir=str(tmp_path))
+    build_app(AppArgs(models=(), store=store))
     nodes.append({"Alive": True})
     with pytest.raises(ValueError, match="several nodes"):
-        is_embedded(args)
-    assert not is_embedded(StoreArgs(redis_url="redis://host", data_dir=str(tmp_path)))
+        build_app(AppArgs(models=(), store=store))
+    with pytest.raises(ValueError, match="several nodes"):
+        build_model(ModelArgs(model=model, store=store))
+    build_app(AppArgs(models=(), store=StoreArgs(redis_url="redis://host", data_dir=str(tmp_path))))
