@@ -231,6 +231,7 @@ class Drill:
         await self._replicas(OWN, "default", OWN)
         await self._replicas("gateway", "default", "TenantGateway")
         await self._comes_and_goes()
+        await self._upgrade()
         await self._sleeps()
 
     async def _settings(self) -> None:
@@ -289,6 +290,19 @@ class Drill:
         await self.phase("model added", answers, [OWN, OTHER])
         applications.remove(third)
         await self.phase("model removed", gone, [OWN, OTHER])
+
+    async def _upgrade(self) -> None:
+        """Everything is replaced, as for new code; the embedded store is away in between."""
+        for application in self.server.config["applications"]:
+            application["runtime_env"] = {"env_vars": {"RELEASE": "2"}}
+        names = ("TenantGateway", "EmbeddedStore", OWN, OTHER)
+        before = {pid for name in names for pid in self.server.replicas(name)}
+
+        async def replaced() -> bool:
+            now = [self.server.replicas(name) for name in names]
+            return all(now) and not before & {pid for pids in now for pid in pids}
+
+        await self.phase("all code", replaced, [OWN, OTHER])
 
     async def _sleeps(self) -> None:
         """A model without a caller loses its last replica, stays ready, and wakes at the first request."""
