@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ TIMEOUT_S = 10.0
 PENDING_PERIOD_S = 1.0
 """How often a model is asked whose levels are being solved."""
 STARTING_PERIOD_S = 0.5
+SETTLING_S = 10.0
+"""How long at most a gateway that starts waits for models that are up."""
 PREFIX = "model-"
 """Begins the name of an application that is one model; its only deployment has the model's id for its name."""
 
@@ -35,10 +38,12 @@ class Found:
     Attributes:
         handle: of its replicas; None: the gateway's own application has it.
         sleeps: whether it has no replica while nobody calls (`min_replicas: 0`).
+        up: whether it has a replica that answers.
     """
 
     handle: DeploymentHandle[Any] | None
     sleeps: bool = False
+    up: bool = False
 
 
 Applications = Callable[[], Mapping[str, Mapping[str, Found]]]
@@ -65,16 +70,22 @@ class Fleet:
         self.infos: dict[str, ModelInfo] = {}
         self._applications = applications
         self._of: dict[str, str] = {}
+        self._up: set[str] = set()
         self._sleeps: set[str] = set()
         self._used: set[str] = set()
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._looking: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Ask from now on."""
+    async def start(self) -> None:
+        """Ask from now on; returns once models that are up are known, so that no request meets a gateway before."""
         for model_id in self.handles:
             self._ask_on(model_id)
+        await self._look_once()
         self._looking = asyncio.create_task(self._look(), name="fleet")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLING_S):
+                while (self._up & self.handles.keys()) - self.infos.keys():
+                    await asyncio.sleep(SETTLING_S / 1000)
 
     async def aclose(self) -> None:
         """Ask no more."""
@@ -98,14 +109,18 @@ class Fleet:
 
     async def _look(self) -> None:
         while True:
-            try:
-                self._take(await asyncio.to_thread(self._applications))
-            except Exception as error:  # the controller is away: what is known stands
-                logger.warning("applications are not known: %s", type(error).__name__)
             await asyncio.sleep(PERIOD_S)
+            await self._look_once()
+
+    async def _look_once(self) -> None:
+        try:
+            self._take(await asyncio.to_thread(self._applications))
+        except Exception as error:  # the controller is away: what is known stands
+            logger.warning("applications are not known: %s", type(error).__name__)
 
     def _take(self, found: Mapping[str, Mapping[str, Found]]) -> None:
         there = {model_id: (name, model) for name, own in found.items() for model_id, model in own.items()}
+        self._up = {model_id for model_id, (_, model) in there.items() if model.up}
         self._sleeps = {model_id for model_id, (_, model) in there.items() if model.sleeps}
         for model_id in there.keys() - self.handles.keys():
             name, model = there[model_id]
@@ -164,7 +179,8 @@ def applications() -> dict[str, dict[str, Found]]:
 def _found(model_id: str, application: str, own: bool, state: Mapping[str, Any]) -> Found:
     scaled = state["deployment_config"].get("autoscaling_config") or {}
     handle = None if own else serve.get_deployment_handle(model_id, app_name=application)
-    return Found(handle, scaled.get("min_replicas") == 0)
+    up = any(replica["state"] == "RUNNING" for replica in state["replicas"])
+    return Found(handle, scaled.get("min_replicas") == 0, up)
 
 
 def in_replica() -> bool:

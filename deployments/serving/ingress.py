@@ -46,7 +46,7 @@ class TenantGateway:
         await self.admission.start()
         self.receipts = await Receipts.start(lambda: access.receipt_secret(self.store))
         self.service = Gateway(Settings(args.gateway), self.fleet, self.cache, self.admission, self.receipts)
-        self.fleet.start()
+        await self.fleet.start()
         _freeze_heap()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -44,7 +44,7 @@ class Serve:
         return dict(self.found)
 
 
-Make = Callable[..., Fleet]
+Make = Callable[..., Awaitable[Fleet]]
 
 
 @pytest_asyncio.fixture
@@ -53,9 +53,9 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
         monkeypatch.setattr(f"deployments.serving.fleet.{name}", 0.01)
     made: list[Fleet] = []
 
-    def build(serve: Serve, **bound: Any) -> Fleet:
+    async def build(serve: Serve, **bound: Any) -> Fleet:
         made.append(Fleet(bound, serve))
-        made[-1].start()
+        await made[-1].start()
         return made[-1]
 
     yield build
@@ -65,7 +65,7 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
 
 async def test_a_model_that_is_slow_to_say_what_it_serves_is_served_and_one_that_is_gone_is_not(make: Make) -> None:
     handle = Handle("m")
-    fleet = make(Serve(), m=handle)
+    fleet = await make(Serve(), m=handle)
     await until(lambda: "m" in fleet.infos)
     for state, known in (("slow", True), ("well", True), ("gone", False), ("slow", False), ("well", True)):
         handle.state, asked = state, handle.asked
@@ -76,7 +76,7 @@ async def test_a_model_that_is_slow_to_say_what_it_serves_is_served_and_one_that
 
 async def test_models_come_and_go_as_applications_and_the_gateways_own_stay(make: Make) -> None:
     serve, own, other = Serve(), Handle("own"), Handle("other")
-    fleet = make(serve, own=own)
+    fleet = await make(serve, own=own)
     await until(lambda: "own" in fleet.infos)
     handle: Any = other
     serve.found = {"default": {"own": Found(None)}, "model-other": {"other": Found(handle)}}
@@ -96,7 +96,7 @@ async def test_models_come_and_go_as_applications_and_the_gateways_own_stay(make
 async def test_a_model_that_dies_is_asked_until_it_is_back(make: Make) -> None:
     handle = Handle("m")
     handle.state = "gone"
-    fleet = make(Serve(), m=handle)
+    fleet = await make(Serve(), m=handle)
     await until(lambda: handle.asked > 2)
     assert fleet.starting(own=True) == ["m"]
     handle.state = "well"
@@ -106,7 +106,7 @@ async def test_a_model_that_dies_is_asked_until_it_is_back(make: Make) -> None:
 async def test_a_model_of_another_application_that_starts_leaves_the_gateway_ready(make: Make) -> None:
     serve, other = Serve(), Handle("other")
     other.state, handle = "gone", cast(Any, other)
-    fleet = make(serve)
+    fleet = await make(serve)
     serve.found = {"model-other": {"other": Found(handle)}}
     await until(lambda: "other" in fleet.handles)
     assert fleet.starting(own=True) == [] and fleet.starting(own=False) == ["other"]
@@ -116,7 +116,7 @@ async def test_a_model_of_another_application_that_starts_leaves_the_gateway_rea
 
 async def test_a_model_that_sleeps_is_asked_only_after_it_was_used_and_stays_ready(make: Make) -> None:
     serve, handle = Serve(), Handle("m")
-    fleet = make(serve, m=handle)
+    fleet = await make(serve, m=handle)
     serve.found = {"default": {"m": Found(None, sleeps=True)}}
     await until(lambda: "m" in fleet.infos and "m" in fleet._sleeps)
     await asyncio.sleep(0.05)
@@ -128,3 +128,16 @@ async def test_a_model_that_sleeps_is_asked_only_after_it_was_used_and_stays_rea
         await asyncio.sleep(0.1)
         assert handle.asked == asked + used
         assert fleet.starting(own=True) == []
+
+
+async def test_a_gateway_begins_once_it_knows_the_models_that_are_up_and_waits_for_no_other(make: Make) -> None:
+    serve, own, loading, other = Serve(), Handle("own"), Handle("loading"), Handle("other")
+    loading.state, handle = "slow", cast(Any, other)
+    serve.found = {
+        "default": {"own": Found(None, up=True), "loading": Found(None), "TenantGateway": Found(None, up=True)},
+        "model-other": {"other": Found(handle, up=True)},
+    }
+    fleet = await make(serve, own=own, loading=loading)
+    assert set(fleet.infos) == {"own", "other"}
+    serve.away = True
+    assert (await make(serve, own=own)).handles == {"own": own}
