@@ -47,7 +47,7 @@ def _model(
     from deployments.serving.replicas import TextReplica, VisionReplica
 
     kind = TextReplica if spec.task is Task.TEXT else VisionReplica
-    options = {"name": spec.id, **HEALTH, **_options(gateway, spec.scaling, share_of_gpu)}
+    options = {"name": spec.id, **_options(gateway, spec.scaling, share_of_gpu)}
     return _deployment(kind, **options).bind(spec, access, Threads(spec.threads, sharing))
 
 
@@ -77,6 +77,7 @@ def _options(gateway: GatewayArgs, scaling: Scaling, share_of_gpu: float) -> dic
         "graceful_shutdown_timeout_s": gateway.drain_s,
         # Its successor answers first: one replica more at a time, where no whole cards are needed for it.
         "max_surge_percent": 0 if gpus >= 1 else 1,
+        **HEALTH,
         **replicas,
     }
 
