@@ -29,6 +29,8 @@ class ModelInfo(BaseModel):
     """What it does not serve yet, in a few words: while there are any, level 1.0 without focus is all it serves."""
     context: int | None = None
     """Tokens of prompt and answer together, for a text model."""
+    form: str | None = None
+    """Digest of what makes its prompts into tokens, which a gateway asks for once; None: they are sent as text."""
     created: int
     """Unix time at which the replica was ready."""
 
