@@ -11,9 +11,10 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.config import AppArgs, GatewayArgs, ModelArgs, ModelSpec, Scaling, Task
-from deployments.gateway.service import TenantGateway
+from deployments.environment import is_embedded
 from deployments.serving.cores import Threads
-from deployments.serving.store import EmbeddedStore, StoreAccess, is_embedded
+from deployments.serving.ingress import TenantGateway
+from deployments.serving.store import EmbeddedStore, StoreAccess
 
 WAITING_IN_FAIR_QUEUE = 10_000
 """Serve's router is first in, first out: let everything through, so that requests wait where tenants are told apart."""
