@@ -31,6 +31,8 @@ class ModelInfo(BaseModel):
     """Tokens of prompt and answer together, for a text model."""
     form: str | None = None
     """Digest of what makes its prompts into tokens, which a gateway asks for once; None: they are sent as text."""
+    characters: int | None = None
+    """Most that one of its tokens stands for, where that is known."""
     created: int
     """Unix time at which the replica was ready."""
 

@@ -22,7 +22,6 @@ class Form:
         variables: further names that the template may use.
         ends: tokens that end an answer.
         splits: whether special tokens that a plain text spells are text.
-        characters: most that one token can stand for; None: of what is left out of a text there is no end.
     """
 
     tokenizer: str
@@ -31,12 +30,10 @@ class Form:
     variables: Mapping[str, str] = field(default_factory=dict)
     ends: frozenset[int] = frozenset()
     splits: bool = False
-    characters: int | None = None
 
     def pack(self) -> bytes:
         """As bytes, compressed: a tenth of some megabytes."""
-        head = {name: value for name, value in asdict(self).items() if name != "tokenizer"} | {"ends": sorted(self.ends)}
-        return zlib.compress(json.dumps(head).encode() + b"\n" + self.tokenizer.encode())
+        return zlib.compress(self._written())
 
     @classmethod
     def unpack(cls, packed: bytes) -> Form:
@@ -52,5 +49,9 @@ class Form:
     @cached_property
     def digest(self) -> str:
         """32 hex digits over all of it: models with one have one way to tokens."""
-        head = {name: value for name, value in asdict(self).items() if name != "tokenizer"} | {"ends": sorted(self.ends)}
-        return hashlib.sha256(f"{json.dumps(head, sort_keys=True)}\n{self.tokenizer}".encode()).hexdigest()[:32]
+        return hashlib.sha256(self._written()).hexdigest()[:32]
+
+    def _written(self) -> bytes:
+        head = asdict(self) | {"ends": sorted(self.ends)}
+        del head["tokenizer"]
+        return f"{json.dumps(head, sort_keys=True)}\n{self.tokenizer}".encode()

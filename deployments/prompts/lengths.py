@@ -68,4 +68,3 @@ def _knows_all(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
         *_parts(tokenizer.get("pre_tokenizer"), "pretokenizers"), *_parts(tokenizer.get("normalizer"), "normalizers")
     ]  # fmt: skip
     return any(step["type"] == "ByteLevel" for step in steps) and pieces.issuperset(ByteLevel.alphabet())
-

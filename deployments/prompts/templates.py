@@ -51,9 +51,7 @@ class Template:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     made.filters["tojson"] = _tojson
     made.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
     return made
@@ -86,7 +84,7 @@ class _Dict:
 class _Namespace(Namespace):
     """`namespace`, without names that begin with an underscore."""
 
-    def __init__(*args: Any, **fields: Any) -> None:  # noqa: N805 - a template may name a field `self`
+    def __init__(*args: Any, **fields: Any) -> None:
         own, *given = args
         made = dict(*given, **fields)
         for name in made:

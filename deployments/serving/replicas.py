@@ -55,8 +55,7 @@ class Replica:
         access: StoreAccess,
         threads: int,
         gpu_share: float,
-        context: int | None = None,
-        form: str | None = None,
+        **of_text: Any,
     ) -> None:
         """Put the stored calibration in place, and keep it and the audit up to date from now on."""
         replica = serve.get_replica_context().replica_id.unique_id
@@ -69,9 +68,8 @@ class Replica:
             task=spec.task,
             classes=classes,
             floor=LOWEST,
-            context=context,
-            form=form,
             created=int(time.time()),
+            **of_text,
         )
         self._metrics = LevelMetrics(spec.id)
 
@@ -183,9 +181,9 @@ class TextReplica(Replica):
             say = partial(announce, spec.id)
             self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), gpu_share, say)
             model = self.engine.language_model
-            form = await asyncio.to_thread(lambda: model.form)
-            own, digest = (spec, access, threads.count(), gpu_share), form and form.digest
-            await self.start(self.engine, *own, self.engine.context, digest)
+            form, characters, _ = await asyncio.to_thread(lambda: (model.form, model.characters, model.encoder))
+            of_text = {"context": self.engine.context, "form": form and form.digest, "characters": characters}
+            await self.start(self.engine, spec, access, threads.count(), gpu_share, **of_text)
         # What is encoded is not admitted yet: it gets a thread, and each tenant its part of it.
         self._encoding: FairPool[Conversation | Texts, tuple[str, list[list[int]]]] = FairPool(
             lambda prompt: model.encoder.prompts(prompt), workers=1, queue_bound=ENCODED_AT_ONCE

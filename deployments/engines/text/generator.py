@@ -28,7 +28,6 @@ from policies.calibration.answering import CANDIDATES
 from policies.calibration.candidates import Candidates
 from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import TEXT
-from policies.errors import InvalidRequest
 from policies.field.identity import field_digest
 from policies.head.head import Head
 from policies.head.slots import Setting

@@ -160,8 +160,8 @@ def test_plain_text_behind_an_answer_ends_nothing(make: Make) -> None:
         ("{{ messages[0]['content'] / 2 }}", [USER], "refuses this conversation"),
     ],
 )
-def test_what_a_template_refuses_is_a_bad_request(make: Make, 
-    template: str | None, messages: list[dict[str, str]], said: str
+def test_what_a_template_refuses_is_a_bad_request(
+    make: Make, template: str | None, messages: list[dict[str, str]], said: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=said):
         make(chat_tokenizer(template)).encode(messages)

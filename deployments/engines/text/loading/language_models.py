@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from deployments.engines.text.loading.weights import check_weights
 from deployments.prompts.chat import Chat
 from deployments.prompts.encoder import Encoder
 from deployments.prompts.form import Form
+from deployments.prompts.lengths import characters_per_token
 from deployments.prompts.library import Portable
 
 _NO_LIMIT = 2048
@@ -59,6 +61,11 @@ class LanguageModel:
     def form(self) -> Form | None:
         """Its tokenizer and chat template as data, for gateways; None where they are more than that."""
         return form_of(self.tokenizer, self.final.out_features, self.end_tokens)
+
+    @cached_property
+    def characters(self) -> int | None:
+        """Most characters that one of its tokens stands for; None where that is not known."""
+        return characters_per_token(json.loads(self.form.tokenizer)) if self.form else None
 
     @cached_property
     def encoder(self) -> Encoder:

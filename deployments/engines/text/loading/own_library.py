@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,13 +10,15 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from deployments.prompts.form import Form
-from deployments.prompts.lengths import characters_per_token
 from deployments.prompts.library import Portable
 from deployments.prompts.templates import Turn
 
 _OWN_WAYS = ("__call__", "encode", "_encode_plus", "apply_chat_template", "get_chat_template")
 """Methods that a model's tokenizer may have otherwise, in Python."""
-_PROBES = ("", "Hello, world", " two  spaces \n\n\tand\r\nlines ", "é 漢字 😀 ﷺ ﬁ", "<s></s><unk> [INST] <|im_end|>", "0123456789" * 3)
+_PROBES = (
+    *("", "Hello, world", " two  spaces \n\n\tand\r\nlines ", "é 漢字 😀 ﷺ ﬁ"),
+    *("<s></s><unk> [INST] <|im_end|>", "0123456789" * 3),
+)
 _TURNS = ({"role": "user", "content": _PROBES[1]}, {"role": "assistant", "content": _PROBES[2]},
           {"role": "user", "content": _PROBES[3]})  # fmt: skip
 
@@ -80,7 +81,6 @@ def form_of(tokenizer: Any, vocabulary: int, ends: frozenset[int]) -> Form | Non
             variables=dict(tokenizer.special_tokens_map),
             ends=ends,
             splits=bool(tokenizer.split_special_tokens),
-            characters=characters_per_token(json.loads(written)),
         )
         return form if _same(Portable(form), OwnLibrary(tokenizer)) else None
     except Exception:  # a part of it is Python's, or reads back otherwise
