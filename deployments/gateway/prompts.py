@@ -23,14 +23,15 @@ WAITING = 16
 """Long prompts that one tenant may have waiting."""
 FETCH_S, RETRY_S = 60.0, 10.0
 _S_PER_CHARACTER = 1e-6
+_EACH = 32
 _IDS_PER_CHARACTER = 16
 """Ids that are looked at in the time that a character takes."""
 Prompt = Conversation | Texts
 
 
 def size(prompt: Prompt) -> int:
-    """Characters that there are to encode, about."""
-    return sum(_size(part) for part in prompt)
+    """Characters that there are to encode, about; a message or a text takes as long as some more of them."""
+    return sum(_EACH + _size(part) for part in prompt)
 
 
 class Prompts:
