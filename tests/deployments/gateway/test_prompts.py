@@ -230,6 +230,20 @@ async def handing(running: Running) -> Handing:
     return models
 
 
+async def test_a_model_whose_tokenizer_is_here_is_left_alone(
+    running: Running, handing: Handing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may sleep, and to be asked would wake it."""
+    service, asked, looked = running.gateway.service, list[str](), asyncio.Event()
+    monkeypatch.setattr("deployments.gateway.service.FETCH_PERIOD_S", 0.0)
+    monkeypatch.setattr(handing, "model", asked.append)
+    monkeypatch.setattr(service.prompts, "keep", lambda _: looked.set())
+    for _ in range(3):
+        looked.clear()
+        await looked.wait()
+    assert not asked
+
+
 async def test_replicas_are_given_ids_and_admission_books_exactly_those(running: Running, handing: Handing) -> None:
     tokenizer = chat_tokenizer()
     for text in ("Hello é", "a long one" * 80):
