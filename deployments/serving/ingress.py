@@ -46,6 +46,7 @@ class TenantGateway:
         await self.admission.start()
         self.receipts = await Receipts.start(lambda: access.receipt_secret(self.store))
         self.service = Gateway(Settings(args.gateway), self.fleet, self.cache, self.admission, self.receipts)
+        self.service.start()
         await self.fleet.start()
         _freeze_heap()
 
@@ -58,7 +59,7 @@ class TenantGateway:
 
     async def __del__(self) -> None:
         """Called by Serve at shutdown: what is not settled yet is."""
-        for part in ("fleet", "receipts", "admission", "cache", "store"):
+        for part in ("fleet", "service", "receipts", "admission", "cache", "store"):
             if hasattr(self, part):
                 await getattr(self, part).aclose()
 

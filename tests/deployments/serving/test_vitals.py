@@ -56,8 +56,7 @@ async def replica() -> AsyncIterator[Picture]:
     made = Picture.__new__(Picture)
     await Picture.__init__(made, spec, StoreAccess(None, None), Threads(1, 1))  # type: ignore[misc, arg-type]
     yield made
-    await made._batcher.aclose()
-    made._decoding.close()
+    await made._pictures.aclose()
 
 
 async def test_a_device_that_fails_on_everything_makes_its_replica_unhealthy(replica: Picture) -> None:
