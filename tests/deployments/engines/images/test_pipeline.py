@@ -28,6 +28,9 @@ def picture(width: int = 8, height: int = 8) -> bytes:
     return buffer.getvalue()
 
 
+MOST = 10_000_000
+
+
 class Engine:
     """A picture as it is, and whose it was; forwards wait for the gate."""
 
@@ -60,7 +63,7 @@ async def parts() -> AsyncIterator[Parts]:
 
 
 async def come(pipeline: Pipeline, flow: str, *pictures: bytes) -> list[asyncio.Task[Any]]:
-    tasks = [asyncio.create_task(pipeline.logits(data, 10_000_000, Modulation(), Share(flow=flow))) for data in pictures]
+    tasks = [asyncio.create_task(pipeline.logits(data, MOST, Modulation(), Share(flow=flow))) for data in pictures]
     await asyncio.sleep(0)
     return tasks
 
