@@ -25,8 +25,8 @@ TIMEOUT_S = 10.0
 PENDING_PERIOD_S = 1.0
 """How often a model is asked whose levels are being solved."""
 STARTING_PERIOD_S = 0.5
-SETTLING_S = 10.0
-"""How long at most a gateway that starts waits for models that are up."""
+SETTLING_S = 20.0
+"""How long at most a gateway that starts waits for models that are up, and for applications that are being built."""
 PREFIX = "model-"
 """Begins the name of an application that is one model; its only deployment has the model's id for its name."""
 
@@ -70,6 +70,7 @@ class Fleet:
         self.infos: dict[str, ModelInfo] = {}
         self._applications = applications
         self._of: dict[str, str] = {}
+        self._built_anew = False
         self._up: set[str] = set()
         self._sleeps: set[str] = set()
         self._used: set[str] = set()
@@ -84,8 +85,9 @@ class Fleet:
         self._looking = asyncio.create_task(self._look(), name="fleet")
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLING_S):
-                while (self._up & self.handles.keys()) - self.infos.keys():
-                    await asyncio.sleep(SETTLING_S / 1000)
+                while self._built_anew or (self._up & self.handles.keys()) - self.infos.keys():
+                    await asyncio.sleep(STARTING_PERIOD_S)
+                    await self._look_once()
 
     async def aclose(self) -> None:
         """Ask no more."""
@@ -120,6 +122,7 @@ class Fleet:
 
     def _take(self, found: Mapping[str, Mapping[str, Found]]) -> None:
         there = {model_id: (name, model) for name, own in found.items() for model_id, model in own.items()}
+        self._built_anew = any(not own for own in found.values())
         self._up = {model_id for model_id, (_, model) in there.items() if model.up}
         self._sleeps = {model_id for model_id, (_, model) in there.items() if model.sleeps}
         for model_id in there.keys() - self.handles.keys():

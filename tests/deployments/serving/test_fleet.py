@@ -141,3 +141,13 @@ async def test_a_gateway_begins_once_it_knows_the_models_that_are_up_and_waits_f
     assert set(fleet.infos) == {"own", "other"}
     serve.away = True
     assert (await make(serve, own=own)).handles == {"own": own}
+
+
+async def test_a_gateway_that_begins_while_a_model_is_built_anew_waits_for_it(make: Make) -> None:
+    serve, other = Serve(), cast(Any, Handle("other"))
+    serve.found = {"model-other": {}}
+    begins = asyncio.create_task(make(serve))
+    await asyncio.sleep(0.05)
+    assert not begins.done()
+    serve.found = {"model-other": {"other": Found(other, up=True)}}
+    assert set((await begins).infos) == {"other"}
