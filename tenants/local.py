@@ -1,25 +1,30 @@
-"""Limits of one process, for while the store is away: rate and concurrency hold per replica, quotas not at all."""
+"""Limits of one process, for while the store is away: each replica counts by itself, from what the store last said."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tenants.entitlements import Entitlements
-from tenants.limits import WINDOW_S, Judgement, Standing, scopes
-from tenants.records import LimitFields
+from tenants.limits import Judgement, Reading
+from tenants.meters import MINUTE, MINUTE_S, NOW, Counter, Limit, Meter, owners
 
 MAX_COUNTS = 20_000
+Amounts = Mapping[Counter, int]
 
 
 @dataclass(slots=True)
 class _Counts:
-    """Buckets of one tenant or key, second to [requests, tokens], and the running requests."""
+    """Of one owner: amounts by second of this process's clock, running requests, and periods as the store last told.
 
-    buckets: dict[int, list[int]] = field(default_factory=dict)
+    A period is what was used of it and when it ends.
+    """
+
+    buckets: dict[int, dict[Counter, int]] = field(default_factory=dict)
     running: int = 0
+    periods: dict[tuple[Counter, str], tuple[int, float]] = field(default_factory=dict)
 
 
 class LocalLimits:
@@ -28,64 +33,90 @@ class LocalLimits:
     def __init__(self) -> None:
         self._all: OrderedDict[tuple[str, str], _Counts] = OrderedDict()
 
-    def start(self, entitlements: Entitlements, requests: int, tokens: int) -> None:
+    def start(self, tenant: str, limits: Sequence[Limit], amounts: Amounts) -> None:
         """Count an admitted request."""
-        for key_id, _ in scopes(entitlements):
-            counts = self._counts(entitlements.tenant, key_id)
-            bucket = counts.buckets.setdefault(int(time.monotonic()), [0, 0])
-            bucket[0] += requests
-            bucket[1] += tokens
+        for owner in owners(limits):
+            counts = self._counts(tenant, owner.part)
+            bucket = counts.buckets.setdefault(int(time.monotonic()), {})
+            for counter, amount in amounts.items():
+                bucket[counter] = bucket.get(counter, 0) + amount
+            for (counter, period), (used, until) in counts.periods.items():
+                counts.periods[counter, period] = (used + amounts.get(counter, 0), until)
             counts.running += 1
 
-    def end(self, entitlements: Entitlements) -> None:
+    def end(self, tenant: str, limits: Sequence[Limit]) -> None:
         """Count an admitted request's end."""
-        for key_id, _ in scopes(entitlements):
-            counts = self._counts(entitlements.tenant, key_id)
+        for owner in owners(limits):
+            counts = self._counts(tenant, owner.part)
             counts.running = max(0, counts.running - 1)
 
-    def judge(self, entitlements: Entitlements, requests: int, tokens: int) -> Judgement:
-        """As `admit.lua` answers, without quotas and without counting the request."""
-        verdict, of_key, wait_ms = "", False, 0
-        standings = []
-        for key_id, limits in scopes(entitlements):
-            name, wait, standing = self._judge(self._counts(entitlements.tenant, key_id), limits, requests, tokens)
-            if name and not verdict:
-                verdict, of_key, wait_ms = name, bool(key_id), wait
-            standings.append(standing)
-        return Judgement(verdict, of_key, wait_ms, standings[0], standings[1] if len(standings) > 1 else None)
-
-    def _judge(self, counts: _Counts, limits: LimitFields, requests: int, tokens: int) -> tuple[str, int, Standing]:
+    def learn(self, tenant: str, judgement: Judgement) -> None:
+        """Remember what the store says is used of periods: a quota that is used up stays so while the store is away."""
         now = time.monotonic()
-        used = [sum(bucket[i] for bucket in counts.buckets.values()) for i in (0, 1)]
-        reset_ms = math.ceil((max(counts.buckets) + WINDOW_S + 1 - now) * 1000) if counts.buckets else 0
-        standing = Standing(used[0], reset_ms, used[1], reset_ms, counts.running)
-        for i, (name, limit, amount) in enumerate((("rpm", limits.rpm, requests), ("tpm", limits.tpm, tokens))):
-            if limit is not None and used[i] + amount > limit:
-                wait = self._wait_ms(counts, i, used[i] + amount - limit, now) if amount <= limit else -1
-                return name, wait, standing
-        if limits.concurrency is not None and counts.running >= limits.concurrency:
-            return "concurrency", 1000 if limits.concurrency else -1, standing
-        return "", 0, standing
+        for reading in judgement.readings:
+            if reading.limit.period not in (NOW, MINUTE):
+                known = self._counts(tenant, reading.limit.owner.part).periods
+                known[reading.limit.counter, reading.limit.period] = (reading.used, now + reading.reset_ms / 1000)
+
+    def judge(self, tenant: str, limits: Sequence[Limit], meters: Sequence[Meter]) -> Judgement:
+        """As `admit.lua` answers, without counting the request."""
+        least = {meter.counter: meter.least for meter in meters}
+        forbidden_by, wait_ms, readings = None, 0, []
+        for limit in limits:
+            counts = self._counts(tenant, limit.owner.part)
+            reading = self._read(counts, limit)
+            readings.append(reading)
+            wanted = least.get(limit.counter, 0)
+            pause = self._pause_ms(counts, reading, wanted) if wanted else 0
+            if wait_ms != -1 and (pause == -1 or pause > wait_ms):
+                forbidden_by, wait_ms = limit, pause
+        tokens = 0
+        for meter in meters:
+            if meter.counter is Counter.TOKENS:
+                left = min((r.left for r in readings if r.limit.counter is Counter.TOKENS), default=meter.amount)
+                tokens = max(meter.least, min(meter.amount, left))
+        return Judgement(forbidden_by, wait_ms, tuple(readings), 0, tokens)
 
     @staticmethod
-    def _wait_ms(counts: _Counts, which: int, surplus: int, now: float) -> int:
-        """Milliseconds until `surplus` has left the window."""
-        wait = 0.0
+    def _read(counts: _Counts, limit: Limit) -> Reading:
+        now = time.monotonic()
+        if limit.period == NOW:
+            return Reading(limit, counts.running, 0)
+        if limit.period == MINUTE:
+            used = sum(bucket.get(limit.counter, 0) for bucket in counts.buckets.values())
+            reset = max(counts.buckets) + MINUTE_S + 1 - now if counts.buckets else 0.0
+            return Reading(limit, used, math.ceil(reset * 1000))
+        used, until = counts.periods.get((limit.counter, limit.period), (0, now))
+        return Reading(limit, used if now < until else 0, max(0, math.ceil((until - now) * 1000)))
+
+    @staticmethod
+    def _pause_ms(counts: _Counts, reading: Reading, wanted: int) -> int:
+        """Milliseconds until `wanted` fits, 0 where it does, -1 if it never will."""
+        limit, surplus = reading.limit, reading.used + wanted - reading.limit.most
+        if wanted > limit.most:
+            return -1
+        if surplus <= 0:
+            return 0
+        if limit.period == NOW:
+            return 1000
+        if limit.period != MINUTE:
+            return reading.reset_ms
+        wait, now = 0.0, time.monotonic()
         for second in sorted(counts.buckets):
-            surplus -= counts.buckets[second][which]
-            wait = second + WINDOW_S + 1 - now
+            surplus -= counts.buckets[second].get(limit.counter, 0)
+            wait = second + MINUTE_S + 1 - now
             if surplus <= 0:
                 break
         return math.ceil(wait * 1000)
 
-    def _counts(self, tenant: str, key_id: str) -> _Counts:
-        counts = self._all.get((tenant, key_id))
+    def _counts(self, tenant: str, part: str) -> _Counts:
+        counts = self._all.get((tenant, part))
         if counts is None:
-            counts = self._all[tenant, key_id] = _Counts()
+            counts = self._all[tenant, part] = _Counts()
             if len(self._all) > MAX_COUNTS:
                 self._forget_one()
-        self._all.move_to_end((tenant, key_id))
-        oldest = int(time.monotonic()) - WINDOW_S
+        self._all.move_to_end((tenant, part))
+        oldest = int(time.monotonic()) - MINUTE_S
         while counts.buckets and (first := next(iter(counts.buckets))) < oldest:
             del counts.buckets[first]
         return counts
