@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 
 from deployments.config import AppArgs, StoreArgs
-from deployments.gateway.service import TenantGateway
+from deployments.serving.ingress import TenantGateway
 from deployments.serving.store import StoreAccess
 from tenants.admin import TenantAdmin
 from tenants.embedded import EmbeddedValkey

@@ -13,8 +13,8 @@ from ray.serve import Application
 from deployments.app import WAITING_IN_FAIR_QUEUE
 from deployments.config import AppArgs, ModelSpec, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
-from deployments.gateway.service import TenantGateway
 from deployments.serving.cores import Threads
+from deployments.serving.ingress import TenantGateway
 from deployments.serving.replicas import VisionReplica
 from deployments.serving.store import StoreAccess
 from policies.terms import Modulation, Share

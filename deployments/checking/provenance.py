@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deployments.config import REPOSITORY, AppArgs, ModelSpec, Task
+from deployments.environment import noise_secret
 from tenants.console import Json, failure, run
 from tenants.records import RecordError
 from tenants.store import TenantStore
@@ -166,9 +167,7 @@ def _fitting(args: AppArgs, given: Sequence[Given], model: str) -> list[ModelSpe
 
 
 def _noise_secret(context: typer.Context, args: AppArgs) -> bytes:
-    from deployments.serving.store import StoreAccess
-
-    return run(context, lambda _, store: StoreAccess(None, args.store).noise_secret(store))
+    return run(context, lambda _, store: noise_secret(args.store, store))
 
 
 def _traced(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
-from fastapi import Request
-
-from deployments.serving.store import StoreAccess
 from policies.errors import Unavailable
 from policies.terms import Modulation
 from tenants import tasks
 from tenants.entitlements import Entitlements
 from tenants.receipts import Said, Signer, now
 from tenants.records import RecordError
-from tenants.store import TenantStore
 
 logger = logging.getLogger("deployments.gateway.receipts")
 
@@ -33,33 +30,31 @@ class Receipts:
         problem: why answers are not signed, for readiness; "" where they are.
     """
 
-    def __init__(self, access: StoreAccess, store: TenantStore) -> None:
-        self._access, self._store = access, store
+    def __init__(self, secret: Callable[[], Awaitable[bytes]]) -> None:
+        self._secret = secret
         self._signer: Signer | None = None
         self.problem = ""
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, access: StoreAccess, store: TenantStore) -> Receipts:
-        """Read the secret once, and keep at it from now on."""
-        receipts = cls(access, store)
+    async def start(cls, secret: Callable[[], Awaitable[bytes]]) -> Receipts:
+        """Read the secret once by `secret`, and keep at it from now on."""
+        receipts = cls(secret)
         await receipts.read()
         receipts._task = asyncio.create_task(receipts._run(), name="receipts")
         return receipts
 
-    def sign(self, request: Request, own: Entitlements, model: str, modulation: Modulation) -> str | None:
-        """The receipt of an answer that begins now; None where there is no secret to sign with."""
+    def sign(self, number: str, own: Entitlements, model: str, modulation: Modulation) -> str | None:
+        """The receipt of an answer that begins now to the request of an id; None: there is no secret to sign with."""
         if self._signer is None:
             return None
-        # Serve has put its id among the request's headers where the client gave none.
-        number = request.headers.get("x-request-id", "")
         said = Said(number, now(), own.tenant, model, modulation.utility, own.version, dict(modulation.focus))
         return self._signer.sign(said)
 
     async def read(self) -> None:
         """Take the secret that is there now. One that cannot be read leaves the one in use."""
         try:
-            self._signer, self.problem = Signer(await self._access.receipt_secret(self._store)), ""
+            self._signer, self.problem = Signer(await self._secret()), ""
         except (RecordError, Unavailable, OSError, ValueError) as error:
             # One that has been read goes on: the store may be away for a while.
             problem = "" if self._signer else f"answers carry no receipt: {error}"

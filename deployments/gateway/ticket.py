@@ -8,11 +8,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from ray.serve.handle import DeploymentHandle
-
 from deployments.contracts.catalog import ModelInfo
-from deployments.gateway.api.middleware import Receipt
-from deployments.serving.calls import call_replica, stream_replica
+from deployments.gateway.context import RequestContext
+from deployments.gateway.models import Model
 from policies.terms import Modulation, Share
 from tenants.admission import Lease
 from tenants.entitlements import Entitlements
@@ -34,8 +32,8 @@ class Ticket:
     model: ModelInfo
     modulation: Modulation
     lease: Lease
-    handle: DeploymentHandle
-    receipt: Receipt
+    remote: Model
+    context: RequestContext
     deadline: float
 
     @property
@@ -47,20 +45,20 @@ class Ticket:
         """Call a method of the model's replica; waits no longer than the request's deadline."""
         started = time.perf_counter()
         try:
-            return await call_replica(self.handle, method, *args, self.modulation, self.share, deadline=self.deadline)
+            return await self.remote.call(method, *args, self.modulation, self.share, deadline=self.deadline)
         finally:
-            self.receipt.model_seconds += time.perf_counter() - started
+            self.context.model_seconds += time.perf_counter() - started
 
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """Stream from a method of the model's replica; closing the iterator cancels the work."""
-        items = stream_replica(self.handle, method, *args, self.modulation, self.share, deadline=self.deadline)
+        items = self.remote.stream(method, *args, self.modulation, self.share, deadline=self.deadline)
         async with aclosing(items):
             while True:
                 started = time.perf_counter()
                 try:
                     item = await anext(items, None)
                 finally:
-                    self.receipt.model_seconds += time.perf_counter() - started
+                    self.context.model_seconds += time.perf_counter() - started
                 if item is None:
                     return
                 yield item

@@ -25,8 +25,8 @@ from pydantic import ValidationError
 
 from deployments.config import AppArgs
 from deployments.contracts.console import FAILED, MARK
+from deployments.environment import is_embedded, noise_secret, store_url
 from deployments.launch.first_calls import first_calls
-from deployments.serving.store import StoreAccess, is_embedded, store_url
 from policies.errors import Unavailable
 from tenants.records import RecordError
 from tenants.store import TenantStore
@@ -216,7 +216,7 @@ def _wait_for(plan: Plan, child: subprocess.Popen[str], console: Console, *statu
 def _answers(base_url: str) -> bool:
     """Whether this application is up at the address."""
     try:
-        return httpx.get(f"{base_url}/healthz", timeout=2.0).json() == {"status": "ok", "reasons": []}
+        return bool(httpx.get(f"{base_url}/healthz", timeout=2.0).json() == {"status": "ok", "reasons": []})
     except (httpx.HTTPError, ValueError):
         return False
 
@@ -244,9 +244,8 @@ def _check_store(plan: Plan) -> None:
     async def look() -> None:
         async with await TenantStore.connect(store_url(plan.args.store)):
             pass
-        access = StoreAccess(None, plan.args.store, replica=True)
         async with await TenantStore.connect(store_url(plan.args.store, replica=True)) as store:
-            await access.noise_secret(store)
+            await noise_secret(plan.args.store, store)
 
     try:
         asyncio.run(look())

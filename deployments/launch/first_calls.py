@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deployments.config import AppArgs, ModelSpec, Task
-from deployments.serving.store import store_url
+from deployments.environment import store_url
 from tenants.seed import ENV_FILE, read_env
 
 CHAT = """\

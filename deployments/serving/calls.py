@@ -14,7 +14,22 @@ from ray.serve.handle import DeploymentHandle
 from policies.errors import DeadlineExceeded, ServiceError, Unavailable
 
 
-async def call_replica(handle: DeploymentHandle, method: str, *args: Any, deadline: float) -> Any:
+class RemoteModel:
+    """A model behind its replicas, as the gateway's `Model`."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def call(self, method: str, *args: Any, deadline: float) -> Any:
+        """As `call_replica`."""
+        return await call_replica(self._handle, method, *args, deadline=deadline)
+
+    def stream(self, method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
+        """As `stream_replica`."""
+        return stream_replica(self._handle, method, *args, deadline=deadline)
+
+
+async def call_replica(handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float) -> Any:
     """Call `method` on a replica.
 
     Args:
@@ -30,7 +45,9 @@ async def call_replica(handle: DeploymentHandle, method: str, *args: Any, deadli
         response.cancel()
 
 
-async def stream_replica(handle: DeploymentHandle, method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
+async def stream_replica(
+    handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float
+) -> AsyncGenerator[Any]:
     """Stream from `method` on a replica; as `call_replica`, and closing the iterator cancels the replica's work."""
     response = getattr(handle.options(stream=True), method).remote(*args)
     try:

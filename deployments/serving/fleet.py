@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ray import serve
@@ -12,6 +12,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.contracts.catalog import ModelInfo
+from deployments.serving.calls import RemoteModel
 
 logger = logging.getLogger("deployments.serving.fleet")
 
@@ -23,7 +24,7 @@ PENDING_PERIOD_S = 1.0
 STARTING_PERIOD_S = 0.5
 PREFIX = "model-"
 """Begins the name of an application that is one model; its only deployment has the model's id for its name."""
-Applications = Callable[[], Mapping[str, Mapping[str, DeploymentHandle]]]
+Applications = Callable[[], Mapping[str, Mapping[str, DeploymentHandle[Any]]]]
 """Asks Serve for the applications that are models: of each a handle by id, none while it is built. May block."""
 
 
@@ -39,8 +40,8 @@ class Fleet:
         infos: of those that are ready.
     """
 
-    def __init__(self, bound: Mapping[str, DeploymentHandle], applications: Applications) -> None:
-        self.handles: dict[str, DeploymentHandle] = dict(bound)
+    def __init__(self, bound: Mapping[str, DeploymentHandle[Any]], applications: Applications) -> None:
+        self.handles: dict[str, DeploymentHandle[Any]] = dict(bound)
         self.infos: dict[str, ModelInfo] = {}
         self._applications = applications
         self._of: dict[str, str] = {}
@@ -60,6 +61,14 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def known(self) -> Collection[str]:
+        """Ids of all models, ready or not."""
+        return self.handles.keys()
+
+    def model(self, model_id: str) -> RemoteModel:
+        """The way to one of the known."""
+        return RemoteModel(self.handles[model_id])
+
     def starting(self) -> list[str]:
         """Models that are not ready."""
         return [model_id for model_id in self.handles if model_id not in self.infos]
@@ -72,7 +81,7 @@ class Fleet:
                 logger.warning("applications are not known: %s", type(error).__name__)
             await asyncio.sleep(PERIOD_S)
 
-    def _take(self, found: Mapping[str, Mapping[str, DeploymentHandle]]) -> None:
+    def _take(self, found: Mapping[str, Mapping[str, DeploymentHandle[Any]]]) -> None:
         there = {model_id: (name, handle) for name, own in found.items() for model_id, handle in own.items()}
         for model_id in there.keys() - self.handles.keys():
             logger.info("model %s has come", model_id)
@@ -105,7 +114,7 @@ class Fleet:
             await asyncio.sleep(STARTING_PERIOD_S if not known else PENDING_PERIOD_S if known.pending else PERIOD_S)
 
 
-def applications() -> dict[str, dict[str, DeploymentHandle]]:
+def applications() -> dict[str, dict[str, DeploymentHandle[Any]]]:
     """The applications of this Serve instance that are models, those that are being removed left out."""
     if not in_replica():  # asked elsewhere, Serve would start a cluster
         return {}

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments import environment
 from deployments.config import StoreArgs
 from deployments.contracts.console import FAILED, announce
 from policies.errors import Unavailable
 from tenants import installation
 from tenants.edits import AdminError
 from tenants.embedded import EmbeddedValkey
-from tenants.seed import ENV_FILE, read_env, seed_demo
+from tenants.seed import seed_demo
 from tenants.store import TenantStore
 
 logger = logging.getLogger("deployments.serving.store")
@@ -32,11 +31,13 @@ STARTUP_PAUSE_S = 0.5
 class EmbeddedStore:
     """Owns a Valkey server on loopback, with its data under `data_dir`, seeded once with secrets and demo tenants."""
 
-    async def __init__(self, args: StoreArgs) -> None:
+    async def __init__(self, args: StoreArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         self._valkey = await asyncio.to_thread(EmbeddedValkey, args.data_dir)
         async with await TenantStore.connect(self._valkey.url) as store:
             try:
-                await installation.create_secrets(store, outside=given_noise_secret(args) is not None, who="seed")
+                await installation.create_secrets(
+                    store, outside=environment.given_noise_secret(args) is not None, who="seed"
+                )
             except (AdminError, OSError) as error:
                 announce("store", f"{FAILED} {error} Add `--embedded {args.data_dir}` to the command.")
                 raise
@@ -69,7 +70,7 @@ class StoreAccess:
         elsewhere: whether the embedded store is another application's, `args.application`.
     """
 
-    embedded: DeploymentHandle | None
+    embedded: DeploymentHandle[Any] | None
     args: StoreArgs
     replica: bool = False
     elsewhere: bool = False
@@ -93,7 +94,7 @@ class StoreAccess:
 
     async def _connect(self) -> TenantStore:
         if self.embedded is None and not self.elsewhere:
-            return await TenantStore.connect(store_url(self.args, replica=self.replica))
+            return await TenantStore.connect(environment.store_url(self.args, replica=self.replica))
         embedded: Any = self.embedded or _of_application(self.args.application)
 
         async def locate() -> str:
@@ -104,60 +105,17 @@ class StoreAccess:
         return await TenantStore.connect(await locate(), locate=locate)
 
     async def noise_secret(self, store: TenantStore) -> bytes:
-        """The installation's noise secret: from the environment (AIM_NOISE_SECRET), else a file, else the store.
-
-        Raises:
-            RecordError: the store has none, or a damaged one; the message names the command that makes it.
-            OSError: the file cannot be read.
-        """
-        given = given_noise_secret(self.args)
-        return (await installation.noise_secret(store)).encode() if given is None else given
+        """As `environment.noise_secret`."""
+        return await environment.noise_secret(self.args, store)
 
     async def receipt_secret(self, store: TenantStore) -> bytes:
-        """The secret that signs receipts: as the noise secret, from AIM_RECEIPT_SECRET, else a file, else the store."""
-        if value := os.environ.get("AIM_RECEIPT_SECRET"):
-            return value.encode()
-        if self.args.receipt_secret_file:
-            return Path(self.args.receipt_secret_file).expanduser().read_bytes().strip()
-        return (await installation.receipt_secret(store)).encode()
+        """As `environment.receipt_secret`."""
+        return await environment.receipt_secret(self.args, store)
 
 
-def _of_application(name: str) -> DeploymentHandle:
+def _of_application(name: str) -> DeploymentHandle[Any]:
     """The embedded store of another application. Raises Unavailable where that is not there (yet)."""
     try:
         return serve.get_deployment_handle(EmbeddedStore.__name__, app_name=name)
     except RayServeException as error:
         raise Unavailable(f"The application '{name}' has no embedded store: {error}", retry_after=1) from None
-
-
-def given_noise_secret(args: StoreArgs) -> bytes | None:
-    """The noise secret that the environment or a file gives; None: the store's is used. Raises OSError."""
-    if value := os.environ.get("AIM_NOISE_SECRET"):
-        return value.encode()
-    if args.noise_secret_file:
-        return Path(args.noise_secret_file).expanduser().read_bytes().strip()
-    return None
-
-
-def store_url(args: StoreArgs, *, replica: bool = False) -> str:
-    """`embedded`, or the store's URL; the environment goes before the configuration.
-
-    That is REDIS_URL, and for replicas AIM_REPLICA_REDIS_URL before it, in which they have a user of their own. A
-    shell that has read `demo.env` exports the embedded store's own URL, which means that store and no other.
-    """
-    own = os.environ.get("AIM_REPLICA_REDIS_URL") if replica else None
-    url = own or os.environ.get("REDIS_URL") or args.redis_url
-    demo = read_env(Path(args.data_dir) / ENV_FILE).get("REDIS_URL")
-    return args.redis_url if url == demo else url
-
-
-def is_embedded(args: StoreArgs) -> bool:
-    """Whether the application has a store of its own.
-
-    Raises:
-        ValueError: replicas are given another one, and gateways none.
-    """
-    embedded = store_url(args) == "embedded"
-    if embedded and os.environ.get("AIM_REPLICA_REDIS_URL"):
-        raise ValueError("AIM_REPLICA_REDIS_URL names a store for replicas, but REDIS_URL names none for gateways")
-    return embedded

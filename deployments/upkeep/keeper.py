@@ -7,11 +7,11 @@ import json
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from deployments.config import ModelSpec, Refit, resolve_path
 from deployments.contracts.console import announce
 from deployments.engines.calibrated import CalibratedEngine
+from deployments.environment import Access
 from deployments.upkeep.calibrator import Calibrator, check_source
 from deployments.upkeep.drift import AutoRefit
 from deployments.upkeep.fields import NoiseField, calibration_key
@@ -24,9 +24,6 @@ from tenants.jobs import Job
 from tenants.records import RecordError
 from tenants.served import ReplicaReport, ServedModels
 from tenants.store import TenantStore
-
-if TYPE_CHECKING:  # Ray, which a process that only calibrates does without
-    from deployments.serving.store import StoreAccess
 
 logger = logging.getLogger("deployments.upkeep.keeper")
 
@@ -75,7 +72,7 @@ class Keeper:
         cls,
         engine: CalibratedEngine,
         spec: ModelSpec,
-        access: StoreAccess,
+        access: Access,
         *,
         replica: str,
         threads: int,

@@ -32,7 +32,7 @@ from tests.deployments.upkeep_support import Run, hurry, solve
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
     from deployments.gateway.api.api import build_api
-    from deployments.gateway.service import TenantGateway
+    from deployments.serving.ingress import TenantGateway
     from tests.deployments.gateway_support import Running, opened
 
 
@@ -101,7 +101,7 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
             granted = {"lower_utility": "yes", "focus_max": "0.9"}
             await admin.create_tier("silver", {"utility": "0.9", "rpm": "100", **granted})
             await admin.create_tenant("acme", tier="silver")
-            parts = Running(valkey, await opened(args), admin)
+            parts = Running(valkey, await opened(args), admin, args)
             yield parts
             await parts.client.aclose()
         await TenantGateway.__del__(parts.gateway)

@@ -10,7 +10,6 @@ from typing import Any
 
 from deployments.config import GatewayArgs, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta, TokenLogprob
-from deployments.gateway.api.intake import Intake
 from policies.errors import Unavailable
 from policies.terms import Share, Tier
 
@@ -26,8 +25,7 @@ class Script:
     """A gateway and its engine in one: says `Hello <index>` to everything, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.args = SimpleNamespace(gateway=GatewayArgs())
-        self.intake = Intake(self.args.gateway)
+        self.args = GatewayArgs()
         self.tier = Tier(name="gold", utility=1.0)
         self.costs: list[int] = []
         self.asked: list[tuple[Any, dict[str, Any]]] = []
@@ -37,8 +35,9 @@ class Script:
         self.fails = False
         self.reads: asyncio.Event | None = None
 
-    async def authenticate(self, request: Any) -> Any:
-        return SimpleNamespace(tenant="own", tier=self.tier, share=lambda: Share(flow="own"))
+    async def authenticate(self, context: Any, api_key: str) -> Any:
+        context.entitlements = SimpleNamespace(tenant="own", tier=self.tier, share=lambda: Share(flow="own"))
+        return context.entitlements
 
     def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:
         return MODEL
@@ -46,12 +45,12 @@ class Script:
     def models_for(self, entitlements: Any) -> list[ModelInfo]:
         return [MODEL]
 
-    async def count_tokens(self, request: Any, model_id: str, prompt: Any, share: Share) -> list[int]:
+    async def count_tokens(self, context: Any, model_id: str, prompt: Any) -> list[int]:
         self.counted += 1
         return [len(str(prompt)) // 4 + 1]
 
     @asynccontextmanager
-    async def admit(self, request: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
+    async def admit(self, context: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
         self.costs.append(cost.tokens)
         try:
             yield SimpleNamespace(stream=self.stream, lease=SimpleNamespace(settle=self.settled.update))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -12,11 +11,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from deployments.config import GatewayArgs
 from deployments.gateway.api import entitlements, errors, health, openai, vision
-from deployments.gateway.api.intake import body_limit
+from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders
-
-if TYPE_CHECKING:
-    from deployments.gateway.service import TenantGateway
+from deployments.gateway.service import Gateway
 
 DESCRIPTION = """\
 One model, sold at many qualities. Send your key as `Authorization: Bearer <key>` (or `X-API-Key`).
@@ -35,20 +32,20 @@ EXPOSED = (
 """Headers that a page of another origin may read."""
 
 
-def build_api(gateway: TenantGateway) -> FastAPI:
+def build_api(gateway: Gateway) -> FastAPI:
     """The HTTP surface of a gateway."""
     app = FastAPI(
         title="Tiered model serving",
         version=version("aim-serve"),
         description=DESCRIPTION,
         middleware=[
-            *_for_browsers(gateway.args.gateway),
+            *_for_browsers(gateway.args),
             Middleware(HeadAsGet),
             Middleware(ReceiptHeaders),
-            Middleware(BodyLimit, most=partial(body_limit, gateway.args.gateway)),
+            Middleware(BodyLimit, most=partial(body_limit, gateway.args)),
         ],
     )
-    app.state.gateway = gateway
+    app.state.gateway, app.state.intake = gateway, Intake(gateway.args)
     errors.install(app)
     for router in (openai.router, vision.router, entitlements.router, health.router):
         app.include_router(router)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from deployments.gateway.api.context import KEY_REQUIRED, Gateway, KeyedRoute
+from deployments.gateway.api.dependencies import KEY_REQUIRED, Context, Gateway, KeyedRoute
 from deployments.gateway.api.schemas import ERRORS
 
 router = APIRouter(tags=["entitlements"], dependencies=KEY_REQUIRED, route_class=KeyedRoute, responses=ERRORS)
@@ -39,9 +39,9 @@ class EntitlementsView(BaseModel):
 
 
 @router.get("/v1/entitlements", response_model=EntitlementsView, summary="What this key may do")
-async def entitlements(request: Request, gateway: Gateway) -> EntitlementsView:
+async def entitlements(gateway: Gateway, context: Context) -> EntitlementsView:
     """Level, disclosure, focus and limits of this key, and what is left of them."""
-    own = await gateway.authenticate(request)
+    own = context.caller
     tier = own.tier
     models = []
     for info in gateway.models_for(own):

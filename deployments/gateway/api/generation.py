@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -16,12 +15,12 @@ from starlette.types import Receive, Scope, Send
 from deployments.config import Task
 from deployments.contracts.catalog import DEFAULT_MAX_TOKENS, ModelInfo, TextDelta
 from deployments.contracts.text_rules import check_context, check_text_disclosure
-from deployments.gateway.api.context import Gateway
+from deployments.gateway.api.dependencies import Context, Gateway
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape, Tally
 from deployments.gateway.api.text_schemas import GenerationRequest
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import InvalidRequest
-from policies.terms import Share, round_level
+from policies.terms import round_level
 from tenants.entitlements import Entitlements
 
 MAX_CHARACTERS_PER_TOKEN = 64
@@ -51,18 +50,17 @@ class Generation:
 
 
 async def generate(
-    request: Request, gateway: Gateway, model_id: str, body: GenerationRequest, asked: Generation
+    gateway: Gateway, context: Context, model_id: str, body: GenerationRequest, asked: Generation
 ) -> Response:
     """One way for chat and completion: check, admit, generate, and answer as a whole or as events."""
-    entitlements = await gateway.authenticate(request)
-    info = gateway.entitle(entitlements, model_id)
-    _check_terms(entitlements, info, body, asked)
-    await _check_length(request, gateway, info, asked, entitlements.share())
+    info = gateway.entitle(context.caller, model_id)
+    _check_terms(context.caller, info, body, asked)
+    await _check_length(gateway, context, info, asked)
     cost = Cost(tokens=_most_prompt_tokens(asked.prompt) + _answers(body, asked) * (asked.max_tokens or _default(info)))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
-            gateway.admit(request, model_id, cost, utility=body.utility, focus=body.focus, entitlements=entitlements)
+            gateway.admit(context, model_id, cost, utility=body.utility, focus=body.focus)
         )
         params = body.params(asked.max_tokens, asked.logprobs)
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, asked, params, tally)))
@@ -99,7 +97,7 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
     )
 
 
-async def _check_length(request: Request, gateway: Gateway, info: ModelInfo, asked: Generation, share: Share) -> None:
+async def _check_length(gateway: Gateway, context: Context, info: ModelInfo, asked: Generation) -> None:
     """Refuse what does not fit the context, before it costs the tenant anything.
 
     Most prompts are so short that their bytes say so; only where they do not is the model's replica asked.
@@ -124,7 +122,7 @@ async def _check_length(request: Request, gateway: Gateway, info: ModelInfo, ask
     answer = asked.max_tokens or 1
     most = max(sum(_bytes(part) + _MESSAGE_TOKENS for part in prompt) + _MESSAGE_TOKENS for prompt in prompts)
     if most + answer > info.context:
-        for tokens in await gateway.count_tokens(request, info.id, asked.prompt, share):
+        for tokens in await gateway.count_tokens(context, info.id, asked.prompt):
             check_context(info.id, info.context, tokens, answer, param=asked.field)
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from deployments.gateway.api.context import Gateway
+from deployments.gateway.api.dependencies import Gateway
 
 router = APIRouter(tags=["health"])
 

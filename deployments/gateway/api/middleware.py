@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.gateway.api.errors import error_response
+from deployments.gateway.context import RequestContext
 from policies.errors import PayloadTooLarge
 from tenants.receipts import HEADER
-
-
-class Receipt:
-    """What a request has learnt so far for its response headers; lives in `request.state.receipt`.
-
-    `until` is the loop time at which its deadline ends, once it has begun; the gateway sets it.
-    `sign` makes the signed receipt of an answer that begins, once a model's terms are resolved; the gateway sets it.
-    `limits` is asked for `x-ratelimit-*` where no admission gave them: a refusal, or an answer without a model.
-    """
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.model_seconds = 0.0
-        self.until: float | None = None
-        self.headers: dict[str, str] = {}
-        self.sign: Callable[[], str | None] | None = None
-        self.limits: Callable[[], Awaitable[dict[str, str]]] | None = None
-
-    def overhead_ms(self) -> float:
-        """Milliseconds since the request arrived, less those spent waiting for a model."""
-        return (time.perf_counter() - self.started - self.model_seconds) * 1000.0
 
 
 class ReceiptHeaders:
@@ -48,19 +27,21 @@ class ReceiptHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        receipt = scope.setdefault("state", {})["receipt"] = Receipt()
+        # Serve has put its id among the request's headers where the client gave none.
+        context = RequestContext(Headers(scope=scope).get("x-request-id", ""))
+        scope.setdefault("state", {})["context"] = context
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                if receipt.limits is not None and not any(name.startswith("x-ratelimit-") for name in receipt.headers):
-                    receipt.headers.update(await receipt.limits())
-                headers.update(receipt.headers)
+                if context.limits is not None and not any(name.startswith("x-ratelimit-") for name in context.headers):
+                    context.headers.update(await context.limits())
+                headers.update(context.headers)
                 # A refusal or a failure after admission gave no answer, so that nothing is signed of it.
-                if message["status"] < 400 and receipt.sign is not None and (signed := receipt.sign()):
+                if message["status"] < 400 and context.sign is not None and (signed := context.sign()):
                     headers[HEADER] = signed
-                if receipt.headers:
-                    headers["x-overhead-duration-ms"] = f"{receipt.overhead_ms():.1f}"
+                if context.headers:
+                    headers["x-overhead-duration-ms"] = f"{context.overhead_ms():.1f}"
             await send(message)
 
         return await self._app(scope, receive, send_with_headers)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from deployments.config import Task
 from deployments.contracts.catalog import DEFAULT_COMPLETION_TOKENS, ModelInfo
-from deployments.gateway.api.context import KEY_REQUIRED, Gateway, KeyedRoute
+from deployments.gateway.api.dependencies import KEY_REQUIRED, Context, Gateway, KeyedRoute
 from deployments.gateway.api.generation import Generation, generate
 from deployments.gateway.api.schemas import ERRORS, ModelCard, ModelList
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape
@@ -22,21 +22,21 @@ router = APIRouter(tags=["text"], dependencies=KEY_REQUIRED, route_class=KeyedRo
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, summary="Chat")
-async def chat(request: Request, body: ChatRequest, gateway: Gateway) -> Response:
+async def chat(body: ChatRequest, gateway: Gateway, context: Context) -> Response:
     """OpenAI's chat completions, with `focus` (words and phrases to favour or avoid) and a lower `utility`."""
-    return await _chat(request, gateway, await _named(request, gateway, body.model), body)
+    return await _chat(gateway, context, _named(gateway, context, body.model), body)
 
 
 @router.post("/models/{model_id}/v1/chat/completions", response_model=ChatCompletion, summary="Chat, by model URL")
-async def chat_by_url(request: Request, model_id: str, body: ChatRequest, gateway: Gateway) -> Response:
+async def chat_by_url(model_id: str, body: ChatRequest, gateway: Gateway, context: Context) -> Response:
     """The same where the URL names the model, as `huggingface_hub.InferenceClient` calls it."""
-    return await _chat(request, gateway, model_id, body)
+    return await _chat(gateway, context, model_id, body)
 
 
 @router.post("/v1/completions", response_model=Completion, summary="Completion")
-async def complete(request: Request, body: CompletionRequest, gateway: Gateway) -> Response:
+async def complete(body: CompletionRequest, gateway: Gateway, context: Context) -> Response:
     """OpenAI's text completions, with `focus` and a lower `utility`."""
-    model_id = await _named(request, gateway, body.model)
+    model_id = _named(gateway, context, body.model)
     asked = Generation(
         prompt=body.prompts,
         field="prompt",
@@ -44,29 +44,26 @@ async def complete(request: Request, body: CompletionRequest, gateway: Gateway) 
         logprobs=body.logprobs,
         shape=CompletionShape(model_id, body.logprobs is not None),
     )
-    return await generate(request, gateway, model_id, body, asked)
+    return await generate(gateway, context, model_id, body, asked)
 
 
 @router.get("/v1/models", response_model=ModelList, tags=["models"], summary="Models")
-async def models(request: Request, gateway: Gateway) -> ModelList:
+async def models(gateway: Gateway, context: Context) -> ModelList:
     """The models that this key may use, each with its task and the names that focus may use."""
-    entitlements = await gateway.authenticate(request)
-    return ModelList(data=[_card(info, entitlements.tier) for info in gateway.models_for(entitlements)])
+    return ModelList(data=[_card(info, context.caller.tier) for info in gateway.models_for(context.caller)])
 
 
 @router.get("/v1/models/{model_id}", response_model=ModelCard, tags=["models"], summary="One model")
-async def model(request: Request, model_id: str, gateway: Gateway) -> ModelCard:
+async def model(model_id: str, gateway: Gateway, context: Context) -> ModelCard:
     """One model that this key may use."""
-    entitlements = await gateway.authenticate(request)
-    info = gateway.entitle(entitlements, model_id)
-    return _card(info, entitlements.tier)
+    return _card(gateway.entitle(context.caller, model_id), context.caller.tier)
 
 
-async def _named(request: Request, gateway: Gateway, model_id: str) -> str:
+def _named(gateway: Gateway, context: Context, model_id: str) -> str:
     """`dummy`, as `huggingface_hub.InferenceClient` calls a model that nobody named, is the only text model."""
     if model_id != "dummy":
         return model_id
-    texts = [m.id for m in gateway.models_for(await gateway.authenticate(request)) if m.task is Task.TEXT]
+    texts = [m.id for m in gateway.models_for(context.caller) if m.task is Task.TEXT]
     return texts[0] if len(texts) == 1 else model_id
 
 
@@ -84,7 +81,7 @@ def _card(info: ModelInfo, tier: Tier) -> ModelCard:
     )
 
 
-async def _chat(request: Request, gateway: Gateway, model_id: str, body: ChatRequest) -> Response:
+async def _chat(gateway: Gateway, context: Context, model_id: str, body: ChatRequest) -> Response:
     asked = Generation(
         prompt=[{"role": _ROLES.get(m.role, m.role), "content": m.text} for m in body.messages],
         field="messages",
@@ -92,4 +89,4 @@ async def _chat(request: Request, gateway: Gateway, model_id: str, body: ChatReq
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         shape=ChatShape(model_id, body.logprobs),
     )
-    return await generate(request, gateway, model_id, body, asked)
+    return await generate(gateway, context, model_id, body, asked)

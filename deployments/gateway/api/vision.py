@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
 from deployments.config import Task
-from deployments.gateway.api.context import KEY_REQUIRED, Gateway, KeyedRoute
+from deployments.gateway.api.dependencies import KEY_REQUIRED, Context, Gateway, KeyedRoute
 from deployments.gateway.api.schemas import ERRORS, FocusField, StrictModel, UtilityField
 from deployments.gateway.ticket import Cost
 from policies.errors import InvalidRequest
@@ -68,6 +68,7 @@ async def infer(
     request: Request,
     model_id: str,
     gateway: Gateway,
+    context: Context,
     top_k: Annotated[str | None, Query(description="As `parameters.top_k`.")] = None,
     utility: Annotated[str | None, Query(description="As `parameters.utility`.", examples=["0.8"])] = None,
     focus: Annotated[
@@ -75,21 +76,14 @@ async def infer(
     ] = None,
 ) -> Response:
     """An image as the body (any content type but JSON), or JSON with `inputs` in base64 and `parameters`."""
-    entitlements = await gateway.authenticate(request)
-    info = gateway.entitle(entitlements, model_id)
+    info = gateway.entitle(context.caller, model_id)
     if info.task is Task.TEXT:
         raise InvalidRequest(
             f"'{model_id}' generates text; use POST /v1/chat/completions.", param="model", code="wrong_task"
         )
     image, parameters = await _read(request, {"top_k": top_k, "utility": utility, "focus": focus})
-    async with gateway.admit(
-        request,
-        model_id,
-        Cost(images=1),
-        utility=parameters.utility,
-        focus=parameters.focus,
-        entitlements=entitlements,
-    ) as ticket:
+    terms, cost = parameters, Cost(images=1)
+    async with gateway.admit(context, model_id, cost, utility=terms.utility, focus=terms.focus) as ticket:
         answer = await ticket.call("predict", image, parameters.top_k)
         ticket.lease.settle(images=1)
     return JSONResponse(answer)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from deployments.config import Task
 from deployments.contracts.catalog import ModelInfo
-from deployments.gateway.api.middleware import ClientHeaders, Receipt
+from deployments.gateway.api.middleware import ClientHeaders
+from deployments.gateway.context import RequestContext
+from policies.errors import Unauthenticated
 from tenants.usage import read_days
-from tests.deployments.gateway_support import Running, opened
+from tests.deployments.gateway_support import Running, Scripted, opened
 from tests.tenants.conftest import until
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
-    from deployments.gateway.service import TenantGateway
     from deployments.gateway.ticket import Cost
+    from deployments.serving.ingress import TenantGateway
 
 PUBLIC = {"/healthz", "/readyz"}
 CHAT = "/v1/chat/completions"
@@ -81,7 +81,7 @@ async def test_usage_of_an_outage_survives_the_gateways_end_and_the_next_gateway
             pass
     await TenantGateway.__del__(running.gateway)  # as Serve ends a replica, with the store still away
     running.valkey.start()
-    running.gateway = await opened(running.gateway.args)
+    running.gateway = await opened(running.args)
 
     async def booked() -> bool:
         used = (await read_days(running.admin._store, "acme", 1))[0].total
@@ -90,31 +90,29 @@ async def test_usage_of_an_outage_survives_the_gateways_end_and_the_next_gateway
     await until(booked)
 
 
-async def test_counting_tokens_and_answering_share_one_deadline(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gateway, calls = running.gateway, []
-    now = asyncio.get_running_loop().time
-    own = await gateway.cache.authenticate((await running.key())["authorization"].split()[1])
-    handle: Any = object()
-    monkeypatch.setitem(gateway.fleet.handles, "text", handle)
-    info = ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1)
-    monkeypatch.setitem(gateway.fleet.infos, "text", info)
-
-    async def slow(*_: Any, deadline: float) -> list[int]:
-        calls.append((now(), deadline))
-        await asyncio.sleep(0.05)
-        return [1]
-
-    monkeypatch.setattr("deployments.gateway.service.call_replica", slow)
-    request: Any = SimpleNamespace(state=SimpleNamespace(receipt=Receipt()))
+async def test_counting_tokens_and_answering_share_one_deadline(running: Running) -> None:
+    service, now = running.gateway.service, asyncio.get_running_loop().time
+    service.models = models = Scripted(lambda *_: [1])
+    models.add(ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1))
+    context = RequestContext()
+    await service.authenticate(context, (await running.key())["authorization"].split()[1])
     started = now()
-    await gateway.count_tokens(request, "text", ["a"], own.share())
-    async with gateway.admit(request, "text", Cost(tokens=1), entitlements=own) as ticket:
-        [(called, deadline)] = calls
-        assert ticket.deadline == deadline
+    await service.count_tokens(context, "text", ["a"])
+    called = now()
+    await asyncio.sleep(0.05)
+    async with service.admit(context, "text", Cost(tokens=1)) as ticket:
+        assert [ticket.deadline] == models.deadlines
     # It begins before the wait, however slow the machine is.
-    assert started + gateway.args.gateway.deadline_s <= deadline <= called + gateway.args.gateway.deadline_s
+    assert started + service.args.deadline_s <= ticket.deadline <= called + service.args.deadline_s
+
+
+async def test_nobody_is_admitted_who_has_not_said_who_calls(running: Running) -> None:
+    service = running.gateway.service
+    service.models = models = Scripted()
+    models.add(ModelInfo(id="m", task=Task.CLASSIFICATION, classes=(), floor=0.1, created=1))
+    with pytest.raises(Unauthenticated):
+        async with service.admit(RequestContext(), "m", Cost(images=1)):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -129,19 +127,13 @@ async def test_counting_tokens_and_answering_share_one_deadline(
     ],
 )
 async def test_while_levels_are_solved_level_1_is_served_and_nothing_else(
-    running: Running, monkeypatch: pytest.MonkeyPatch, tier: str, query: str, status: int, answers: bool
+    running: Running, tier: str, query: str, status: int, answers: bool
 ) -> None:
     """A floor that nobody knows yet must raise no tenant's level, and what is refused is not counted."""
-    gateway, said, calls = running.gateway, "levels below 1.0 are being solved (solving levels, 40%)", []
+    said, calls = "levels below 1.0 are being solved (solving levels, 40%)", []
     info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=("cat",), floor=0.01, created=1, pending=said)
-    monkeypatch.setitem(gateway.fleet.handles, "m", object())
-    monkeypatch.setitem(gateway.fleet.infos, "m", info)
-
-    async def predict(*words: Any, deadline: float) -> list[Any]:
-        calls.append(words)
-        return []
-
-    monkeypatch.setattr("deployments.gateway.ticket.call_replica", predict)
+    running.gateway.service.models = models = Scripted(lambda *words: calls.append(words) or [])
+    models.add(info)
     for name, level in (("gold", "1.0"), ("free", "0.7")):
         await running.admin.create_tier(name, {"utility": level, "rpm": "100"})
         await running.admin.create_tenant(name, tier=name)
@@ -160,17 +152,15 @@ async def test_while_levels_are_solved_level_1_is_served_and_nothing_else(
     ready = await running.client.get("/readyz")
     assert ready.status_code == 200
     assert ready.json() == {"status": "partial", "reasons": [f"model m: {said}"]}
-    monkeypatch.setitem(gateway.fleet.infos, "m", info.model_copy(update={"pending": "", "floor": 0.1}))
+    models.add(info.model_copy(update={"pending": "", "floor": 0.1}))
     assert (await running.client.get("/readyz")).json() == {"status": "ok", "reasons": []}
 
 
-async def test_a_model_that_starts_is_unready_whatever_others_lack(
-    running: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_model_that_starts_is_unready_whatever_others_lack(running: Running) -> None:
     info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=(), floor=0.01, created=1, pending="levels are solved")
-    for name in ("m", "n"):
-        monkeypatch.setitem(running.gateway.fleet.handles, name, object())
-    monkeypatch.setitem(running.gateway.fleet.infos, "m", info)
+    running.gateway.service.models = models = Scripted()
+    models.add(info)
+    models.waking = ["n"]
     answer = await running.client.get("/readyz")
     assert answer.status_code == 503 and answer.json() == {
         "status": "unready",

@@ -12,31 +12,25 @@ from deployments.contracts.catalog import ModelInfo
 from policies.errors import Unavailable
 from tenants import installation
 from tenants.receipts import ReceiptError, Signer
-from tests.deployments.gateway_support import Running
+from tests.deployments.gateway_support import Running, Scripted
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
 
 
-async def answering(running: Running, monkeypatch: pytest.MonkeyPatch, answer: Any = ()) -> dict[str, str]:
+async def answering(running: Running, answer: Any = ()) -> dict[str, str]:
     """A model that answers so, or fails so; headers of a key that may ask it."""
     info = ModelInfo(id="m", task=Task.CLASSIFICATION, classes=("cat", "dog"), floor=0.1, created=1)
-    monkeypatch.setitem(running.gateway.fleet.handles, "m", object())
-    monkeypatch.setitem(running.gateway.fleet.infos, "m", info)
-
-    async def predict(*_: Any, deadline: float) -> Any:
-        if isinstance(answer, Exception):
-            raise answer
-        return list(answer)
-
-    monkeypatch.setattr("deployments.gateway.ticket.call_replica", predict)
+    models = Scripted(lambda *_: answer if isinstance(answer, Exception) else list(answer))
+    models.add(info)
+    running.gateway.service.models = models
     return await running.key() | {"x-request-id": "req-7"}
 
 
 async def test_an_answer_carries_a_receipt_of_what_it_was_given_at(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    headers = await answering(running, monkeypatch)
+    headers = await answering(running)
     answer = await running.client.post("/models/m?utility=0.8&focus=cat=0.5", content=b"x", headers=headers)
     signer = Signer((await installation.receipt_secret(running.admin._store)).encode())
     said = signer.verify(answer.headers["x-receipt"])
@@ -46,7 +40,7 @@ async def test_an_answer_carries_a_receipt_of_what_it_was_given_at(
 
 
 async def test_what_was_not_answered_carries_no_receipt(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    headers = await answering(running, monkeypatch, Unavailable("The replica is away."))
+    headers = await answering(running, Unavailable("The replica is away."))
     failed = await running.client.post("/models/m", content=b"x", headers=headers)
     assert failed.status_code == 503 and failed.headers["x-utility"] == "0.9"
     listed = await running.client.get("/v1/models", headers=headers)
@@ -57,7 +51,7 @@ async def test_what_was_not_answered_carries_no_receipt(running: Running, monkey
 async def test_without_a_secret_answers_go_out_unsigned_and_readiness_says_so(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    headers, receipts = await answering(running, monkeypatch), running.gateway.receipts
+    headers, receipts = await answering(running), running.gateway.receipts
     await running.admin._store.execute("SET", "secret:receipts", "damaged")
     receipts._signer = None  # as of a gateway that starts now
     await receipts.read()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from tenants.store import TenantStore
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
-    from deployments.gateway.service import TenantGateway
-    from tests.deployments.gateway_support import opened
+    from deployments.serving.ingress import TenantGateway
+    from tests.deployments.gateway_support import Scripted, opened
 
 PICTURE = base64.b64encode(b"x").decode()
 CHAT = "/v1/chat/completions"
@@ -65,14 +65,6 @@ class Client:
 async def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
     monkeypatch.delenv("REDIS_URL", raising=False)
 
-    async def predict(*_: Any, deadline: float) -> list[Any]:
-        return []
-
-    async def generate(*_: Any, deadline: float) -> AsyncGenerator[TextDelta]:
-        yield TextDelta("Hello", 2, "length", 5, 2)
-
-    monkeypatch.setattr("deployments.gateway.ticket.call_replica", predict)
-    monkeypatch.setattr("deployments.gateway.ticket.stream_replica", generate)
     with EmbeddedValkey(tmp_path / "store") as valkey:
         spec = {"id": "m", "task": "image-segmentation", "source": "nowhere"}
         args = AppArgs(models=(spec,), store=StoreArgs(redis_url=valkey.url, data_dir=str(tmp_path)))  # type: ignore[arg-type]
@@ -82,9 +74,10 @@ async def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
                 await admin.create_tier(name, fields)
                 await admin.create_tenant(name, tier=name)
             gateway = await opened(args)
-            handle: Any = object()
+            models = Scripted(pieces=[TextDelta("Hello", 2, "length", 5, 2)])
             for info in (SEGMENTER, WRITER):
-                gateway.fleet.infos[info.id], gateway.fleet.handles[info.id] = info, handle
+                models.add(info)
+            gateway.service.models = models
             transport = httpx.ASGITransport(gateway.__serve_build_asgi_app__())
             async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
                 yield Client(http, admin)

@@ -21,7 +21,8 @@ from tenants.store import TenantStore
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
-    from deployments.serving.store import EmbeddedStore, StoreAccess, is_embedded, store_url
+    from deployments.environment import is_embedded, store_url
+    from deployments.serving.store import EmbeddedStore, StoreAccess
 
 
 @pytest.fixture(autouse=True)

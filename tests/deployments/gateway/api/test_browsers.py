@@ -15,7 +15,7 @@ KEY = {"authorization": "Bearer k"}
 
 def calling(**args: object) -> httpx.AsyncClient:
     script = Script()
-    script.args.gateway = GatewayArgs.model_validate(args)
+    script.args = GatewayArgs.model_validate(args)
     transport = httpx.ASGITransport(build_api(script))  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=transport, base_url="http://gateway")
 

@@ -9,8 +9,8 @@ from fastapi import Depends, Request, Response, Security
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-if TYPE_CHECKING:
-    from deployments.gateway.service import TenantGateway
+from deployments.gateway import context as request_context
+from deployments.gateway import service
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer sk-...`")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, in its own header")
@@ -28,20 +28,35 @@ class KeyedRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def keyed(request: Request) -> Response:
-            gateway = request.app.state.gateway
-            entitlements = await gateway.authenticate(request)
-            with gateway.intake.charged(entitlements.tenant):
-                async with gateway.intake.read(request, entitlements.tenant):
+            gateway, intake = request.app.state.gateway, request.app.state.intake
+            own = await gateway.authenticate(request.state.context, _api_key(request))
+            with intake.charged(own.tenant):
+                async with intake.read(request, own.tenant):
                     return await handler(request)
 
         return keyed
 
 
-def _gateway(request: Request) -> Any:
+def _api_key(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return request.headers.get("x-api-key", "").strip()
+
+
+# Coroutines all of them: FastAPI gives a plain function a thread, which costs a request as much as the rest of HTTP.
+async def _gateway(request: Request) -> Any:
     return request.app.state.gateway
 
 
+async def _context(request: Request) -> Any:
+    return request.state.context
+
+
 if TYPE_CHECKING:
-    Gateway = TenantGateway
+    Gateway = service.Gateway
+    Context = request_context.RequestContext
 else:
+    # Any: FastAPI would make a field of what it can check.
     Gateway = Annotated[Any, Depends(_gateway)]
+    Context = Annotated[Any, Depends(_context)]

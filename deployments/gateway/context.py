@@ -1,0 +1,44 @@
+"""What one request has learnt on its way through the gateway."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from policies.errors import Unauthenticated
+from tenants.entitlements import Entitlements
+
+
+class RequestContext:
+    """One request's, from its first byte to the headers of its answer.
+
+    Attributes:
+        number: the request's id.
+        entitlements: of who calls, once the key is known.
+        until: loop time at which its deadline ends, once it has begun.
+        headers: of its answer, whatever its status.
+        sign: makes the signed receipt of an answer that begins, once a model's terms are resolved.
+        limits: asked for `x-ratelimit-*` where no admission gave them: a refusal, or an answer without a model.
+        model_seconds: spent waiting for a model.
+    """
+
+    def __init__(self, number: str = "") -> None:
+        self.number = number
+        self.entitlements: Entitlements | None = None
+        self.until: float | None = None
+        self.headers: dict[str, str] = {}
+        self.sign: Callable[[], str | None] | None = None
+        self.limits: Callable[[], Awaitable[dict[str, str]]] | None = None
+        self.model_seconds = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def caller(self) -> Entitlements:
+        """Who calls. Raises Unauthenticated while nobody has said."""
+        if self.entitlements is None:
+            raise Unauthenticated("This request has not been authenticated.")
+        return self.entitlements
+
+    def overhead_ms(self) -> float:
+        """Milliseconds since the request arrived, less those spent waiting for a model."""
+        return (time.perf_counter() - self._started - self.model_seconds) * 1000.0

@@ -1,0 +1,67 @@
+"""The gateway's deployment: the service with its store, its models behind Ray, and its HTTP."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.config import AppArgs
+from deployments.environment import Access
+from deployments.gateway.api.api import build_api
+from deployments.gateway.receipts import Receipts
+from deployments.gateway.service import Gateway
+from deployments.serving.fleet import Fleet, applications, in_replica
+from tenants.admission import Admission
+from tenants.cache import EntitlementCache
+
+
+@serve.ingress()
+class TenantGateway:
+    """Ingress and tenant policy in one deployment.
+
+    Args:
+        args: the application's arguments.
+        models: a handle for each model of the same application, by id; others are found as they come.
+        access: how to find the store.
+
+    Attributes:
+        service: what HTTP is a form of.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, args: AppArgs, models: Mapping[str, DeploymentHandle[Any]], access: Access
+    ) -> None:
+        self.fleet = Fleet(models, applications)
+        self.store = await access.connect()
+        grace = args.store.stale_grace_s
+        self.cache = EntitlementCache(self.store, ttl_s=args.store.cache_ttl_s, stale_grace_s=grace)
+        await self.cache.start()
+        held = Path(args.store.data_dir) / "held"
+        self.admission = Admission(self.store, stale_grace_s=grace, held_dir=held.resolve())
+        await self.admission.start()
+        self.receipts = await Receipts.start(lambda: access.receipt_secret(self.store))
+        self.service = Gateway(args.gateway, self.fleet, self.cache, self.admission, self.receipts)
+        self.fleet.start()
+        _freeze_heap()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self.service)
+
+    async def __del__(self) -> None:
+        """Called by Serve at shutdown: what is not settled yet is."""
+        for part in ("fleet", "receipts", "admission", "cache", "store"):
+            if hasattr(self, part):
+                await getattr(self, part).aclose()
+
+
+def _freeze_heap() -> None:
+    """Keep collections from looking at all that was imported: a full one would stop every request for 0.1 s."""
+    if in_replica():
+        gc.collect()
+        gc.freeze()
