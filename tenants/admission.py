@@ -206,6 +206,11 @@ class Lease:
         self._began = time.monotonic()
         self._broke: Outcome | None = None
 
+    @property
+    def short(self) -> int:
+        """How many of the tokens that it asked for at most were not left."""
+        return self._wanted.most - self.tokens
+
     def settle(self, *, tokens_in: int = 0, tokens_out: int = 0, images: int | None = None) -> None:
         """Record what the request has used so far, in all; `images` None is as admitted. Sends nothing yet."""
         self._used = (self.images if images is None else images, tokens_in, tokens_out)

@@ -17,7 +17,7 @@ from deployments.gateway.receipts import Receipts
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
 from policies.terms import Focus, Modulation, resolve
-from tenants import limits
+from tenants import limits, meters
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.entitlements import Entitlements
@@ -86,7 +86,8 @@ class Gateway:
     ) -> AsyncIterator[Ticket]:
         """A known caller's way in: entitle, resolve, admit; on the way out its lease is released and settled.
 
-        Within, `Ticket.call` routes to the shared replica and `Ticket.lease.settle` books what was really used.
+        Within, `Ticket.call` routes to the shared replica and `Ticket.lease.settle` books what was really used. What
+        fails by our own doing (an error that is no client's: late, away, a bug) is not booked at all.
         """
         entitlements = context.caller
         model = self.entitle(entitlements, model_id)
@@ -102,7 +103,13 @@ class Gateway:
         _check_pending(model, modulation)
         until, lease_s = self._until(context), self.args.deadline_s + 30.0
         lease = self.admission.admit(
-            entitlements, model=model.id, images=cost.images, tokens=cost.tokens, lease_s=lease_s
+            entitlements,
+            model=model.id,
+            images=cost.images,
+            tokens=cost.tokens,
+            level=modulation.utility,
+            focused=bool(modulation.focus),
+            lease_s=lease_s,
         )
         try:
             async with lease:
@@ -131,9 +138,9 @@ class Gateway:
 
     async def _limits(self, entitlements: Entitlements) -> dict[str, str]:
         """The `x-ratelimit-*` headers of an answer to which no admission gave them."""
-        if all(held_to.rpm is held_to.tpm is None for _, held_to in limits.scopes(entitlements)):
+        if all(limit.period != meters.MINUTE for limit in meters.limits_of(entitlements)):
             return {}
-        return limits.headers(entitlements, await self.admission.look(entitlements))
+        return limits.headers(await self.admission.look(entitlements))
 
     def models_for(self, entitlements: Entitlements) -> list[ModelInfo]:
         """The models that are ready and that the tenant may use."""

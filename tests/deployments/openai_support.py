@@ -32,6 +32,8 @@ class Script:
         self.settled: dict[str, int] = {}
         self.counted = 0
         self.released = 0
+        self.short = 0
+        self.broken: list[Exception] = []
         self.fails = False
         self.reads: asyncio.Event | None = None
 
@@ -51,9 +53,12 @@ class Script:
 
     @asynccontextmanager
     async def admit(self, context: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
-        self.costs.append(cost.tokens)
+        self.costs.append(cost.tokens.most)
         try:
-            yield SimpleNamespace(stream=self.stream, lease=SimpleNamespace(settle=self.settled.update))
+            yield SimpleNamespace(
+                stream=self.stream,
+                lease=SimpleNamespace(settle=self.settled.update, short=self.short, broke=self.broken.append),
+            )
         finally:
             self.released += 1
 

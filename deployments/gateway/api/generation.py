@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from deployments.gateway.api.text_schemas import GenerationRequest
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import InvalidRequest
 from policies.terms import round_level
+from tenants.admission import Tokens
 from tenants.entitlements import Entitlements
 
 MAX_CHARACTERS_PER_TOKEN = 64
@@ -28,6 +28,10 @@ _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """No proxy on the way is to wait for more of a stream."""
 _MESSAGE_TOKENS = 64
 """More than any chat template adds to a message, or to none."""
+_TEXT_TOKENS = 8
+"""More than any tokenizer adds to a text."""
+_LEAST_ANSWER = 16
+"""Tokens that an answer of the default length may be cut to, where a limit leaves no more."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,24 @@ async def generate(
     """One way for chat and completion: check, admit, generate, and answer as a whole or as events."""
     info = gateway.entitle(context.caller, model_id)
     _check_terms(context.caller, info, body, asked)
-    await _check_length(gateway, context, info, asked)
-    cost = Cost(tokens=_most_prompt_tokens(asked.prompt) + _answers(body, asked) * (asked.max_tokens or _default(info)))
+    counted = await _check_length(gateway, context, info, asked)
+    answers, most = _answers(body, asked), asked.max_tokens or _default(info)
+    least = asked.max_tokens or min(most, _LEAST_ANSWER)
+
+    async def count() -> Tokens:
+        prompt = sum(await gateway.count_tokens(context, info.id, asked.prompt))
+        return Tokens(prompt + answers * most, prompt + answers * least)
+
+    prompt = sum(counted) or _most_prompt_tokens(asked)
+    # What is reserved is never less than what is used, so that no limit is exceeded.
+    cost = Cost(tokens=Tokens(prompt + answers * most, prompt + answers * least, None if counted else count))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
             gateway.admit(context, model_id, cost, utility=body.utility, focus=body.focus)
         )
-        params = body.params(asked.max_tokens, asked.logprobs)
+        short = -(-ticket.lease.short // answers)
+        params = body.params(most - short if short else asked.max_tokens, asked.logprobs)
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, asked, params, tally)))
         # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
         first = await anext(deltas)
@@ -97,13 +111,14 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
     )
 
 
-async def _check_length(gateway: Gateway, context: Context, info: ModelInfo, asked: Generation) -> None:
+async def _check_length(gateway: Gateway, context: Context, info: ModelInfo, asked: Generation) -> list[int]:
     """Refuse what does not fit the context, before it costs the tenant anything.
 
-    Most prompts are so short that their bytes say so; only where they do not is the model's replica asked.
+    Most prompts are so short that their bytes say so; only where they do not is the model's replica asked. The tokens
+    of each prompt then, else none.
     """
     if info.context is None:
-        return
+        return []
     if asked.max_tokens is not None and asked.max_tokens > info.context:
         raise InvalidRequest(
             f"max_tokens is {asked.max_tokens}, but the context of {info.id} is {info.context} tokens.",
@@ -122,8 +137,11 @@ async def _check_length(gateway: Gateway, context: Context, info: ModelInfo, ask
     answer = asked.max_tokens or 1
     most = max(sum(_bytes(part) + _MESSAGE_TOKENS for part in prompt) + _MESSAGE_TOKENS for prompt in prompts)
     if most + answer > info.context:
-        for tokens in await gateway.count_tokens(context, info.id, asked.prompt):
+        counted = await gateway.count_tokens(context, info.id, asked.prompt)
+        for tokens in counted:
             check_context(info.id, info.context, tokens, answer, param=asked.field)
+        return counted
+    return []
 
 
 def _size(part: dict[str, str] | str | list[int]) -> int:
@@ -139,10 +157,11 @@ def _bytes(part: dict[str, str] | str | list[int]) -> int:
     return len((part["content"] if isinstance(part, dict) else part).encode("utf-8", "replace"))
 
 
-def _most_prompt_tokens(prompt: list[dict[str, str]] | list[str | list[int]]) -> int:
-    """About twice the tokens of a prompt, which the gateway does not count: a quarter of its bytes is usual."""
-    sizes = [_bytes(part) * (1.0 if isinstance(part, list) else 0.5) for part in prompt]
-    return math.ceil(sum(sizes)) + 16 * (len(sizes) + 1)
+def _most_prompt_tokens(asked: Generation) -> int:
+    """More than the tokens of a prompt, which the gateway does not count: a quarter of its bytes is usual."""
+    chat = asked.field == "messages"
+    marks = _MESSAGE_TOKENS * (len(asked.prompt) + 1) if chat else _TEXT_TOKENS * len(asked.prompt)
+    return sum(map(_bytes, asked.prompt)) + marks
 
 
 async def _metered(
@@ -153,11 +172,15 @@ async def _metered(
     Those that tell of a prompt being read are booked and kept back: an answer begins with its first token.
     """
     async with aclosing(ticket.stream("generate", asked.prompt, params)) as deltas:
-        async for delta in deltas:
-            tally.add(delta)
-            ticket.lease.settle(tokens_in=tally.prompt, tokens_out=tally.completion)
-            if delta.tokens or delta.finish_reason:
-                yield delta
+        try:
+            async for delta in deltas:
+                tally.add(delta)
+                ticket.lease.settle(tokens_in=tally.prompt, tokens_out=tally.completion)
+                if delta.tokens or delta.finish_reason:
+                    yield delta
+        except Exception as error:  # which a stream that has begun tells its client inside itself
+            ticket.lease.broke(error)
+            raise
 
 
 class _LeasedStream(StreamingResponse):
