@@ -291,7 +291,7 @@ class Lease:
             self._put(status=status)
         else:
             images, tokens_in, tokens_out = self._used
-            self._put(self.requests, images, tokens_in, tokens_out, status=Outcome.SERVED if delivered else status)
+            self._put(self.requests, images, tokens_in, tokens_out, status=status)
 
     def _abandon(self) -> None:
         """Undo an admission that the store may have made without our hearing of it."""

@@ -160,6 +160,11 @@ def events(tenant_id: str) -> str:
     return f"{EVENTS}{{{tenant_id}}}"
 
 
+def tenant_of_events(key: str) -> str:
+    """Whose stream of `events` this is."""
+    return key[len(EVENTS) + 1 : -1]
+
+
 STORE_ID = "store-id"
 """Which store this is: 16 hex digits, drawn by the first gateway. Settlements that are held on disk name it."""
 

@@ -127,7 +127,7 @@ class Settlement:
 
     Attributes:
         at: unix second of its admission, of the store's clock where that answered.
-        status: how it ended; failures of our own are counted as `failed`, with no amounts.
+        status: how it ended. A failure of our own has no amounts, and is counted as `failed`.
         ms: milliseconds from its admission to its end.
         sent_at: unix time at which it was first sent, 0 if never: from then on it may be booked.
     """
@@ -158,7 +158,7 @@ class Settlement:
         may_book = not self.sent_at or (time.time() if now is None else now) - self.sent_at < stays
         undone = self.state is State.UNDONE
         amounts = {name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")}
-        if self.status.ours:
+        if self.status.ours and not self.requests:
             amounts["failed"] = 1
         counters = [] if undone else [(name, amount) for name, amount in amounts.items() if amount]
         head = (self.id, self.at, own.model, int(may_book), stays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from calendar import monthrange
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ def days_between(first: date, last: date | None = None) -> list[str]:
     return last_days(((last or datetime.now(UTC).date()) - first).days + 1, last)
 
 
+_LEVEL = re.compile(r"[01](\.\d{1,6})?")
 Named = tuple[str, Mapping[bytes, bytes]]
 """A Redis key and its hash."""
 
@@ -107,6 +109,8 @@ def _parse(period: str, usage: Named, sold: Iterable[Named], reserved: Named) ->
         for label, amount in _numbers(*named):
             match label.split(":"):
                 case [counter, model, level, tier, own_key] if counter in COUNTERS:
+                    if not _LEVEL.fullmatch(level):
+                        raise RecordError(named[0], label, "names no level")
                     counts = found.setdefault((model, level, tier, own_key), dict.fromkeys(COUNTERS, 0))
                     counts[counter] += amount
     return Usage(period, total, by_model, tuple(SoldUsage(*what, counts) for what, counts in sorted(found.items())))
