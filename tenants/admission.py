@@ -236,8 +236,7 @@ class Lease:
             self._admission.settler.reject(self.sold.tenant, self.sold.parts, self.sold.model)
             raise limits.exceeded(self._judgement)
         self.tokens = self._judgement.tokens
-        amounts = {meter.counter: meter.amount for meter in self._meters(Tokens(self.tokens, self.tokens))}
-        self._admission.local.start(self.sold.tenant, self._limits, amounts)
+        self._admission.local.start(self.sold.tenant, self._limits, self._reserved(), here=self._here)
         return self
 
     async def _ask(self, wanted: Tokens) -> None:
@@ -282,16 +281,23 @@ class Lease:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.local.end(self.sold.tenant, self._limits)
         status = self._broke or outcome_of(error)
         if self._used is None:
             self._used = (self.images, self.tokens, 0) if kind is None else (0, 0, 0)
         delivered = self._broke is Outcome.LATE and kind is None
-        if status.ours and not delivered:
-            self._put(status=status)
-        else:
-            images, tokens_in, tokens_out = self._used
-            self._put(self.requests, images, tokens_in, tokens_out, status=status)
+        free = status.ours and not delivered
+        requests, images, tokens_in, tokens_out = (0, 0, 0, 0) if free else (self.requests, *self._used)
+        self._put(requests, images, tokens_in, tokens_out, status=status)
+        used = {Counter.REQUESTS: requests, Counter.IMAGES: images, Counter.TOKENS: tokens_in + tokens_out}
+        unused = {counter: amount - used[counter] for counter, amount in self._reserved().items()}
+        self._admission.local.end(self.sold.tenant, self._limits, unused, here=self._here)
+
+    @property
+    def _here(self) -> bool:
+        return self._state is not State.ADMITTED
+
+    def _reserved(self) -> dict[Counter, int]:
+        return {Counter.REQUESTS: self.requests, Counter.IMAGES: self.images, Counter.TOKENS: self.tokens}
 
     def _abandon(self) -> None:
         """Undo an admission that the store may have made without our hearing of it."""

@@ -26,6 +26,11 @@ class _Counts:
     running: int = 0
     periods: dict[tuple[Counter, str], tuple[int, float]] = field(default_factory=dict)
 
+    def add(self, amounts: Amounts, sign: int) -> None:
+        """Count amounts in every period that is known."""
+        for (counter, period), (used, until) in self.periods.items():
+            self.periods[counter, period] = (used + sign * amounts.get(counter, 0), until)
+
 
 class LocalLimits:
     """Counts what this process admitted, always, so that an outage does not begin with a fresh minute for everyone."""
@@ -33,21 +38,23 @@ class LocalLimits:
     def __init__(self) -> None:
         self._all: OrderedDict[tuple[str, str], _Counts] = OrderedDict()
 
-    def start(self, tenant: str, limits: Sequence[Limit], amounts: Amounts) -> None:
-        """Count an admitted request."""
+    def start(self, tenant: str, limits: Sequence[Limit], amounts: Amounts, *, here: bool) -> None:
+        """Count an admitted request; `here`: by this process's own judgement, of which the store knows nothing yet."""
         for owner in owners(limits):
             counts = self._counts(tenant, owner.part)
             bucket = counts.buckets.setdefault(int(time.monotonic()), {})
             for counter, amount in amounts.items():
                 bucket[counter] = bucket.get(counter, 0) + amount
-            for (counter, period), (used, until) in counts.periods.items():
-                counts.periods[counter, period] = (used + amounts.get(counter, 0), until)
+            if here:
+                counts.add(amounts, 1)
             counts.running += 1
 
-    def end(self, tenant: str, limits: Sequence[Limit]) -> None:
-        """Count an admitted request's end."""
+    def end(self, tenant: str, limits: Sequence[Limit], unused: Amounts, *, here: bool) -> None:
+        """Count an admitted request's end; `unused` is given back to the periods' quotas, not to the minute."""
         for owner in owners(limits):
             counts = self._counts(tenant, owner.part)
+            if here:
+                counts.add(unused, -1)
             counts.running = max(0, counts.running - 1)
 
     def learn(self, tenant: str, judgement: Judgement) -> None:
