@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import time
@@ -137,16 +138,17 @@ class Admission:
         owners = meters.owners(held_to)
         # Only a concurrency limit minds requests that have ended but are not settled yet.
         limited = any(limit.counter is Counter.RUNNING for limit in held_to)
-        tables: tuple[list[tuple[object, ...]], ...] = (
-            [(owner.part, owner.suffix) for owner in owners],
-            [(m.counter.value, m.amount, m.least) for m in wanted if m.counter is not Counter.RUNNING],
-            [(owners.index(limit.owner) + 1, limit.counter.value, limit.period, limit.most) for limit in held_to],
-            [(ended,) for ended in self.settler.ended(tenant)] if limited else [],
-        )
-        head = (mode, request_id, round(lease_s * 1000))
-        arguments = (*head, *(word for table in tables for word in meters.rows(table)))
+        asked = {
+            "mode": mode,
+            "id": request_id,
+            "lease_ms": round(lease_s * 1000),
+            "owners": [(owner.part, owner.suffix) for owner in owners],
+            "meters": [(m.counter, m.amount, m.least) for m in wanted if m.counter is not Counter.RUNNING],
+            "limits": [(owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most) for limit in held_to],
+            "ended": self.settler.ended(tenant) if limited else [],
+        }
         keys = [stem(tenant) for stem in STEMS[:-1]]
-        answer = limits.read_answer(held_to, await self._store.run(_ADMIT, keys, arguments))
+        answer = limits.read_answer(held_to, await self._store.run(_ADMIT, keys, (json.dumps(asked),)))
         self._away_since = None
         self.local.learn(tenant, answer)
         return answer

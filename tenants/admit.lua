@@ -1,10 +1,10 @@
 -- Admit a request, or say which limit forbids it: read all, judge all, add all or nothing. A refusal writes nothing.
 -- KEYS  stems (meters.lua): 1 request:{t}, 2 running:{t}, 3 reserved:{t}, 4 window:{t}, 5 usage:{t}
--- ARGV  'admit', or 'look' to change nothing; request id; lease in ms; then lists, each with its length before it:
+-- ARGV  JSON: mode ('admit', or 'look' to change nothing), id of the request, lease_ms, and lists of
 --       owners: part, suffix of its fields in the tenant's usage ('' where it has usage of its own)
 --       meters: counter, amount, least that will do
 --       limits: number of the owner from 1, counter, period (now, minute, hour, day, month, month@<day>), most
---       ids of requests that have ended but are not settled yet
+--       ended: ids of requests that have ended but are not settled yet
 -- Answer: { number of the limit that forbids it, 0 if none, -1 if the request was settled before it was admitted;
 --           ms to wait (-1: no wait helps); unix second; tokens granted;
 --           then of each limit: used, ms until nothing is (of a period: until it ends) }
@@ -17,10 +17,9 @@ local now = tonumber(time[1])
 local exact = now + tonumber(time[2]) / 1000000
 local now_ms = math.floor(exact * 1000)
 
-local mode, id, lease_ms = take(), take(), tonumber(take())
-local owners, meters, limits, ended = take_rows(2), take_rows(3), take_rows(4), take_rows(1)
+local mode, id, owners, limits = asked.mode, asked.id, asked.owners, asked.limits
 local amounts, least = { requests = 0, images = 0, tokens = 0, running = mode == 'admit' and 1 or 0 }, {}
-for _, meter in ipairs(meters) do amounts[meter[1]], least[meter[1]] = tonumber(meter[2]), tonumber(meter[3]) end
+for _, meter in ipairs(asked.meters) do amounts[meter[1]], least[meter[1]] = meter[2], meter[3] end
 local function least_of(counter) return least[counter] or amounts[counter] end
 
 local request_key = KEYS[1] .. ':' .. id
@@ -66,8 +65,8 @@ end
 local function save_window(own, amount)
   if own.renew then redis.call('DEL', own.key) end
   if amount > 0 then own.last, own.sum = now, own.sum + amount end
-  local bucket = amount > 0 and { text(now), text(own.current + amount) } or {}
-  redis.call('HSET', own.key, 'sum', text(own.sum), 'from', text(own.from), 'last', text(own.last), unpack(bucket))
+  local bucket = amount > 0 and { now, own.current + amount } or {}
+  redis.call('HSET', own.key, 'sum', own.sum, 'from', own.from, 'last', own.last, unpack(bucket))
   -- After it: a server that is out of memory refuses the first write of a script, and then nothing must be gone.
   if #own.stale > 0 then redis.call('HDEL', own.key, unpack(own.stale)) end
   if own.current == 0 then redis.call('EXPIRE', own.key, 2 * MINUTE) end
@@ -88,33 +87,45 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now_ms, 'LIMI
 end
 
 -- What is used of each limit.
-local ended_ids, windows = {}, {}
-for i, row in ipairs(ended) do ended_ids[i] = row[1] end
+local windows = {}
 local function running(key)
   local count = redis.call('ZCOUNT', key, '(' .. now_ms, '+inf')
-  if count > 0 and #ended_ids > 0 then
-    for _, score in ipairs(redis.call('ZMSCORE', key, unpack(ended_ids))) do
+  if count > 0 and #asked.ended > 0 then
+    for _, score in ipairs(redis.call('ZMSCORE', key, unpack(asked.ended))) do
       if score and tonumber(score) > now_ms then count = count - 1 end
     end
   end
   return count
 end
-local FIELDS = { tokens = { 'tokens_in', 'tokens_out' } }
-local function used_in(owner, counter, period)
-  local part, suffix = owner[1], owner[2]
-  local stem = KEYS[5] .. (suffix == '' and part or '')
-  local key, sum, seeded = stem .. ':' .. label(period, now), reserved_of(part)[counter], seed(stem, period, now)
-  local fields = {}
-  for i, field in ipairs(FIELDS[counter] or { counter }) do fields[i] = field .. suffix end
-  for i, value in ipairs(seeded and {} or redis.call('HMGET', key, unpack(fields))) do
-    sum = sum + number(key, fields[i], value)
+local FIELDS = { 'requests', 'images', 'tokens_in', 'tokens_out' }
+local usage = {}
+-- All that an owner has used in a period, by counter.
+local function usage_of(owner, period)
+  local name = owner[1] .. ' ' .. period
+  if usage[name] then return usage[name] end
+  local suffix, kept = owner[2], reserved_of(owner[1])
+  local stem = KEYS[5] .. (suffix == '' and owner[1] or '')
+  local key, seeded, raw = stem .. ':' .. label(period, now), seed(stem, period, now), nil
+  local fields = FIELDS
+  if suffix ~= '' then
+    fields = {}
+    for i, field in ipairs(FIELDS) do fields[i] = field .. suffix end
   end
-  for _, field in ipairs(fields) do sum = sum + (seeded and seeded[field] or 0) end
-  return sum
+  if seeded then
+    raw = {}
+    for i, field in ipairs(fields) do raw[i] = seeded[field] or 0 end
+  else
+    raw = redis.call('HMGET', key, unpack(fields))
+  end
+  for i, field in ipairs(fields) do raw[i] = number(key, field, raw[i]) end
+  usage[name] = {
+    requests = raw[1] + kept.requests, images = raw[2] + kept.images, tokens = raw[3] + raw[4] + kept.tokens,
+  }
+  return usage[name]
 end
 local read, verdict, wait = {}, 0, 0
 for i, limit in ipairs(limits) do
-  local owner, counter, period, most = owners[tonumber(limit[1])], limit[2], limit[3], tonumber(limit[4])
+  local owner, counter, period, most = owners[limit[1]], limit[2], limit[3], limit[4]
   local own = { most = most, counter = counter, used = 0, reset = 0 }
   read[i] = own
   local wanted, pause = least_of(counter), 0
@@ -130,7 +141,7 @@ for i, limit in ipairs(limits) do
       pause = until_gone(window, own.used + wanted - most)
     end
   else
-    own.used, own.reset = used_in(owner, counter, period), math.ceil((ends(period, now) - exact) * 1000)
+    own.used, own.reset = usage_of(owner, period)[counter], math.ceil((ends(period, now) - exact) * 1000)
     if own.used + wanted > most then pause = own.reset end
   end
   if wanted > 0 and wanted > most then pause = -1 elseif wanted == 0 then pause = 0 end
@@ -157,11 +168,11 @@ if mode == 'admit' and verdict == 0 then
   end
   for _, owner in ipairs(owners) do add_reserved(reserved_of(owner[1]), added, 1) end
   for i, limit in ipairs(limits) do
-    if limit[3] == 'now' then sets[owners[tonumber(limit[1])][1]] = true end
+    if limit[3] == 'now' then sets[owners[limit[1]][1]] = true end
     read[i].used = read[i].used + (limit[2] == 'running' and 1 or added[limit[2]])
     if limit[3] == 'minute' and added[limit[2]] > 0 then read[i].reset = math.ceil((now + MINUTE + 1 - exact) * 1000) end
   end
-  for part in pairs(sets) do redis.call('ZADD', KEYS[2] .. part, now_ms + lease_ms, id) end
+  for part in pairs(sets) do redis.call('ZADD', KEYS[2] .. part, now_ms + asked.lease_ms, id) end
 elseif mode == 'admit' then
   -- A storm of refusals would walk over ever more of the past.
   for _, window in ipairs(windows) do

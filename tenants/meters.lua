@@ -14,31 +14,18 @@ local MINUTE = 60
 local COUNTERS = { 'requests', 'images', 'tokens' }
 local MOST = 2 ^ 53
 
-local position = 0
-local function take()
-  position = position + 1
-  return ARGV[position]
-end
--- A list of rows of so many words, its length before it.
-local function take_rows(width)
-  local rows = {}
-  for i = 1, tonumber(take()) do
-    local row = {}
-    for j = 1, width do row[j] = take() end
-    rows[i] = row
-  end
-  return rows
-end
+local asked = cjson.decode(ARGV[1])
 
 -- A stored counter; an absent one is 0. What is no number ends the script, which has written nothing by then.
 local function number(key, field, raw)
   if not raw then return 0 end
   local value = tonumber(raw)
-  if not value or value ~= math.floor(value) or value >= MOST or value <= -MOST then
+  if not value or value % 1 ~= 0 or value >= MOST or value <= -MOST then
     error({ err = 'BROKENCOUNTER ' .. key .. ' ' .. field .. ' is not a whole number' })
   end
   return value
 end
+-- For names; as an argument of a command a whole number is written out in full by itself.
 local function text(value) return string.format('%.0f', value) end
 
 -- The civil calendar from days since 1970, and back (H. Hinnant, chrono-compatible low-level date algorithms).
@@ -63,8 +50,21 @@ end
 -- The day of the month on which a monthly period begins.
 local function anchor(period) return tonumber(string.match(period, '^month@(%d+)$')) or 1 end
 
+local known = {}
+-- What is worked out once for a period: `made` of it and a unix second.
+local function once(made, period, at)
+  local name = period .. at
+  local own = known[name]
+  if not own then
+    own = {}
+    known[name] = own
+  end
+  if not own[made] then own[made] = made(period, at) end
+  return own[made]
+end
+
 -- The name of the period that holds a unix second: yyyy-mm-ddThh, yyyy-mm-dd, yyyy-mm, or yyyy-mm@dd where it begins.
-local function label(period, at)
+local function make_label(period, at)
   local year, month, day = civil(math.floor(at / 86400))
   if period == 'hour' then
     return string.format('%04d-%02d-%02dT%02d', year, month, day, math.floor(at % 86400 / 3600))
@@ -78,8 +78,9 @@ local function label(period, at)
   end
   return string.format(begins == 1 and '%04d-%02d' or '%04d-%02d@%02d', year, month, begins)
 end
+local function label(period, at) return once(make_label, period, at) end
 -- The unix second at which the period that holds another ends.
-local function ends(period, at)
+local function make_end(period, at)
   if period == 'hour' then return at - at % 3600 + 3600 end
   if period == 'day' then return at - at % 86400 + 86400 end
   local year, month, day = civil(math.floor(at / 86400))
@@ -90,6 +91,7 @@ local function ends(period, at)
   end
   return days_until(year, month, begins) * 86400
 end
+local function ends(period, at) return once(make_end, period, at) end
 
 -- A request's record; nil where there is none.
 local function read_request(key)
@@ -127,7 +129,7 @@ local function add_reserved(own, request, sign)
 end
 local function save_reserved(own)
   if not own.changed then return end
-  redis.call('HSET', own.key, 'requests', text(own.requests), 'images', text(own.images), 'tokens', text(own.tokens))
+  redis.call('HSET', own.key, 'requests', own.requests, 'images', own.images, 'tokens', own.tokens)
 end
 
 -- Usage of an owner in a period that begins on another day than the calendar's and was never counted: the sum of its

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -120,11 +120,3 @@ def parts(limits: Iterable[Limit]) -> list[str]:
 def periods(limits: Iterable[Limit]) -> list[str]:
     """The periods in which what a request uses is to be booked."""
     return list(dict.fromkeys([*ALWAYS, *(limit.period for limit in limits if limit.period not in (NOW, MINUTE))]))
-
-
-def rows(table: Iterable[Iterable[object]]) -> Iterator[object]:
-    """A table as the scripts take it: how many rows, then their words."""
-    listed = [tuple(row) for row in table]
-    yield len(listed)
-    for row in listed:
-        yield from row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ class Settlement:
         return self.sold.tenant
 
     def call(self, now: float | None = None) -> tuple[Sequence[str], Sequence[Any]]:
-        """Keys and arguments of `settle.lua`."""
+        """Keys and argument of `settle.lua`."""
         own, tenant = self.sold, self.sold.tenant
         keys = [stem(tenant) for stem in STEMS]
         stays = TOMBSTONE_S[self.state]
@@ -160,29 +161,32 @@ class Settlement:
         amounts = {name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")}
         if self.status.ours and not self.requests:
             amounts["failed"] = 1
-        counters = [] if undone else [(name, amount) for name, amount in amounts.items() if amount]
-        head = (self.id, self.at, own.model, int(may_book), stays)
-        tables = (
-            [(part,) for part in own.parts],
-            [(period,) for period in own.periods],
-            counters,
-            [] if undone else self._event(),
-            [] if undone else [(own.label,)],
-        )
-        return keys, (*head, *(word for table in tables for word in meters.rows(table)))
+        asked = {
+            "id": self.id,
+            "at": self.at,
+            "model": own.model,
+            "may_book": may_book,
+            "tombstone_s": stays,
+            "parts": own.parts,
+            "periods": own.periods,
+            "amounts": {} if undone else {name: amount for name, amount in amounts.items() if amount},
+            "event": [] if undone else [word for pair in self._event().items() for word in pair],
+            "sold": "" if undone else own.label,
+        }
+        return keys, (json.dumps(asked),)
 
-    def _event(self) -> list[tuple[str, str | int]]:
+    def _event(self) -> dict[str, str | int]:
         own = self.sold
-        return [
-            ("key", own.key),
-            ("model", own.model),
-            ("tier", own.tier),
-            ("level", f"{own.level:g}"),
-            ("focus", int(own.focused)),
-            *((name, getattr(self, name)) for name in ("requests", "images", "tokens_in", "tokens_out")),
-            ("status", self.status.value),
-            ("ms", self.ms),
-        ]
+        return {
+            "key": own.key,
+            "model": own.model,
+            "tier": own.tier,
+            "level": f"{own.level:g}",
+            "focus": int(own.focused),
+            **{name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")},
+            "status": self.status.value,
+            "ms": self.ms,
+        }
 
 
 STEMS = (

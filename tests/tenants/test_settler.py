@@ -159,7 +159,7 @@ class Slots:
     def _book(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
         if key_slot(keys[0].encode()) in self.dead:
             return ClusterDownError("CLUSTERDOWN Hash slot not served")
-        self.booked.append(str(args[0]))
+        self.booked.append(json.loads(args[0])["id"])
         return 1
 
 
