@@ -230,7 +230,10 @@ class Lease:
         return limits.headers(self._judgement)
 
     async def __aenter__(self) -> Lease:
-        await self._ask(self._wanted)
+        if (known := self._admission.local.refused(self.sold.tenant, self._limits)) is not None:
+            self._judgement = known
+        else:
+            await self._ask(self._wanted)
         if self._short_of_tokens() and self._wanted.count is not None:
             self._wanted = await self._wanted.count()
             await self._ask(self._wanted)

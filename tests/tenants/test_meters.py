@@ -103,16 +103,16 @@ async def test_a_request_beyond_a_whole_limit_is_told_that_it_can_never_fit(admi
     assert await attempt(admission, tenant(**{limit: 10}), tokens=10)
 
 
-async def test_a_full_minute_is_waited_for_at_most_as_long_as_clients_wait(
-    store: TenantStore, admission: Admission
-) -> None:
+async def test_a_full_minute_is_waited_for_at_most_as_long_as_clients_wait(store: TenantStore) -> None:
     own = tenant(rpm=1)
     for _ in range(20):  # whichever part of a second it is
         await store.execute("FLUSHALL")
-        assert await attempt(admission, own)
+        admission = Admission(store)
+        assert await attempt(admission, own) and await admission.drain()
         error = await refusal(admission, own)
         assert error.retry_after is not None and 1 <= error.retry_after <= 60
         assert f"Try again in {error.retry_after} s." in error.message
+        await admission.aclose()
 
 
 async def test_of_several_limits_the_one_that_lasts_longest_speaks(admission: Admission) -> None:

@@ -238,8 +238,31 @@ async def test_a_store_names_itself_and_what_is_held_for_another_is_not_booked(
     assert json.loads(kept.read_text())["store"] == "f" * 16
 
 
+async def test_a_storm_beyond_a_full_minute_stays_in_the_gateway_until_the_minute_or_the_limit_changes(
+    store: TenantStore, admission: Admission
+) -> None:
+    own = tenant(rpm=10)
+    now = int((await store.execute("TIME"))[0])
+    window = (f"{keyspace.window('acme')}:requests", "sum", 10, "from", now - 60, "last", now - 59, now - 59, 10)
+    await store.execute("HSET", *window)
+    assert not await attempt(admission, own)
+    before = await scripts(store)
+    assert not any([await attempt(admission, own) for _ in range(200)])
+    assert await scripts(store) - before < 20  # one a second
+    assert await attempt(admission, tenant(rpm=11))
+    await until(lambda: attempt(admission, own))
+    assert await admission.drain()
+    assert (await total(store))["rejected"] > 200
+
+
+async def scripts(store: TenantStore) -> int:
+    """Runs of scripts, by the server's own count."""
+    stats = await store.execute("INFO", "commandstats")
+    return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("eval", "evalsha"))
+
+
 async def test_refusals_are_counted_and_cost_the_store_no_write_each(store: TenantStore, admission: Admission) -> None:
-    own = tenant(rpm=1, key={"rpm": 5})
+    own = tenant(quota_requests_day=1, key={"rpm": 5})
     assert await attempt(admission, own) and await admission.drain()
     before = await writes(store)
     for _ in range(100):
