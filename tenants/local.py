@@ -90,15 +90,23 @@ class LocalLimits:
             del self._refused[tenant, limit]
         return None
 
-    def judge(self, tenant: str, limits: Sequence[Limit], meters: Sequence[Meter]) -> Judgement:
-        """As `admit.lua` answers, without counting the request."""
+    def judge(
+        self, tenant: str, limits: Sequence[Limit], meters: Sequence[Meter], *, surely: bool = False
+    ) -> Judgement:
+        """As `admit.lua` answers, without counting the request.
+
+        Args:
+            surely: refuse only what the store refuses too: it knows what was given back of quotas and reserved tokens,
+                and its seconds begin at other times than this process's.
+        """
         least = {meter.counter: meter.least for meter in meters}
         forbidden_by, wait_ms, readings = None, 0, []
         for limit in limits:
             counts = self._counts(tenant, limit.owner.part)
-            reading = self._read(counts, limit)
+            reading = self._read(counts, limit, surely)
             readings.append(reading)
-            wanted = least.get(limit.counter, 0)
+            uncertain = limit.counter is Counter.TOKENS or limit.period not in (NOW, MINUTE)
+            wanted = 0 if surely and uncertain else least.get(limit.counter, 0)
             pause = self._pause_ms(counts, reading, wanted) if wanted else 0
             if wait_ms != -1 and (pause == -1 or pause > wait_ms):
                 forbidden_by, wait_ms = limit, pause
@@ -110,12 +118,13 @@ class LocalLimits:
         return Judgement(forbidden_by, wait_ms, tuple(readings), 0, tokens)
 
     @staticmethod
-    def _read(counts: _Counts, limit: Limit) -> Reading:
+    def _read(counts: _Counts, limit: Limit, surely: bool) -> Reading:
         now = time.monotonic()
         if limit.period == NOW:
             return Reading(limit, counts.running, 0)
         if limit.period == MINUTE:
-            used = sum(bucket.get(limit.counter, 0) for bucket in counts.buckets.values())
+            oldest = int(now) - MINUTE_S if surely else -1
+            used = sum(bucket.get(limit.counter, 0) for second, bucket in counts.buckets.items() if second > oldest)
             reset = max(counts.buckets) + MINUTE_S + 1 - now if counts.buckets else 0.0
             return Reading(limit, used, math.ceil(reset * 1000))
         used, until = counts.periods.get((limit.counter, limit.period), (0, now))

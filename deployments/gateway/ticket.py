@@ -12,8 +12,8 @@ from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Model
 from policies.terms import Modulation, Share
-from tenants.admission import Lease, Tokens
 from tenants.entitlements import Entitlements
+from tenants.lease import Lease, Tokens
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ import pytest
 from policies.errors import LimitExceeded
 from tenants import keyspace
 from tenants.admin import TenantAdmin
-from tenants.admission import Admission, Tokens
+from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.entitlements import Entitlements
+from tenants.lease import Tokens
 from tenants.records import LimitFields
 from tenants.store import TenantStore
 from tests.tenants.conftest import REPOSITORY, Backend, populate, until
@@ -139,30 +140,6 @@ async def test_the_default_answer_shrinks_to_what_is_left_and_no_further(
         await admission.admit(own, model=MODEL, tokens=Tokens(642, 146)).__aenter__()
     with pytest.raises(LimitExceeded, match="can never fit"):
         await admission.admit(own, model=MODEL, tokens=Tokens(642, 301)).__aenter__()
-
-
-async def test_a_prompt_is_counted_only_where_its_bound_does_not_fit_and_might(admission: Admission) -> None:
-    own, asked = tenant(tpm=1000), 0
-
-    async def count() -> Tokens:
-        nonlocal asked
-        asked += 1
-        return Tokens(300, 300)
-
-    for _ in range(2):  # a bound of 600, of which 300 are used
-        async with admission.admit(own, model=MODEL, tokens=Tokens(600, 600, count)) as lease:
-            lease.settle(tokens_in=300)
-        assert await admission.drain()
-    assert asked == 0 or (await admission.remaining(own))["tpm"] == 400
-    async with admission.admit(own, model=MODEL, tokens=Tokens(600, 600, count)) as lease:
-        assert (asked, lease.tokens) == (1, 300)
-        lease.settle(tokens_in=300)
-    assert await admission.drain()
-    with pytest.raises(LimitExceeded):  # counted, and too many all the same
-        await admission.admit(own, model=MODEL, tokens=Tokens(600, 600, count)).__aenter__()
-    with pytest.raises(LimitExceeded):  # no text of so many bytes has so few tokens
-        await admission.admit(own, model=MODEL, tokens=Tokens(10_000, 10_000, count)).__aenter__()
-    assert asked == 2 and (await admission.remaining(own))["tpm"] == 100
 
 
 async def test_a_models_own_limits_count_that_model_alone(store: TenantStore, admin: TenantAdmin) -> None:

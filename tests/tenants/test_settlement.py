@@ -9,7 +9,8 @@ import pytest
 
 from policies.errors import InvalidRequest, Unavailable
 from tenants import keyspace
-from tenants.admission import Admission, Lease
+from tenants.admission import Admission
+from tenants.lease import Lease
 from tenants.settlement import Settlement, State, today
 from tenants.store import TenantStore
 from tenants.usage import read_days, read_usage

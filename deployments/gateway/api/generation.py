@@ -20,16 +20,13 @@ from deployments.gateway.api.text_schemas import GenerationRequest
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import InvalidRequest
 from policies.terms import round_level
-from tenants.admission import Tokens
 from tenants.entitlements import Entitlements
+from tenants.lease import Tokens
 
 MAX_CHARACTERS_PER_TOKEN = 64
+"""Of a model whose tokenizer may leave out parts of a text, so that no length is too long for it."""
 _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """No proxy on the way is to wait for more of a stream."""
-_MESSAGE_TOKENS = 64
-"""More than any chat template adds to a message, or to none."""
-_TEXT_TOKENS = 8
-"""More than any tokenizer adds to a text."""
 _LEAST_ANSWER = 16
 """Tokens that an answer of the default length may be cut to, where a limit leaves no more."""
 
@@ -59,25 +56,23 @@ async def generate(
     """One way for chat and completion: check, admit, generate, and answer as a whole or as events."""
     info = gateway.entitle(context.caller, model_id)
     _check_terms(context.caller, info, body, asked)
-    counted = await _check_length(gateway, context, info, asked)
-    answers, most = _answers(body, asked), asked.max_tokens or _default(info)
-    least = asked.max_tokens or min(most, _LEAST_ANSWER)
-
-    async def count() -> Tokens:
-        prompt = sum(await gateway.count_tokens(context, info.id, asked.prompt))
-        return Tokens(prompt + answers * most, prompt + answers * least)
-
-    prompt = sum(counted) or _most_prompt_tokens(asked)
-    # What is reserved is never less than what is used, so that no limit is exceeded.
-    cost = Cost(tokens=Tokens(prompt + answers * most, prompt + answers * least, None if counted else count))
+    _check_length(info, asked)
+    prompts = await gateway.encode(context, info, asked.prompt)
+    longest = [_most(info, asked, len(ids)) for ids in prompts]
+    least = [most if asked.max_tokens else min(most, _LEAST_ANSWER) for most in longest]
+    read = sum(map(len, prompts))
+    # Never less than what is used, so that no limit is exceeded.
+    cost = Cost(tokens=Tokens(read + body.n * sum(longest), read + body.n * sum(least)))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
             gateway.admit(context, model_id, cost, utility=body.utility, focus=body.focus)
         )
-        short = -(-ticket.lease.short // answers)
-        params = body.params(most - short if short else asked.max_tokens, asked.logprobs)
-        deltas = await stack.enter_async_context(aclosing(_metered(ticket, asked, params, tally)))
+        most = asked.max_tokens
+        if ticket.lease.short:
+            most = max(longest) + -ticket.lease.short // (body.n * len(prompts))
+        params = body.params(most, asked.logprobs)
+        deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompts, asked.field, params, tally)))
         # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
         first = await anext(deltas)
         if body.stream:
@@ -87,12 +82,16 @@ async def generate(
     return JSONResponse(asked.shape.whole(pieces, tally))
 
 
-def _answers(body: GenerationRequest, asked: Generation) -> int:
-    return body.n * (1 if asked.field == "messages" else len(asked.prompt))
+def _most(info: ModelInfo, asked: Generation, tokens: int) -> int:
+    """Most tokens of an answer to a prompt of so many.
 
-
-def _default(info: ModelInfo) -> int:
-    return min(DEFAULT_MAX_TOKENS, info.context or DEFAULT_MAX_TOKENS)
+    Raises:
+        InvalidRequest: both do not fit the context.
+    """
+    if info.context is None:
+        return asked.max_tokens or DEFAULT_MAX_TOKENS
+    check_context(info.id, info.context, tokens, asked.max_tokens or 1, param=asked.field)
+    return asked.max_tokens or min(DEFAULT_MAX_TOKENS, info.context - tokens)
 
 
 def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRequest, asked: Generation) -> None:
@@ -111,67 +110,36 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
     )
 
 
-async def _check_length(gateway: Gateway, context: Context, info: ModelInfo, asked: Generation) -> list[int]:
-    """Refuse what does not fit the context, before it costs the tenant anything.
-
-    Most prompts are so short that their bytes say so; only where they do not is the model's replica asked. The tokens
-    of each prompt then, else none.
-    """
+def _check_length(info: ModelInfo, asked: Generation) -> None:
+    """Refuse what cannot fit the context whatever it says, before anything is made of it."""
     if info.context is None:
-        return []
+        return
     if asked.max_tokens is not None and asked.max_tokens > info.context:
         raise InvalidRequest(
             f"max_tokens is {asked.max_tokens}, but the context of {info.id} is {info.context} tokens.",
             param="max_tokens",
             code="context_length_exceeded",
         )
-    prompts = [asked.prompt] if asked.field == "messages" else [[text] for text in asked.prompt]
-    for prompt in prompts:
-        characters = sum(_size(part) for part in prompt)
-        if characters > MAX_CHARACTERS_PER_TOKEN * info.context:
+    each = info.characters or MAX_CHARACTERS_PER_TOKEN
+    for text in [asked.prompt] if asked.field == "messages" else [[text] for text in asked.prompt]:
+        characters = sum(len(part["content"]) if isinstance(part, dict) else len(part) for part in text)
+        if characters > each * info.context:
             raise InvalidRequest(
-                f"The context of {info.id} is {info.context} tokens, but the prompt has {characters} characters.",
+                f"The context of {info.id} is {info.context} tokens of at most {each} characters, but the prompt has"
+                f" {characters} characters.",
                 param=asked.field,
                 code="context_length_exceeded",
             )
-    answer = asked.max_tokens or 1
-    most = max(sum(_bytes(part) + _MESSAGE_TOKENS for part in prompt) + _MESSAGE_TOKENS for prompt in prompts)
-    if most + answer > info.context:
-        counted = await gateway.count_tokens(context, info.id, asked.prompt)
-        for tokens in counted:
-            check_context(info.id, info.context, tokens, answer, param=asked.field)
-        return counted
-    return []
-
-
-def _size(part: dict[str, str] | str | list[int]) -> int:
-    """Characters of a part of a prompt, or its tokens where it is given as such."""
-    return len(part["content"]) if isinstance(part, dict) else len(part)
-
-
-def _bytes(part: dict[str, str] | str | list[int]) -> int:
-    """More than the tokens of a part of a prompt: no token is less than a byte of it."""
-    if isinstance(part, list):
-        return len(part)
-    # A lone surrogate, which JSON can carry, has no bytes; the tokenizer gives it a replacement's.
-    return len((part["content"] if isinstance(part, dict) else part).encode("utf-8", "replace"))
-
-
-def _most_prompt_tokens(asked: Generation) -> int:
-    """More than the tokens of a prompt, which the gateway does not count: a quarter of its bytes is usual."""
-    chat = asked.field == "messages"
-    marks = _MESSAGE_TOKENS * (len(asked.prompt) + 1) if chat else _TEXT_TOKENS * len(asked.prompt)
-    return sum(map(_bytes, asked.prompt)) + marks
 
 
 async def _metered(
-    ticket: Ticket, asked: Generation, params: dict[str, Any], tally: Tally
+    ticket: Ticket, prompts: list[list[int]], field: str, params: dict[str, Any], tally: Tally
 ) -> AsyncGenerator[TextDelta]:
     """The engine's deltas, booked on the lease as they come, so that a stream cut short is billed as far as it went.
 
     Those that tell of a prompt being read are booked and kept back: an answer begins with its first token.
     """
-    async with aclosing(ticket.stream("generate", asked.prompt, params)) as deltas:
+    async with aclosing(ticket.stream("generate", prompts, field, params)) as deltas:
         try:
             async for delta in deltas:
                 tally.add(delta)
