@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from policies.errors import DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
+from policies.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, ServiceError, Unavailable
 from tenants import keyspace
 from tenants.admin import TenantAdmin
 from tenants.admission import Admission
@@ -137,6 +137,39 @@ async def test_every_request_is_one_event_through_an_outage_and_however_often_it
         (day,) = await read_days(store, "acme", 1)
         assert sum(s.counts["requests"] for s in day.sold) == 61
         await admission.aclose()
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [({"rpm": 90}, 90), ({"tpm": 900}, 90), ({"quota_requests_day": 90}, 90), ({"quota_tokens_hour": 905}, 90)],
+)
+async def test_no_limit_is_exceeded_and_usage_by_level_is_what_64_clients_of_two_gateways_counted(
+    shared_backend: Backend, store: TenantStore, admission: Admission, limits: dict[str, int], most: int
+) -> None:
+    own, answered = tenant(**limits), Counter[str]()
+    async with await TenantStore.connect(shared_backend.url, timeout_s=5.0) as other:
+        second = Admission(other)
+
+        async def client(i: int) -> None:
+            for turn in range(6):
+                level = (0.7, 0.9)[(i + turn) % 2]
+                try:
+                    async with (admission, second)[i % 2].admit(own, model=MODEL, tokens=10, level=level) as lease:
+                        await asyncio.sleep(0)
+                        lease.settle(tokens_in=4, tokens_out=6)
+                    answered[f"{level:g}"] += 1
+                except LimitExceeded:
+                    answered["refused"] += 1
+
+        await asyncio.gather(*(client(i) for i in range(64)))
+        assert await admission.drain(20.0) and await second.drain(20.0)
+        await second.aclose()
+    assert answered["0.7"] + answered["0.9"] == most and sum(answered.values()) == 6 * 64
+    (day,) = await read_days(store, "acme", 1)
+    assert {s.level: s.counts["requests"] for s in day.sold} == {k: answered[k] for k in ("0.7", "0.9")}
+    assert day.total["tokens_in"] + day.total["tokens_out"] == 10 * day.total["requests"]
+    assert day.total["rejected"] == answered["refused"] and day.total["tokens_reserved"] == 0
+    assert Counter(f"{event.level:g}" for event in await events(store)) == answered - Counter(refused=1000)
 
 
 async def test_a_stream_of_events_is_capped(store: TenantStore, admission: Admission) -> None:
