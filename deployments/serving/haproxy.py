@@ -26,7 +26,7 @@ def before_serve(environment: MutableMapping[str, str] | None = None) -> None:
     """
     environment = os.environ if environment is None else environment
     binary = environment.get("RAY_SERVE_HAPROXY_BINARY_PATH") or _bundled() or shutil.which("haproxy") or ""
-    if binary == str(WRAPPER) or not all(os.path.isfile(file) and os.access(file, os.X_OK) for file in (binary, WRAPPER)):
+    if binary == str(WRAPPER) or not (shutil.which(binary) and shutil.which(WRAPPER)):
         return
     environment.update({name: environment.get(name, value) for name, value in DEFAULTS.items()})
     environment.update({"AIM_HAPROXY": binary, "RAY_SERVE_HAPROXY_BINARY_PATH": str(WRAPPER)})

@@ -1,4 +1,4 @@
-"""Serve's HAProxy as our wrapper starts it: Serve's own template and binary in front of a server of ours, without Ray."""
+"""Serve's HAProxy as our wrapper starts it: Serve's own template and binary, a server of ours behind, without Ray."""
 
 from __future__ import annotations
 
