@@ -77,5 +77,8 @@ class LeasedStream(StreamingResponse):
         self._stack, self._deadline = stack, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stack, asyncio.timeout_at(self._deadline + READ_BY_S):
-            await super().__call__(scope, receive, send)
+        async with self._stack:
+            # Nothing more can be sent to who does not read: the connection ends where the answer stands.
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._deadline + READ_BY_S):
+                    await super().__call__(scope, receive, send)

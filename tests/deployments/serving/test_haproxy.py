@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +171,37 @@ def test_ray_still_reads_every_variable_of_the_configuration(name: str) -> None:
 
 def test_both_configurations_say_the_same_to_serve() -> None:
     assert variables("serve_config.yaml") == variables("deploy/applications.yaml")
+
+
+SEEN_BY_SERVE = """
+import json, re, sys
+from ray.serve._private import constants
+print(json.dumps({n: str(v) for n, v in vars(constants).items() if re.search(sys.argv[1], n)}))
+"""
+
+
+def seen_by_serve(given: dict[str, str], names: str) -> dict[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SEEN_BY_SERVE, names], env=os.environ | given, capture_output=True
+    )
+    return dict(json.loads(done.stdout))
+
+
+def test_a_second_installation_has_no_port_or_path_of_the_first() -> None:
+    """As docs/operations.md has it, and as Serve itself reads it; a port that Serve adds later makes this fail."""
+    documented = (REPOSITORY / "docs" / "operations.md").read_text().partition("**Two installations")[2]
+    second = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", documented, re.DOTALL)[0])
+    names = r"^RAY_SERVE_(HAPROXY|FALLBACK|DIRECT_INGRESS)\w*_(PORT|PATH|LOC|BASE|FILE)$"
+    own = seen_by_serve(variables("serve_config.yaml"), names)
+    others = seen_by_serve(variables("serve_config.yaml") | second, names)
+    shared = {name: value for name, value in own.items() if others[name] == value}
+    assert shared == {"RAY_SERVE_HAPROXY_BINARY_PATH": ""}
+    first_range, second_range = (
+        range(int(seen["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"]), int(seen["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"]))
+        for seen in (own, others)
+    )
+    assert not set(first_range) & set(second_range)
+    assert set(own) - {"RAY_SERVE_HAPROXY_BINARY_PATH"} == set(second)
 
 
 def test_a_binary_that_an_operator_names_is_wrapped_too(tmp_path: Path) -> None:

@@ -99,8 +99,7 @@ async def test_a_stream_that_is_not_read_ends_with_its_deadline(monkeypatch: pyt
     stack = AsyncExitStack()
     stack.callback(released.append, "lease")
     stream = LeasedStream(events(), stack, asyncio.get_running_loop().time() + 0.05)
-    with pytest.raises(TimeoutError):
-        await stream({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)
+    await stream({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)
     assert released == ["lease"]
 
 
