@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from deployments.config import AppArgs, GatewayArgs, ModelArgs, ModelSpec, Scaling, Task
 from deployments.environment import is_embedded
@@ -22,13 +22,13 @@ WAITING_IN_FAIR_QUEUE = 10_000
 
 def build_app(args: AppArgs) -> Application:
     """Gateway in front, one deployment per model behind it, and the embedded store where no other is named."""
-    embedded = None
+    embedded: Any = None
     if is_embedded(args.store):
-        embedded = serve.deployment(EmbeddedStore).options(ray_actor_options={"num_cpus": 0.1}).bind(args.store)
+        embedded = _deployment(EmbeddedStore, ray_actor_options={"num_cpus": 0.1}).bind(args.store)
     access = StoreAccess(embedded, args.store)
     share, of_replicas = _share_of_gpu(args.models), replace(access, replica=True)
     models = {spec.id: _model(spec, args.gateway, of_replicas, share, len(args.models)) for spec in args.models}
-    gateway = serve.deployment(TenantGateway).options(**_options(args.gateway, args.gateway.scaling, 0.0))
+    gateway = _deployment(TenantGateway, **_options(args.gateway, args.gateway.scaling, 0.0))
     return gateway.bind(args, models, access)
 
 
@@ -50,9 +50,14 @@ def _model(
     gpus = options["ray_actor_options"]["num_gpus"]
     share = gpus if gpus < 1 else 0.0
     if spec.task is Task.TEXT:
-        return serve.deployment(TextReplica).options(**options).bind(spec, access, threads, share)
+        return _deployment(TextReplica, **options).bind(spec, access, threads, share)
     pixels = gateway.max_image_pixels
-    return serve.deployment(VisionReplica).options(**options).bind(spec, access, threads, pixels, share)
+    return _deployment(VisionReplica, **options).bind(spec, access, threads, pixels, share)
+
+
+def _deployment(kind: type, **options: Any) -> Deployment:
+    made: Any = serve.deployment(kind)  # Serve's own types know of its use as a decorator only
+    return made.options(**options)  # type: ignore[no-any-return]
 
 
 def _options(gateway: GatewayArgs, scaling: Scaling, share_of_gpu: float) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _checked(spec: ModelSpec, pictures: list[Path], prompt: str | None, solve: b
     from deployments.engines.errors import LoadError, first_line
     from policies.errors import ServiceError
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     if spec.threads:
         torch.set_num_threads(spec.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

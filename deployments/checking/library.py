@@ -82,12 +82,13 @@ def _torchvision(spec: ModelSpec, device: torch.device) -> Pictured | None:
 
 def _reference_preset(noted: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
     """ClassificationPresetEval of torchvision's references/classification, as its train.py makes it."""
-    return transforms.Compose([
+    preset: Callable[[Image.Image], Tensor] = transforms.Compose([
         transforms.Resize(noted["val_resize_size"], transforms.InterpolationMode(noted["interpolation"])),
         transforms.CenterCrop(noted["val_crop_size"]),
         transforms.ToTensor(),
         transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ])  # fmt: skip
+    return preset
 
 
 def _transformers(spec: ModelSpec, source: str, device: torch.device) -> Pictured:
@@ -129,4 +130,5 @@ def shortfalls(
     model = model.eval().to(device)
     logits = model(torch.tensor([prompt + answer], device=device)).logits[0, len(prompt) - 1 : -1].float().cpu()
     own = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
-    return logits.max(dim=1).values - own
+    shortfall: torch.Tensor = logits.max(dim=1).values - own
+    return shortfall

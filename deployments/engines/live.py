@@ -64,8 +64,8 @@ class Kept:
         return self._of(self.groups % 2 == 1)
 
     def _of(self, chosen: Tensor) -> Kept:
-        parts = (part[chosen] for part in (self.rows, self.groups, self.at, self.owners))
-        return Kept(*parts, self.scale)
+        rows, groups, at, owners = (part[chosen] for part in (self.rows, self.groups, self.at, self.owners))
+        return Kept(rows, groups, at, owners, self.scale)
 
     def without(self, owner: int) -> Kept:
         """What is left without one tenant's rows."""

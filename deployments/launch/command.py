@@ -216,7 +216,7 @@ def _wait_for(plan: Plan, child: subprocess.Popen[str], console: Console, *statu
 def _answers(base_url: str) -> bool:
     """Whether this application is up at the address."""
     try:
-        return httpx.get(f"{base_url}/healthz", timeout=2.0).json() == {"status": "ok", "reasons": []}
+        return bool(httpx.get(f"{base_url}/healthz", timeout=2.0).json() == {"status": "ok", "reasons": []})
     except (httpx.HTTPError, ValueError):
         return False
 

@@ -55,7 +55,8 @@ class FairBatcher(Generic[Item, Result]):
         number = self._queue.push(share.flow, share.weight, 1.0, entry)
         self._arrived.set()
         try:
-            return await entry[1]
+            result: Result = await entry[1]
+            return result
         except asyncio.CancelledError:
             self._queue.discard(number)
             raise

@@ -54,7 +54,8 @@ class FairPool(Generic[Item, Result]):
         number = self._queue.push(share.flow, share.weight, _LEAST, entry)
         self._start()
         try:
-            return await entry.future
+            result: Result = await entry.future
+            return result
         except asyncio.CancelledError:
             self._queue.discard(number)
             raise

@@ -100,7 +100,7 @@ class VisionReplica(Replica):
         gpu_share: share of a card's memory that the model's calibrator may take; 0: all that is free.
     """
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, spec: ModelSpec, access: StoreAccess, threads: Threads, max_pixels: int, gpu_share: float = 0.0
     ) -> None:
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
@@ -123,7 +123,7 @@ class VisionReplica(Replica):
 
     async def predict(
         self, data: bytes, top_k: int | None, modulation: Modulation, share: Share
-    ) -> list[dict[str, str | float]]:
+    ) -> list[dict[str, str | float | None]]:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
 
         Raises:
@@ -168,7 +168,11 @@ class TextReplica(Replica):
         gpu_share: share of a card's memory that the replica may take, and again its calibrator; 0: all that is free.
     """
 
-    async def __init__(self, spec: ModelSpec, access: StoreAccess, threads: Threads, gpu_share: float = 0.0) -> None:
+    engine: Generator
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, spec: ModelSpec, access: StoreAccess, threads: Threads, gpu_share: float = 0.0
+    ) -> None:
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
             self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), gpu_share, say)

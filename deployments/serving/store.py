@@ -31,7 +31,7 @@ STARTUP_PAUSE_S = 0.5
 class EmbeddedStore:
     """Owns a Valkey server on loopback, with its data under `data_dir`, seeded once with secrets and demo tenants."""
 
-    async def __init__(self, args: StoreArgs) -> None:
+    async def __init__(self, args: StoreArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         self._valkey = await asyncio.to_thread(EmbeddedValkey, args.data_dir)
         async with await TenantStore.connect(self._valkey.url) as store:
             try:

@@ -95,7 +95,7 @@ def network(x: Tensor, y: Tensor, classes: int, prior: Tensor | None = None) -> 
             model.train()
             for part in torch.split(rows[torch.randperm(len(rows))], _BATCH):
                 optimizer.zero_grad()
-                F.cross_entropy(model(design[part]) + start[part], y[part]).backward()  # type: ignore[no-untyped-call]
+                F.cross_entropy(model(design[part]) + start[part], y[part]).backward()
                 optimizer.step()
             model.eval()
             with torch.no_grad():
@@ -159,8 +159,8 @@ def _regression(x: Tensor, y: Tensor, start: Tensor, penalty: float, begin: Tens
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(x @ weights + start, y) + penalty * weights.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return weights.detach()

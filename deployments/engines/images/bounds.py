@@ -57,15 +57,15 @@ class ResizedBound:
 
     def _pixels(self, width: int, height: int) -> int:
         """Pixels of the largest picture on the way into the model; where none can be asked, more than it has."""
-        with _Resized() as seen:
+        with _Resized() as seen:  # type: ignore[no-untyped-call]
             try:
                 made = self._resizing(torch.empty(3, height, width, dtype=torch.uint8, device="meta"))
             except Exception:  # of values, which a tensor on the meta device does not have
                 made = None
         if made is None and not seen.pixels:
             return self._at_most(width, height)
-        final = made.shape[-2] * made.shape[-1] if isinstance(made, Tensor) else 0
-        return max(seen.pixels, final)
+        final: int = made.shape[-2] * made.shape[-1] if isinstance(made, Tensor) else 0
+        return max(int(seen.pixels), final)
 
 
 class _Resized(TorchDispatchMode):

@@ -128,7 +128,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _all_clear(image: Image.Image) -> bool:
     """Whether it is a BMP whose writer left the fourth byte at zero: viewers show its colours."""
-    return image.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0)
+    return image.format == "BMP" and image.mode == "RGBA" and image.getextrema()[-1] == (0, 0)
 
 
 def _orientation(image: Image.Image) -> int:

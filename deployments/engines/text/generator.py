@@ -175,7 +175,7 @@ class Generator(CalibratedEngine):
             Unavailable: the model is not calibrated yet, and the terms are not those of level 1.0.
         """
         self.check_served(modulation)
-        return Setting(modulation.utility, {**targets(self.tokenizer, modulation.focus, self.model_id)})
+        return Setting(modulation.utility, dict(targets(self.tokenizer, modulation.focus, self.model_id).items()))
 
     async def generate(
         self,

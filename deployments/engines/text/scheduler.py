@@ -173,9 +173,7 @@ def start_manager(
         # Transformers repeats keys and values for every query head, since it takes a mask to rule torch's own grouping
         # out. Not on a CPU: the same bits, and at 16 rows a fifth of the time.
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-    generation = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False, eos_token_id=sorted(model.end_tokens) or -1
-    )
+    generation = GenerationConfig(do_sample=False, eos_token_id=sorted(model.end_tokens) or -1)
     processors = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([processor]))
     processors.tensors_required = 1  # the list counts only classes that it converted itself
     ready(model.model)

@@ -115,11 +115,11 @@ def _generate(model: LanguageModel, prompt: list[int], most: int) -> tuple[list[
     """Exactly `most` greedy tokens, and the logits [V] float32 of each."""
     language_model: Any = model.model
     ids = torch.tensor([prompt], device=language_model.device)
-    config: Any = GenerationConfig(  # type: ignore[no-untyped-call]
+    config: Any = GenerationConfig(
         do_sample=False, max_new_tokens=most, return_dict_in_generate=True, output_logits=True
     )
     # What a call leaves open comes from the model's own defaults, penalties for instance, which a request here has not.
-    defaults, language_model.generation_config = language_model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    defaults, language_model.generation_config = language_model.generation_config, GenerationConfig()
     try:
         with alone(language_model):
             out = language_model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)

@@ -96,7 +96,7 @@ def _loaded(
     spec: ModelSpec, architecture: str, model: nn.Module, preprocess: Any, labels: tuple[str, ...]
 ) -> LoadedModel:
     if getattr(model, "aux_classifier", None) is not None:
-        model.aux_classifier = None  # it serves training alone
+        model.aux_classifier = None  # type: ignore[assignment]  # it serves training alone
     if isinstance(getattr(model, "classifier", None), LRASPPHead):
         model.classifier = _JoinedHead(model.classifier)
     model.eval()
@@ -214,6 +214,7 @@ class _SquareResize:
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         if isinstance(image, Image.Image):
             image = transforms.pil_to_tensor(shrink(image, self.size, self.size))
+        assert isinstance(image, Tensor)
         pixels = image[None].float()
         resized = F.interpolate(pixels, (self.size, self.size), mode="bilinear", align_corners=False, antialias=True)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
@@ -230,7 +231,7 @@ class _JoinedHead(nn.Module):
         self.classifier = nn.Conv2d(low.in_channels + high.in_channels, low.out_channels, 1)
         with torch.no_grad():
             self.classifier.weight.copy_(torch.cat([low.weight, high.weight], dim=1))
-            self.classifier.bias.copy_(low.bias + high.bias)
+            self.classifier.bias = nn.Parameter(low.bias + high.bias)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """Features of two resolutions to logits [B, K, h, w] at the finer one."""

@@ -67,7 +67,8 @@ def ready(model: PreTrainedModel) -> None:
         first = (mask[0, 0] == 0).int().argmax(dim=-1)
         # Of one sequence as long as all keys the library's biases are a slope a head times the key's position.
         slopes = of_rows(torch.ones(1, 2, device=mask.device), heads, torch.float32)[:, :, 1:]
-        return (slopes * (keys - first[:, None])).to(dtype)
+        biases: Tensor = (slopes * (keys - first[:, None])).to(dtype)
+        return biases
 
     base.build_alibi_tensor = build
 

@@ -88,7 +88,7 @@ def _beside(path: Path) -> list[Path]:
 
 def _downloaded(repository: str, file: str) -> Path:
     try:
-        return Path(cached_file(repository, file))
+        return Path(str(cached_file(repository, file)))
     except Exception as error:
         raise LoadError(f"{file} of {repository} cannot be had from the hub: {first_line(error)}") from error
 
