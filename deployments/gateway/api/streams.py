@@ -31,7 +31,7 @@ class Waited(Generic[Item]):
     async def ready(self, timeout_s: float | None) -> bool:
         """Whether the next item comes within so many seconds; None waits for it. Raises what comes in its place."""
         if self._next is None:
-            self._next = asyncio.ensure_future(anext(self._items))  # type: ignore[arg-type]  # a coroutine or alike
+            self._next = asyncio.ensure_future(anext(self._items))
         done, _ = await asyncio.wait([self._next], timeout=timeout_s)
         if done and not isinstance(error := self._next.exception(), StopAsyncIteration) and error is not None:
             raise error
