@@ -15,6 +15,7 @@ from ray import serve
 from deployments.config import ModelSpec, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
 from deployments.contracts.console import announce, announced
+from deployments.contracts.spending import Meter, Spending, Spent
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.decoding import decode_image
@@ -36,6 +37,8 @@ LOWEST = 0.01
 MOST_DECODED_AT_ONCE = 4
 Decoded = tuple[tuple[int, int], torch.Tensor]
 """A picture's (height, width), and its pixels as the model takes them."""
+Queued = tuple[torch.Tensor, Modulation, str, Meter]
+"""Pixels, terms and tenant of a picture, and what is told that it is in a forward."""
 COUNTED_AT_ONCE = 16
 """Long prompts of one tenant whose tokens wait to be counted."""
 
@@ -64,6 +67,11 @@ class Replica:
             id=spec.id, task=spec.task, classes=classes, floor=LOWEST, context=context, created=int(time.time())
         )
         self._metrics = LevelMetrics(spec.id)
+        self._spending = Spending()
+
+    async def spent(self, call: str) -> Spent | None:
+        """What one of this replica's calls had used that was cut short."""
+        return await self._spending.spent(call)
 
     def info(self) -> ModelInfo:
         """What the gateway needs to know of this model; a refit can move its floor.
@@ -114,7 +122,7 @@ class VisionReplica(Replica):
         self._decoding: FairPool[bytes, Decoded] = FairPool(
             self._decoded, workers=min(MOST_DECODED_AT_ONCE, usable_cores()), queue_bound=spec.max_queue_per_tenant
         )
-        self._batcher: FairBatcher[tuple[torch.Tensor, Modulation, str], ItemLogits] = FairBatcher(
+        self._batcher: FairBatcher[Queued, ItemLogits] = FairBatcher(
             self._forward,
             max_batch_size=spec.max_batch_size,
             max_wait_ms=spec.max_batch_wait_ms,
@@ -122,7 +130,7 @@ class VisionReplica(Replica):
         )
 
     async def predict(
-        self, data: bytes, top_k: int | None, modulation: Modulation, share: Share
+        self, data: bytes, top_k: int | None, modulation: Modulation, share: Share, call: str = ""
     ) -> list[dict[str, str | float | None]]:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
 
@@ -133,10 +141,10 @@ class VisionReplica(Replica):
         """
         held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
-        with self._under_way.hold(share.flow):
+        with self._under_way.hold(share.flow), self._spending.of(call) as meter:
             await asyncio.gather(*map(asyncio.wrap_future, held))
             size, pixels = await self._decoding.submit(data, share)
-            item = await self._batcher.submit((pixels, modulation, share.flow), share)
+            item = await self._batcher.submit((pixels, modulation, share.flow, meter), share)
             answer: list[Any]
             if isinstance(self.engine, ImageClassifier):
                 answer = self.engine.answer(item, modulation, top_k)
@@ -154,8 +162,11 @@ class VisionReplica(Replica):
         self._batcher.check()
         self.check_and_export()
 
-    def _forward(self, items: list[tuple[torch.Tensor, Modulation, str]]) -> list[ItemLogits]:
-        return self.engine.forward(*zip(*items, strict=True))
+    def _forward(self, items: list[Queued]) -> list[ItemLogits]:
+        pixels, modulations, flows, meters = zip(*items, strict=True)
+        for meter in meters:
+            meter.images = 1
+        return self.engine.forward(pixels, modulations, flows)
 
 
 class TextReplica(Replica):
@@ -183,16 +194,17 @@ class TextReplica(Replica):
         )
 
     async def generate(
-        self, prompt: Conversation | Texts, params: dict[str, Any], modulation: Modulation, share: Share
+        self, prompt: Conversation | Texts, params: dict[str, Any], modulation: Modulation, share: Share, call: str = ""
     ) -> AsyncIterator[TextDelta]:
         """Answer a conversation, or texts to continue, at a tenant's terms. Closing the iterator frees the slots.
 
         Raises:
             InvalidRequest, NotEntitled, Unavailable: as `choices.answer`.
         """
-        async with aclosing(answer(self.engine, prompt, params, modulation, share)) as deltas:
-            async for delta in deltas:
-                yield delta
+        with self._spending.of(call) as meter:
+            async with aclosing(answer(self.engine, prompt, params, modulation, share, meter)) as deltas:
+                async for delta in deltas:
+                    yield delta
 
     async def count(self, prompt: Conversation | Texts, share: Share) -> list[int]:
         """Tokens of a conversation, or of each text.
