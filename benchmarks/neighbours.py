@@ -18,10 +18,12 @@ import contextlib
 import io
 import itertools
 import os
+import re
+import signal
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -39,7 +41,8 @@ Post = Callable[[str, bytes, str], Awaitable[None]]
 
 def bad(post: Post) -> list[AsyncIterator[None]]:
     """Worst bodies within the limits, refused for what they ask."""
-    worst = [(CHAT if b'"messages"' in body[:40] else "/v1/completions", body) for body in bodies().values()]
+    named = [re.sub(rb'"model": ?"m"', f'"model":"{TEXT}"'.encode(), body, count=1) for body in bodies().values()]
+    worst = [(CHAT if b'"messages"' in body[:60] else "/v1/completions", body) for body in named[1:]]
 
     async def client() -> AsyncIterator[None]:
         for path, body in itertools.cycle(worst):
@@ -77,9 +80,10 @@ def broken(url: str, key: str) -> list[AsyncIterator[None]]:
 
     async def client() -> AsyncIterator[None]:
         while True:
-            writer = await send_apart(url, LABELS, key, b"x" * 2**20, JPEG, 0.0, declared=8 * 2**20)
-            writer.close()
-            yield
+            with contextlib.suppress(OSError):
+                writer = await send_apart(url, LABELS, key, b"x" * 2**20, JPEG, 0.0, declared=8 * 2**20)
+                writer.close()
+            yield await asyncio.sleep(0.01)
 
     return [client() for _ in range(8)]
 
@@ -89,13 +93,14 @@ def slow(url: str, key: str) -> list[AsyncIterator[None]]:
 
     async def client() -> AsyncIterator[None]:
         while True:
-            writer = await send_apart(url, LABELS, key, b"x", JPEG, 0.0, declared=2**20)
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):
+                writer = await send_apart(url, LABELS, key, b"x", JPEG, 0.0, declared=2**20)
                 for _ in range(100):
                     writer.write(b"x")
                     await writer.drain()
                     yield await asyncio.sleep(0.5)
-            writer.close()
+                writer.close()
+            await asyncio.sleep(0.1)
 
     return [client() for _ in range(100)]
 
@@ -104,13 +109,25 @@ FLOODS = ("bad bodies", "long prompts", "25 megapixels", "broken uploads", "slow
 
 
 async def flood(url: str, key: str, kinds: list[str]) -> None:
-    """Send floods for ever."""
-    headers = {"authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=150.0, limits=httpx.Limits(None)) as client:
+    """Send floods until a signal ends it, and print what came of them."""
+    headers, came = {"authorization": f"Bearer {key}"}, Counter[str]()
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=150.0, limits=httpx.Limits(max_connections=None)
+    ) as client:
 
         async def post(path: str, body: bytes, content: str) -> None:
-            if (await client.post(path, content=body, headers={"content-type": content})).status_code in (429, 503):
+            try:
+                answer = await client.post(path, content=body, headers={"content-type": content})
+            except httpx.HTTPError as error:
+                came[type(error).__name__] += 1
+                return
+            came[str(answer.status_code)] += 1
+            if answer.status_code in (429, 503):
                 await asyncio.sleep(0.05)  # it is told to wait a second, and waits less
+
+        async def drain(steps: AsyncIterator[None]) -> None:
+            async for _ in steps:
+                came["steps"] += 1
 
         made = {
             "bad bodies": lambda: bad(post),
@@ -119,14 +136,12 @@ async def flood(url: str, key: str, kinds: list[str]) -> None:
             "broken uploads": lambda: broken(url, key),
             "slow bodies": lambda: slow(url, key),
         }
-
-        async def drain(steps: AsyncIterator[None]) -> None:
-            while True:
-                with contextlib.suppress(httpx.HTTPError, ConnectionError):
-                    async for _ in steps:
-                        pass
-
-        await asyncio.gather(*(drain(steps) for kind in kinds for steps in made[kind]()))
+        floods = asyncio.gather(*(drain(steps) for kind in kinds for steps in made[kind]()))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, floods.cancel)
+        try:
+            await floods
+        except asyncio.CancelledError:
+            print(", ".join(kinds), dict(came), file=sys.stderr)
 
 
 async def ask(client: httpx.AsyncClient, seconds: float) -> dict[str, list[float]]:
@@ -150,14 +165,14 @@ async def beside(
         return await ask(client, seconds)
     command = [sys.executable, "-m", "benchmarks.neighbours", "--flood", *kinds]
     environment = os.environ | {"BENCH_URL": url, "BENCH_KEY": key}
-    neighbour = await asyncio.create_subprocess_exec(
-        "nice", "-n", "19", *command, env=environment, cwd=REPOSITORY, stderr=asyncio.subprocess.DEVNULL
-    )
+    neighbour = await asyncio.create_subprocess_exec("nice", "-n", "19", *command, env=environment, cwd=REPOSITORY)
     try:
         await asyncio.sleep(4.0)  # it has started
         return await ask(client, seconds)
     finally:
-        neighbour.kill()
+        if neighbour.returncode is not None:
+            raise RuntimeError(f"the neighbour ended by itself, with status {neighbour.returncode}")
+        neighbour.terminate()
         await neighbour.wait()
         await asyncio.sleep(2.0)  # what it has begun is over
 
