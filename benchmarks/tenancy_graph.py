@@ -39,7 +39,7 @@ class CountingText:
         return [len(text.split()) for text in prompt]
 
     async def generate(
-        self, prompt: list[str], params: dict[str, Any], modulation: Modulation, share: Share
+        self, prompt: list[str], params: dict[str, Any], modulation: Modulation, share: Share, call: str = ""
     ) -> AsyncIterator[TextDelta]:
         """As `TextReplica.generate`, of one text."""
         last = params["max_tokens"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from deployments.queues.fair_queue import FairQueue
@@ -35,12 +39,13 @@ class FairPool(Generic[Item, Result]):
         run: one item to its result; called in a thread.
         workers: threads.
         queue_bound: items that one tenant may have waiting.
+        nice: how much its threads let others of the machine go before, as the command of that name; Linux alone.
     """
 
-    def __init__(self, run: Callable[[Item], Result], *, workers: int, queue_bound: int) -> None:
+    def __init__(self, run: Callable[[Item], Result], *, workers: int, queue_bound: int, nice: int = 0) -> None:
         self._run, self._idle = run, workers
         self._queue: FairQueue[_Entry[Item, Result]] = FairQueue(queue_bound)
-        self._threads = ThreadPoolExecutor(workers, "fair-pool")
+        self._threads = ThreadPoolExecutor(workers, "fair-pool", partial(_lower_priority, nice))
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item, share: Share) -> Result:
@@ -94,3 +99,9 @@ class FairPool(Generic[Item, Result]):
         except Exception as error:
             outcome = error
         return outcome, time.thread_time() - began
+
+
+def _lower_priority(nice: int) -> None:
+    """Of the calling thread, which Linux schedules by itself."""
+    if nice and sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

@@ -18,7 +18,7 @@ from deployments.contracts.console import announce, announced
 from deployments.contracts.spending import Meter, Spending, Spent
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.images.classifier import ImageClassifier
-from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.decoding import decode_image, pixels_of
 from deployments.engines.images.items import ItemLogits
 from deployments.engines.images.segmenter import ImageSegmenter
 from deployments.engines.text.choices import Conversation, Texts, answer, encoded
@@ -35,6 +35,9 @@ from policies.terms import Modulation, Share
 LOWEST = 0.01
 """The lowest level that there is."""
 MOST_DECODED_AT_ONCE = 4
+LARGE_PIXELS = 4_000_000
+"""Pictures of more are decoded by themselves, since one takes as long as hundreds of small ones."""
+LARGE_NICE = 10
 Decoded = tuple[tuple[int, int], torch.Tensor]
 """A picture's (height, width), and its pixels as the model takes them."""
 Queued = tuple[torch.Tensor, Modulation, str, Meter]
@@ -119,8 +122,12 @@ class VisionReplica(Replica):
             await self.start(self.engine, spec, access, threads.count(), gpu_share)
         self._max_pixels = max_pixels
         self._under_way = FlowBound(spec.max_queue_per_tenant)
-        self._decoding: FairPool[bytes, Decoded] = FairPool(
-            self._decoded, workers=min(MOST_DECODED_AT_ONCE, usable_cores()), queue_bound=spec.max_queue_per_tenant
+        workers, bound = min(MOST_DECODED_AT_ONCE, usable_cores()), spec.max_queue_per_tenant
+        self._decoding: FairPool[bytes, Decoded | None] = FairPool(
+            self._decoded_unless_large, workers=workers, queue_bound=bound
+        )
+        self._large: FairPool[bytes, Decoded] = FairPool(
+            self._decoded, workers=max(1, workers // 2), queue_bound=bound, nice=LARGE_NICE
         )
         self._batcher: FairBatcher[Queued, ItemLogits] = FairBatcher(
             self._forward,
@@ -143,7 +150,7 @@ class VisionReplica(Replica):
 
         with self._under_way.hold(share.flow), self._spending.of(call) as meter:
             await asyncio.gather(*map(asyncio.wrap_future, held))
-            size, pixels = await self._decoding.submit(data, share)
+            size, pixels = await self._decoding.submit(data, share) or await self._large.submit(data, share)
             item = await self._batcher.submit((pixels, modulation, share.flow, meter), share)
             answer: list[Any]
             if isinstance(self.engine, ImageClassifier):
@@ -151,6 +158,10 @@ class VisionReplica(Replica):
             else:
                 answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
         return [part.to_json() for part in answer]
+
+    def _decoded_unless_large(self, data: bytes) -> Decoded | None:
+        """As `_decoded`; None of a picture for which small ones are not to wait."""
+        return None if pixels_of(data) > LARGE_PIXELS else self._decoded(data)
 
     def _decoded(self, data: bytes) -> Decoded:
         """A picture's (height, width) and pixels for the model."""

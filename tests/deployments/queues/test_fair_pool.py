@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -99,3 +100,12 @@ async def test_a_caller_that_leaves_takes_its_item_along_and_a_full_queue_refuse
     worker.gate.set()
     assert await asyncio.gather(first, waiting[1]) == [2, 6]
     assert worker.order == [1, 3]
+
+
+async def test_its_threads_let_others_of_the_machine_go_before() -> None:
+    pool: FairPool[None, int] = FairPool(
+        lambda _: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), workers=1, queue_bound=1, nice=7
+    )
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert await pool.submit(None, Share(flow="a")) == max(own, 7) and os.getpriority(os.PRIO_PROCESS, 0) == own
+    pool.close()
