@@ -67,12 +67,14 @@ async def test_what_nobody_asks_for_is_forgotten() -> None:
 async def test_an_answer_that_is_cut_short_is_told_with_its_last_step(loaded: Generator, pieces: int) -> None:
     """Judged by the audit, which counts the steps of the head itself."""
     spending, modulation = Spending(), Modulation()
-    prompt, params = [{"role": "user", "content": "Tell me a long story."}], {"max_tokens": 200, "n": 2}
+    prompt = loaded.encode_chat([{"role": "user", "content": "Tell me a long story."}])
+    params = {"max_tokens": 200, "n": 2}
     before = loaded.audit().get(1.0, (0, 0))[0]
 
     async def call() -> AsyncGenerator[int]:
         with spending.of("call") as meter:
-            async with aclosing(answer(loaded, prompt, params, modulation, SHARE, meter)) as deltas:
+            answers = answer(loaded, [prompt], params, modulation, SHARE, param="messages", meter=meter)
+            async with aclosing(answers) as deltas:
                 async for delta in deltas:
                     yield delta.tokens
 
@@ -85,4 +87,4 @@ async def test_an_answer_that_is_cut_short_is_told_with_its_last_step(loaded: Ge
     spent = await spending.spent("call")
     assert spent is not None
     assert spent.tokens_out == loaded.audit().get(1.0, (0, 0))[0] - before >= seen
-    assert spent.tokens_in == len(loaded.encode_chat(prompt)) or not seen
+    assert spent.tokens_in == len(prompt) or not seen

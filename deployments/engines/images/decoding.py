@@ -78,13 +78,6 @@ def _mended(data: bytes, max_pixels: int) -> Image.Image | None:
     return None
 
 
-def pixels_of(data: bytes) -> int:
-    """Pixels that a file's header tells; 0 where it tells none."""
-    with suppress(Exception), _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return int(image.width * image.height)
-    return 0
-
-
 def encode_mask(mask: np.ndarray) -> bytes:
     """A boolean mask [height, width] as a PNG of mode L, 255 where it is true."""
     buffer = io.BytesIO()
