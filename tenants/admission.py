@@ -69,6 +69,16 @@ class Admission:
         except Unavailable:
             return self.local.judge(entitlements, 0, 0)
 
+    def check_rate(self, entitlements: Entitlements) -> None:
+        """Refuse one more request, without asking the store, where this process alone has admitted all that it may.
+
+        Raises:
+            LimitExceeded: `rate_limit_exceeded` or `concurrency_limit_exceeded`.
+        """
+        judgement = self.local.judge(entitlements, 1, 0, surely=True)
+        if judgement.verdict:
+            raise limits.exceeded(entitlements, judgement)
+
     async def remaining(self, entitlements: Entitlements) -> dict[str, float]:
         """What is left of each limit that is set, by name."""
         return limits.remaining(entitlements, await self.look(entitlements))

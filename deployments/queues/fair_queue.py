@@ -130,14 +130,14 @@ class FairQueue(Generic[T]):
         heappop(self._ready)
         number, (cost, item) = state.waiting.popitem(last=False)
         del self._places[number]
-        self._clock = state.served
+        self._clock = max(self._clock, state.served)
         state.served += cost / state.weight
         heappush(self._ready if state.waiting else self._idle, (state.served, number, state))
         self._forget_settled()
         return item
 
     def charge(self, flow: str, weight: float, cost: float) -> None:
-        """Add to what a flow was served: a cost that was known only afterwards. Keeps the debt of one that is idle."""
+        """Add to what a flow was served, or take off, what was known only afterwards; an idle one keeps its debt."""
         state = self._flows.setdefault(flow, _Flow(flow, weight, self._clock))
         state.served += cost / weight
         heappush(self._ready if state.waiting else self._idle, (state.served, next(self._numbers), state))

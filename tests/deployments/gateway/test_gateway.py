@@ -90,14 +90,14 @@ async def test_usage_of_an_outage_survives_the_gateways_end_and_the_next_gateway
     await until(booked)
 
 
-async def test_counting_tokens_and_answering_share_one_deadline(running: Running) -> None:
+async def test_encoding_and_answering_share_one_deadline(running: Running) -> None:
     service, now = running.gateway.service, asyncio.get_running_loop().time
-    service.models = models = Scripted(lambda *_: [1])
-    models.add(ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1))
+    service.models = models = Scripted(lambda *_: [[1]])
+    models.add(info := ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1))
     context = RequestContext()
     await service.authenticate(context, (await running.key())["authorization"].split()[1])
     started = now()
-    await service.count_tokens(context, "text", ["a"])
+    await service.encode(context, info, ["a"])
     called = now()
     await asyncio.sleep(0.05)
     async with service.admit(context, "text", Cost(tokens=1)) as ticket:
