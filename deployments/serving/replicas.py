@@ -65,6 +65,7 @@ class Replica:
         classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
         self._info = ModelInfo(
             id=spec.id,
+            aliases=spec.aliases,
             task=spec.task,
             classes=classes,
             floor=LOWEST,

@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deployments.config import Task
-from deployments.contracts.catalog import DEFAULT_MAX_TOKENS, ModelInfo, TextDelta
-from deployments.contracts.text_rules import check_context, check_text_disclosure
+from deployments.config import GatewayArgs, Task
+from deployments.contracts.catalog import ModelInfo, TextDelta
+from deployments.contracts.text_rules import beyond_context, check_context, check_text_disclosure
 from deployments.gateway.api.dependencies import Context, Gateway
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape, Tally
 from deployments.gateway.api.text_schemas import GenerationRequest
@@ -53,35 +53,36 @@ async def generate(
     """One way for chat and completion: check, admit, generate, and answer as a whole or as events."""
     info = gateway.entitle(context.caller, model_id)
     _check_terms(context.caller, info, body, asked)
-    _check_length(info, asked)
+    _check_length(info, asked, gateway.args)
     prompts = await gateway.encode(context, info, asked.prompt)
-    cost = Cost(tokens=sum(len(ids) + body.n * _most(info, asked, len(ids)) for ids in prompts))
+    most = [_most(info, asked, len(ids), gateway.args) for ids in prompts]
+    cost = Cost(tokens=sum(len(ids) + body.n * tokens for ids, tokens in zip(prompts, most, strict=True)))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
-            gateway.admit(context, model_id, cost, utility=body.utility, focus=body.focus)
+            gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus)
         )
-        params = body.params(asked.max_tokens, asked.logprobs)
+        params = body.params(asked.max_tokens or gateway.args.default_max_tokens, asked.logprobs)
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompts, asked.field, params, tally)))
         # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
         first = await anext(deltas)
         if body.stream:
-            include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return _LeasedStream(asked.shape.events(first, deltas, tally, include_usage), stack.pop_all())
+            return _LeasedStream(asked.shape.events(first, deltas, tally, body.usage_in_stream), stack.pop_all())
         pieces = [first] + [delta async for delta in deltas]
     return JSONResponse(asked.shape.whole(pieces, tally))
 
 
-def _most(info: ModelInfo, asked: Generation, tokens: int) -> int:
+def _most(info: ModelInfo, asked: Generation, tokens: int, args: GatewayArgs) -> int:
     """Most tokens of an answer to a prompt of so many.
 
     Raises:
-        InvalidRequest: both do not fit the context.
+        InvalidRequest: the context has no room beside the prompt; or, where that is strict, not for all of them.
     """
+    wanted = asked.max_tokens or args.default_max_tokens
     if info.context is None:
-        return asked.max_tokens or DEFAULT_MAX_TOKENS
-    check_context(info.id, info.context, tokens, asked.max_tokens or 1, param=asked.field)
-    return asked.max_tokens or min(DEFAULT_MAX_TOKENS, info.context - tokens)
+        return wanted
+    check_context(info.context, tokens, asked.max_tokens or 1 if args.strict else 1, param=asked.field)
+    return min(wanted, info.context - tokens)
 
 
 def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRequest, asked: Generation) -> None:
@@ -95,16 +96,16 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
     check_text_disclosure(
         entitlements.tier.disclosure(level),
         logprobs=asked.logprobs,
-        biased=bool(body.logit_bias),
+        probes=body.probes,
         count_param="top_logprobs" if asked.field == "messages" else "logprobs",
     )
 
 
-def _check_length(info: ModelInfo, asked: Generation) -> None:
+def _check_length(info: ModelInfo, asked: Generation, args: GatewayArgs) -> None:
     """Refuse what cannot fit the context whatever it says, before anything is made of it."""
     if info.context is None:
         return
-    if asked.max_tokens is not None and asked.max_tokens > info.context:
+    if args.strict and asked.max_tokens is not None and asked.max_tokens > info.context:
         raise InvalidRequest(
             f"max_tokens is {asked.max_tokens}, but the context of {info.id} is {info.context} tokens.",
             param="max_tokens",
@@ -114,12 +115,8 @@ def _check_length(info: ModelInfo, asked: Generation) -> None:
     for text in [asked.prompt] if asked.field == "messages" else [[text] for text in asked.prompt]:
         characters = sum(len(part["content"]) if isinstance(part, dict) else len(part) for part in text)
         if characters > each * info.context:
-            raise InvalidRequest(
-                f"The context of {info.id} is {info.context} tokens of at most {each} characters, but the prompt has"
-                f" {characters} characters.",
-                param=asked.field,
-                code="context_length_exceeded",
-            )
+            said = f"your {asked.field} hold {characters} characters, of which a token has at most {each}"
+            raise beyond_context(info.context, said, param=asked.field)
 
 
 async def _metered(
