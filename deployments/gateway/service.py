@@ -17,7 +17,6 @@ from deployments.gateway.receipts import Receipts
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
 from policies.terms import Focus, Modulation, resolve
-from tenants import limits
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.entitlements import Entitlements
@@ -54,7 +53,7 @@ class Gateway:
         """
         entitlements = await self.cache.authenticate(api_key)
         context.entitlements = entitlements
-        context.limits = partial(self._limits, entitlements)
+        context.limits = partial(self.admission.headers, entitlements)
         context.headers["x-tenant-tier"] = quote(entitlements.tier.name)
         context.headers["x-policy-version"] = entitlements.version
         return entitlements
@@ -160,12 +159,6 @@ class Gateway:
         if context.until is None:
             context.until = asyncio.get_running_loop().time() + self.args.deadline_s
         return context.until
-
-    async def _limits(self, entitlements: Entitlements) -> dict[str, str]:
-        """The `x-ratelimit-*` headers of an answer to which no admission gave them."""
-        if all(held_to.rpm is held_to.tpm is None for _, held_to in limits.scopes(entitlements)):
-            return {}
-        return limits.headers(entitlements, await self.admission.look(entitlements))
 
     def models_for(self, entitlements: Entitlements) -> list[ModelInfo]:
         """The models that are ready and that the tenant may use."""

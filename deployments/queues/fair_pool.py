@@ -78,7 +78,7 @@ class FairPool(Generic[Item, Result]):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> None:
-        while self._idle and (entry := self._queue.pop()) is not None:
+        while self._idle and (entry := self._queue.pop(charged_later=True)) is not None:
             self._idle -= 1
             task = asyncio.create_task(self._work(entry))
             self._running.add(task)
