@@ -131,9 +131,13 @@ class VisionReplica(Replica):
         )
 
     async def predict(
-        self, data: bytes, top_k: int | None, modulation: Modulation, share: Share
-    ) -> list[dict[str, str | float | None]]:
+        self, data: bytes, top_k: int | None, form: str, modulation: Modulation, share: Share
+    ) -> Any:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
+
+        Args:
+            top_k: most labels of a classification.
+            form: of a segmentation, `masks` or `labelmap`.
 
         Raises:
             InvalidRequest: not an image, or a focus on an unknown class.
@@ -146,12 +150,11 @@ class VisionReplica(Replica):
             await asyncio.gather(*map(asyncio.wrap_future, held))
             size, pixels = await self._decoding.submit(data, share)
             item = await self._batcher.submit((pixels, modulation, share.flow), share)
-            answer: list[Any]
             if isinstance(self.engine, ImageClassifier):
-                answer = self.engine.answer(item, modulation, top_k)
-            else:
-                answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
-        return [part.to_json() for part in answer]
+                return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
+            if form == "labelmap":
+                return (await asyncio.to_thread(self.engine.label_map, item, modulation, size)).to_json()
+            return [part.to_json() for part in await asyncio.to_thread(self.engine.answer, item, modulation, size)]
 
     def _decoded(self, data: bytes) -> Decoded:
         """A picture's (height, width) and pixels for the model."""

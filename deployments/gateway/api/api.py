@@ -27,7 +27,7 @@ answer was given at.
 
 EXPOSED = (
     *("x-request-id", "x-receipt", "x-tenant-tier", "x-utility", "x-focus", "x-policy-version"),
-    *("x-overhead-duration-ms", "x-should-retry", "retry-after", IGNORED),
+    *("x-overhead-duration-ms", "x-should-retry", "retry-after", IGNORED, vision.UNDISCLOSED),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 )
 """Headers that a page of another origin may read."""

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     from deployments.gateway.ticket import Cost
     from deployments.serving.ingress import TenantGateway
 
-PUBLIC = {"/healthz", "/readyz"}
+PUBLIC = {"/health", "/healthz", "/readyz"}
 CHAT = "/v1/chat/completions"
 
 
