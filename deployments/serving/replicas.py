@@ -130,9 +130,7 @@ class VisionReplica(Replica):
             queue_bound=spec.max_queue_per_tenant,
         )
 
-    async def predict(
-        self, data: bytes, top_k: int | None, form: str, modulation: Modulation, share: Share
-    ) -> Any:
+    async def predict(self, data: bytes, top_k: int | None, form: str, modulation: Modulation, share: Share) -> Any:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
 
         Args:

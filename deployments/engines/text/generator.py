@@ -216,9 +216,7 @@ class Generator(CalibratedEngine):
                 piece += text.flush() if step.last or stopped else ""
                 reason = "stop" if stopped or text.stopped else ending.reason(step.tokens) if step.last else None
                 logprobs = text.logprobs(reason is not None)
-                yield TextDelta(
-                    piece, taken, reason, step.read, seen, logprobs=logprobs, cached_tokens=step.cached
-                )
+                yield TextDelta(piece, taken, reason, step.read, seen, logprobs=logprobs, cached_tokens=step.cached)
                 if reason is not None:
                     return
 

@@ -1,4 +1,4 @@
-"""What a client sends of pictures: bytes or base64 in JSON, one or several, and their parameters, wherever they stand."""
+"""What a client sends of pictures: bytes or base64 in JSON, one or several, and parameters, wherever they stand."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class ImageRequest(StrictModel):
 
     unserved: ClassVar[Mapping[str, Unserved]] = parameters.IMAGE_REQUEST
 
-    inputs: Annotated[
-        list[str], short(MOST_PICTURES), BeforeValidator(_as_list), WithJsonSchema(_INPUTS_SCHEMA)
-    ] = Field(description=f"The picture's file, base64; or a list of up to {MOST_PICTURES}, answered by a list.")
+    inputs: Annotated[list[str], short(MOST_PICTURES), BeforeValidator(_as_list), WithJsonSchema(_INPUTS_SCHEMA)] = (
+        Field(description=f"The picture's file, base64; or a list of up to {MOST_PICTURES}, answered by a list.")
+    )
     parameters: ImageParameters = Field(default_factory=ImageParameters, description="Options.")
 
 
