@@ -6,8 +6,11 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 import socket
+import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +20,7 @@ import uvicorn
 from huggingface_hub import InferenceClient
 from PIL import Image
 
-from deployments.config import GatewayArgs, Task
+from deployments.config import REPOSITORY, GatewayArgs, Task
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.api.dependencies import IGNORED
 from deployments.gateway.api.vision import UNDISCLOSED
@@ -25,7 +28,7 @@ from policies.errors import InvalidRequest
 from tenants.usage import read_days
 from tests.deployments.gateway_support import Running, Scripted
 
-JSON = {"content-type": "application/json"}
+CLIENTS = REPOSITORY / "tests" / "clients"
 
 
 def png(colour: str = "red") -> bytes:
@@ -102,6 +105,21 @@ async def test_huggingfaces_client_gets_a_number_for_every_score(running: Runnin
         assert [answer.score for answer in answers] == [score or 1.0] * 4
         assert answers[2].mask.size == (40, 30)
     assert [asked[1] for asked in model.asked[:4]] == [None, 3, None, None]
+
+
+@pytest.mark.skipif(
+    not shutil.which("node") or not (CLIENTS / "node_modules" / "@huggingface" / "inference").exists(),
+    reason="Hugging Face's client for JavaScript is missing: npm install --prefix tests/clients",
+)
+async def test_javascripts_client_takes_every_answer(running: Running, model: Model, url: str, tmp_path: Path) -> None:
+    token = (await running.key())["authorization"].split()[1]
+    (tmp_path / "a.png").write_bytes(png())
+    words = ["node", str(CLIENTS / "pictures.mjs"), url, token, str(tmp_path / "a.png")]
+    for score in (None, 0.25):
+        model.score = score
+        done = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == [[{"label": "sky", "score": score or 1}]] * 2
 
 
 async def test_a_score_that_is_not_disclosed_is_said_to_be_none(running: Running, model: Model) -> None:
