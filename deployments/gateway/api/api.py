@@ -13,7 +13,7 @@ from deployments.config import GatewayArgs
 from deployments.gateway.api import entitlements, errors, health, openai, vision
 from deployments.gateway.api.dependencies import IGNORED
 from deployments.gateway.api.intake import Intake, body_limit
-from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders
+from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders, Unexpected
 from deployments.gateway.service import Gateway
 
 DESCRIPTION = """\
@@ -44,6 +44,7 @@ def build_api(gateway: Gateway) -> FastAPI:
             Middleware(HeadAsGet),
             Middleware(ReceiptHeaders),
             Middleware(BodyLimit, most=partial(body_limit, gateway.args)),
+            Middleware(Unexpected),
         ],
     )
     app.state.gateway, app.state.intake = gateway, Intake(gateway.args)

@@ -10,6 +10,7 @@ import pytest
 from deployments.app import build_model
 from deployments.config import ModelArgs, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
+from deployments.gateway.api.dependencies import IGNORED
 from deployments.serving.fleet import deployment_name, model_id
 from tests.deployments.gateway_support import Running, Scripted
 from tests.deployments.openai_support import QUESTION, Script
@@ -74,6 +75,20 @@ async def test_health_is_readiness(running: Running, models: Scripted) -> None:
     models.waking = ["n"]
     answer = await running.client.get("/health")
     assert (answer.status_code, answer.json()) == (503, (await running.client.get("/readyz")).json())
+
+
+async def test_a_failure_that_nobody_foresaw_carries_the_headers_of_every_answer(
+    running: Running, models: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(running.gateway.service, "encode", broken)
+    body = {"model": "a/b", "messages": QUESTION, "store": True}
+    answer = await running.client.post("/v1/chat/completions", json=body, headers=await running.key())
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert "a bug" not in answer.text and "x-receipt" not in answer.headers
+    assert (answer.headers["x-tenant-tier"], answer.headers[IGNORED]) == ("silver", "store")
 
 
 def test_serve_is_given_a_name_that_a_file_can_have() -> None:
