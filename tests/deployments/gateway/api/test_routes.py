@@ -8,10 +8,9 @@ import openai
 import pytest
 
 from deployments.app import build_model
-from deployments.config import ModelArgs, Task
+from deployments.config import ModelArgs, Task, model_of
 from deployments.contracts.catalog import ModelInfo, TextDelta
 from deployments.gateway.api.dependencies import IGNORED
-from deployments.serving.fleet import deployment_name, model_id
 from tests.deployments.gateway_support import Running, Scripted
 from tests.deployments.openai_support import QUESTION, Script
 
@@ -94,8 +93,8 @@ async def test_a_failure_that_nobody_foresaw_carries_the_headers_of_every_answer
 def test_serve_is_given_a_name_that_a_file_can_have() -> None:
     args = {"model": {"id": "org/text", "task": "text-generation", "source": "nowhere"}}
     made: Any = build_model(ModelArgs.model_validate(args))
-    assert made._bound_deployment.name == deployment_name("org/text") == "org:text"
-    assert model_id("org:text") == "org/text" and deployment_name("plain-1.0") == model_id("plain-1.0") == "plain-1.0"
+    assert made._bound_deployment.name == "org:text"
+    assert model_of("org:text") == "org/text" and model_of("plain-1.0") == "plain-1.0"
 
 
 @pytest.mark.parametrize(
