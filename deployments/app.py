@@ -47,7 +47,7 @@ def _model(
     from deployments.serving.replicas import TextReplica, VisionReplica
 
     kind = TextReplica if spec.task is Task.TEXT else VisionReplica
-    options = {"name": spec.id, **_options(gateway, spec.scaling, share_of_gpu)}
+    options = {"name": spec.deployment, **_options(gateway, spec.scaling, share_of_gpu)}
     return _deployment(kind, **options).bind(spec, access, Threads(spec.threads, sharing))
 
 

@@ -19,12 +19,15 @@ class Spent:
     Attributes:
         tokens_in: of its prompts, as far as they were read.
         tokens_out: that were made for it, those included that nobody read any more.
-        images: whether its picture was in a forward.
+        images: of its pictures, those that were in a forward.
     """
 
     tokens_in: int = 0
     tokens_out: int = 0
     images: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out, self.images + other.images)
 
 
 class Meter:
@@ -58,34 +61,38 @@ class Meter:
 
 
 class Spending:
-    """A replica's calls by number: those that run, and what those had used that were cut short."""
+    """A replica's calls by number: those that run, and what those had used that were cut short.
+
+    A request for several pictures makes several calls of one number.
+    """
 
     def __init__(self) -> None:
-        self._running: dict[str, Meter] = {}
-        self._cut: OrderedDict[str, Meter] = OrderedDict()
+        self._running: dict[str, list[Meter]] = {}
+        self._cut: OrderedDict[str, list[Meter]] = OrderedDict()
 
     @contextmanager
     def of(self, call: str) -> Iterator[Meter]:
         """A call's meter, within which the call runs; without a number nobody can ask for it."""
         meter = Meter()
         meter.open()
-        self._running[call] = meter
+        self._running.setdefault(call, []).append(meter)
         try:
             yield meter
         except (asyncio.CancelledError, GeneratorExit):
             if call:
-                self._cut[call] = meter
+                self._cut.setdefault(call, []).append(meter)
             if len(self._cut) > KEPT:
                 self._cut.popitem(last=False)
             raise
         finally:
-            self._running.pop(call, None)
+            self._running[call].remove(meter)
+            if not self._running[call]:
+                del self._running[call]
             meter.close()
 
     async def spent(self, call: str) -> Spent | None:
-        """What a call had used that was cut short, or is about to be; None of others, and of those not known."""
-        meter = self._running.get(call) or self._cut.get(call)
-        if meter is None:
-            return None
-        total = await meter.total()
-        return total if self._cut.pop(call, None) else None
+        """What calls had used that were cut short, or are about to be; None of others, and of those not known."""
+        for meter in [*self._running.get(call, ()), *self._cut.get(call, ())]:
+            await meter.total()
+        cut = self._cut.pop(call, None)
+        return sum([await meter.total() for meter in cut], Spent()) if cut else None

@@ -59,11 +59,12 @@ class Gateway:
         return entitlements
 
     def entitle(self, entitlements: Entitlements, model_id: str) -> ModelInfo:
-        """What the tenant may use: the model, if it exists for it.
+        """What the tenant may use: the model of an id or an alias, if it exists for it.
 
         Raises:
             NotFound, NotEntitled, Unavailable (its replica is still starting).
         """
+        model_id = self._of_alias(model_id)
         if model_id not in self.models.known():
             known = ", ".join(m for m in self.models.known() if entitlements.may_use(m))
             raise NotFound(f"No model '{model_id}'. This key may use: {known}.", param="model", code="model_not_found")
@@ -76,6 +77,12 @@ class Gateway:
         if model_id not in self.models.infos:
             raise Unavailable(f"The model '{model_id}' is starting.", retry_after=5, code="model_starting")
         return self.models.infos[model_id]
+
+    def _of_alias(self, name: str) -> str:
+        """A model's id, by any of its names; of models that claim one alias, the first in order."""
+        if name in self.models.known():
+            return name
+        return min((info.id for info in self.models.infos.values() if name in info.aliases), default=name)
 
     @asynccontextmanager
     async def admit(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.contracts.catalog import ModelInfo
+from deployments.contracts.spending import Spent
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Model
 from policies.errors import DeadlineExceeded
@@ -39,6 +39,8 @@ class Ticket:
     deadline: float
     cut: bool = False
     """A call has begun and has not come to its own end."""
+    answered: int = 0
+    """Pictures whose answers have come."""
 
     @property
     def share(self) -> Share:
@@ -47,13 +49,11 @@ class Ticket:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the model's replica; waits no longer than the request's deadline."""
-        started = time.perf_counter()
-        try:
-            terms = (self.modulation, self.share, self.lease.id)
-            with self._to_its_end():
-                return await self.remote.call(method, *args, *terms, deadline=self.deadline)
-        finally:
-            self.context.model_seconds += time.perf_counter() - started
+        terms = (self.modulation, self.share, self.lease.id)
+        with self.context.waiting(), self._to_its_end():
+            answer = await self.remote.call(method, *args, *terms, deadline=self.deadline)
+        self.answered += 1
+        return answer
 
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """Stream from a method of the model's replica; closing the iterator cancels the work."""
@@ -62,19 +62,22 @@ class Ticket:
         with self._to_its_end():
             async with aclosing(items):
                 while True:
-                    started = time.perf_counter()
-                    try:
+                    with self.context.waiting():
                         item = await anext(items, None)
-                    finally:
-                        self.context.model_seconds += time.perf_counter() - started
                     if item is None:
                         return
                     yield item
 
     async def book(self) -> None:
         """Where a call was cut short, settle what its replica says that it had used: more than had come here."""
-        if self.cut and (spent := await self.remote.spent(self.lease.id)):
-            self.lease.settle(tokens_in=spent.tokens_in, tokens_out=spent.tokens_out, images=spent.images)
+        if not self.cut:
+            return
+        spent = await self.remote.spent(self.lease.id)
+        if spent or self.answered:
+            spent = spent or Spent()
+            self.lease.settle(
+                tokens_in=spent.tokens_in, tokens_out=spent.tokens_out, images=self.answered + spent.images
+            )
 
     @contextmanager
     def _to_its_end(self) -> Iterator[None]:

@@ -96,7 +96,7 @@ def read_plan(path: Path) -> Plan:
 
 def _check_deployments(entries: list[dict[str, Any]], args: AppArgs) -> None:
     """Raises ValueError: one is of no deployment, or the gateway's settings cannot be."""
-    known = [GATEWAY, *(spec.id for spec in args.models)]
+    known = [GATEWAY, *(spec.deployment for spec in args.models)]
     for entry in entries:
         if entry["name"] not in known:
             raise ValueError(f"deployments: there is no '{entry['name']}'; there are {', '.join(known)}")

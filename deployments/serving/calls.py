@@ -40,7 +40,8 @@ class RemoteModel:
             answers = await asked.results_async(timeout_s=SPENT_BY_S, return_exceptions=True)
         except (TimeoutError, RayError, RayServeException, AioRpcError):
             return None
-        return next((answer for answer in answers if isinstance(answer, Spent)), None)
+        spent = [answer for answer in answers if isinstance(answer, Spent)]
+        return sum(spent, Spent()) if spent else None
 
 
 async def call_replica(handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float) -> Any:

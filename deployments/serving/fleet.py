@@ -14,6 +14,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.config import model_of
 from deployments.contracts.catalog import ModelInfo
 from deployments.serving.calls import RemoteModel
 
@@ -28,7 +29,7 @@ STARTING_PERIOD_S = 0.5
 SETTLING_S = 20.0
 """How long at most a gateway that starts waits for models that are up, and for applications that are being built."""
 PREFIX = "model-"
-"""Begins the name of an application that is one model; its only deployment has the model's id for its name."""
+"""Begins the name of an application that is one model; its only deployment is named after the model's id."""
 
 
 @dataclass(frozen=True)
@@ -173,15 +174,15 @@ def applications() -> dict[str, dict[str, Found]]:
     client: Any = _get_global_client()
     details = client.get_serve_details()["applications"]
     return {
-        name: {model_id: _found(model_id, name, name == own, state) for model_id, state in app["deployments"].items()}
+        name: {model_of(named): _found(named, name, name == own, state) for named, state in app["deployments"].items()}
         for name, app in details.items()
         if name == own or (name.startswith(PREFIX) and app["status"] != "DELETING")
     }
 
 
-def _found(model_id: str, application: str, own: bool, state: Mapping[str, Any]) -> Found:
+def _found(deployment: str, application: str, own: bool, state: Mapping[str, Any]) -> Found:
     scaled = state["deployment_config"].get("autoscaling_config") or {}
-    handle = None if own else serve.get_deployment_handle(model_id, app_name=application)
+    handle = None if own else serve.get_deployment_handle(deployment, app_name=application)
     up = any(replica["state"] == "RUNNING" for replica in state["replicas"])
     return Found(handle, scaled.get("min_replicas") == 0, up)
 

@@ -64,6 +64,7 @@ class Replica:
         classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
         self._info = ModelInfo(
             id=spec.id,
+            aliases=spec.aliases,
             task=spec.task,
             classes=classes,
             floor=LOWEST,
@@ -132,16 +133,18 @@ class VisionReplica(Replica):
         self,
         data: bytes,
         top_k: int | None,
+        form: str,
         max_pixels: int,
         modulation: Modulation,
         share: Share,
         call: str = "",
-    ) -> list[dict[str, str | float | None]]:
+    ) -> Any:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
 
         Args:
             data: the image file.
-            top_k: most labels; None: as many as the terms disclose.
+            top_k: of a classification, most labels; None: as many as the terms disclose.
+            form: of a segmentation, `masks` or `labelmap`.
             max_pixels: largest image that is decoded.
 
         Raises:
@@ -153,14 +156,13 @@ class VisionReplica(Replica):
 
         with self._pictures.under_way.hold(share.flow, len(data)), self._spending.of(call) as meter:
             await asyncio.gather(*map(asyncio.wrap_future, held))
-            answer: list[Any]
             with self._vitals.watched():
                 size, item = await self._pictures.logits(data, max_pixels, modulation, share, meter)
                 if isinstance(self.engine, ImageClassifier):
-                    answer = self.engine.answer(item, modulation, top_k)
-                else:
-                    answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
-        return [part.to_json() for part in answer]
+                    return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
+                if form == "labelmap":
+                    return (await asyncio.to_thread(self.engine.label_map, item, modulation, size)).to_json()
+                return [part.to_json() for part in await asyncio.to_thread(self.engine.answer, item, modulation, size)]
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export.

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from deployments.config import ModelSpec
-from deployments.contracts.catalog import DEFAULT_MAX_TOKENS, TextDelta
+from deployments.contracts.catalog import TextDelta
 from deployments.contracts.spending import Meter
 from deployments.engines.text.generator import Generator, SamplingParams
 from policies.errors import InvalidRequest
@@ -30,8 +30,8 @@ async def answer(
 
     Args:
         prompts: token ids of each.
-        params: `SamplingParams` by name and `n`; None is the default: of `max_tokens` as far as the context has room,
-            of how tokens are drawn the model's own.
+        params: `SamplingParams` by name and `n`; None is the default: of `max_tokens`, which never goes beyond it, all
+            that the context has room for; of how tokens are drawn the model's own.
         param: the field that a refusal of a prompt names.
         meter: told what is used.
 
@@ -48,7 +48,7 @@ async def answer(
     asked = [SamplingParams(**fields, max_tokens=_most(generator, ids, most)) for ids in prompts]
     for ids, own in zip(prompts, asked, strict=True):
         generator.check(ids, own, modulation, param=param)
-    read = [0] * len(prompts)
+    read = [(0, 0)] * len(prompts)
     streams = [
         _numbered(
             generator.generate(ids, own, modulation, share, param=param, choice=choice, meter=meter),
@@ -78,18 +78,22 @@ def _check_count(spec: ModelSpec, prompts: int, n: int) -> None:
 
 
 def _most(generator: Generator, prompt: list[int], asked: int | None) -> int:
-    room = generator.context - len(prompt)
-    return max(1, min(DEFAULT_MAX_TOKENS, room)) if asked is None else asked
+    room = max(1, generator.context - len(prompt))
+    return room if asked is None else min(asked, room)
 
 
 async def _numbered(
-    deltas: AsyncGenerator[TextDelta], at: int, index: int, read: list[int]
+    deltas: AsyncGenerator[TextDelta], at: int, index: int, read: list[tuple[int, int]]
 ) -> AsyncGenerator[TextDelta]:
-    """The pieces of answer `index`, to prompt `at`; `read` is how much of each prompt any answer to it has read."""
+    """The pieces of answer `index`, to prompt `at`; `read` is how much of each prompt any answer to it has read, and
+    how much of that was in the cache before any had."""
     async with aclosing(deltas):
         async for delta in deltas:
-            read[at] = max(read[at], delta.prompt_tokens)
-            yield dataclasses.replace(delta, index=index, prompt_tokens=sum(read))
+            before, cached = read[at]
+            # Of several answers to a prompt the first to begin reads it for the others.
+            read[at] = max(before, delta.prompt_tokens), cached if before else delta.cached_tokens
+            whole, in_cache = map(sum, zip(*read, strict=True))
+            yield dataclasses.replace(delta, index=index, prompt_tokens=whole, cached_tokens=in_cache)
 
 
 async def _merged(streams: Sequence[AsyncGenerator[TextDelta]]) -> AsyncGenerator[TextDelta]:

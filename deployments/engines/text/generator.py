@@ -21,6 +21,7 @@ from deployments.engines.live import Kept
 from deployments.engines.memory import free_share
 from deployments.engines.text.admission import SEATS_PER_ROW
 from deployments.engines.text.calibration import calibration_steps
+from deployments.engines.text.ending import Ending
 from deployments.engines.text.engine import TextEngine
 from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
 from deployments.engines.text.sampling import SamplingParams
@@ -155,13 +156,13 @@ class Generator(CalibratedEngine):
         """Refuse what cannot be answered, or not at these terms.
 
         Raises:
-            InvalidRequest: an empty prompt, one too long for the context, or a bias on what is no token.
-            NotEntitled: log-probabilities or a bias beyond the disclosure.
+            InvalidRequest: an empty prompt, one too long for the context, or a bias or a stop on what is no token.
+            NotEntitled: log-probabilities, or what measures logits, beyond the disclosure.
         """
-        biased = bool(params.logit_bias)
-        check_text_disclosure(modulation.disclosure, logprobs=params.logprobs, biased=biased)
-        check_context(self.model_id, self.context, len(prompt), params.max_tokens, param=param)
+        check_text_disclosure(modulation.disclosure, logprobs=params.logprobs, probes=params.probes)
+        check_context(self.context, len(prompt), params.max_tokens, param=param)
         self.language_model.encoder.checked([token for token, _ in params.logit_bias], "logit_bias")
+        self.language_model.encoder.checked(list(params.stop_token_ids), "stop_token_ids")
 
     def setting(self, modulation: Modulation) -> Setting:
         """A request's terms by token.
@@ -208,15 +209,18 @@ class Generator(CalibratedEngine):
             params.stop,
             self.language_model.end_tokens,
             lambda logprob: logprob if digits is None else round(logprob, digits),
+            params.min_tokens,
         )
-        seen, most = 0, params.logprobs or 0
+        seen, most, ending = 0, params.logprobs or 0, Ending(params, self.language_model.end_tokens)
         async with aclosing(self.engine.run(prompt, params, setting, share, choice, meter=meter)) as steps:
             async for step in steps:
-                seen += len(step.tokens)
-                piece = text.push(step.tokens, step.records, most) + (text.flush() if step.last else "")
-                reason = self._finish_reason(step.tokens, step.last, text.stopped)
+                told, taken, stopped = ending.take(step.tokens)
+                seen += taken
+                piece = text.push(told, step.records[: len(told)], most)
+                piece += text.flush() if step.last or stopped else ""
+                reason = "stop" if stopped or text.stopped else ending.reason(step.tokens) if step.last else None
                 logprobs = text.logprobs(reason is not None)
-                yield TextDelta(piece, len(step.tokens), reason, step.read, seen, logprobs=logprobs)
+                yield TextDelta(piece, taken, reason, step.read, seen, logprobs=logprobs, cached_tokens=step.cached)
                 if reason is not None:
                     return
 
@@ -231,10 +235,3 @@ class Generator(CalibratedEngine):
     def close(self) -> None:
         """Stop the engine for good; what is running or waiting fails as unavailable."""
         self.engine.close()
-
-    def _finish_reason(self, tokens: list[int], last: bool, stopped: bool) -> str | None:
-        if stopped:
-            return "stop"
-        if not last:
-            return None
-        return "stop" if tokens and tokens[-1] in self.language_model.end_tokens else "length"

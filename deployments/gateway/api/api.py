@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from deployments.gateway.api import entitlements, errors, health, openai, vision
 from deployments.gateway.api.browsers import Browsers
 from deployments.gateway.api.intake import Intake, body_limit
-from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders
+from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders, Unexpected
 from deployments.gateway.service import Gateway
 
 DESCRIPTION = """\
@@ -34,6 +34,7 @@ def build_api(gateway: Gateway) -> FastAPI:
             Middleware(HeadAsGet),
             Middleware(ReceiptHeaders),
             Middleware(BodyLimit, most=lambda scope: body_limit(gateway.settings.now, scope)),
+            Middleware(Unexpected),
         ],
     )
     app.state.gateway, app.state.intake = gateway, Intake(gateway.settings)

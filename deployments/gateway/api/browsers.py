@@ -7,9 +7,12 @@ from collections.abc import Callable
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.gateway.api.dependencies import IGNORED
+from deployments.gateway.api.vision import UNDISCLOSED
+
 EXPOSED = (
     *("x-request-id", "x-receipt", "x-tenant-tier", "x-utility", "x-focus", "x-policy-version"),
-    *("x-overhead-duration-ms", "x-should-retry", "retry-after"),
+    *("x-overhead-duration-ms", "x-should-retry", "retry-after", IGNORED, UNDISCLOSED),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 )
 """Headers that a page of another origin may read."""

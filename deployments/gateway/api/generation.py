@@ -10,9 +10,9 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from deployments.config import Task
-from deployments.contracts.catalog import DEFAULT_MAX_TOKENS, ModelInfo, TextDelta
-from deployments.contracts.text_rules import check_context, check_text_disclosure
+from deployments.config import GatewaySettings, Task
+from deployments.contracts.catalog import ModelInfo, TextDelta
+from deployments.contracts.text_rules import beyond_context, check_context, check_text_disclosure
 from deployments.gateway.api.dependencies import Context, Gateway
 from deployments.gateway.api.streams import COMMENT_EVERY_S, LeasedStream, Waited
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape, Tally
@@ -54,9 +54,10 @@ async def generate(
     """One way for chat and completion: check, admit, generate, and answer as a whole or as events."""
     info = gateway.entitle(context.caller, model_id)
     _check_terms(context.caller, info, body, asked)
-    _check_length(info, asked)
+    settings = gateway.settings.now
+    _check_length(info, asked, settings)
     prompts = await gateway.encode(context, info, asked.prompt)
-    longest = [_most(info, asked, len(ids)) for ids in prompts]
+    longest = [_most(info, asked, len(ids), settings) for ids in prompts]
     least = [most if asked.max_tokens else min(most, _LEAST_ANSWER) for most in longest]
     read = sum(map(len, prompts))
     # Never less than what is used, so that no limit is exceeded.
@@ -64,9 +65,9 @@ async def generate(
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
-            gateway.admit(context, model_id, cost, utility=body.utility, focus=body.focus)
+            gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus)
         )
-        most = asked.max_tokens
+        most = asked.max_tokens or settings.default_max_tokens
         if ticket.lease.short:
             most = max(longest) + -ticket.lease.short // (body.n * len(prompts))
         params = body.params(most, asked.logprobs)
@@ -75,23 +76,23 @@ async def generate(
             waited = await stack.enter_async_context(aclosing(Waited(deltas)))
             # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
             await waited.ready(COMMENT_EVERY_S)
-            include_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = asked.shape.events(waited.or_pauses(COMMENT_EVERY_S), tally, include_usage)
+            events = asked.shape.events(waited.or_pauses(COMMENT_EVERY_S), tally, body.usage_in_stream)
             return LeasedStream(events, stack.pop_all(), ticket.deadline)
         pieces = [delta async for delta in deltas]
     return JSONResponse(asked.shape.whole(pieces, tally))
 
 
-def _most(info: ModelInfo, asked: Generation, tokens: int) -> int:
+def _most(info: ModelInfo, asked: Generation, tokens: int, settings: GatewaySettings) -> int:
     """Most tokens of an answer to a prompt of so many.
 
     Raises:
-        InvalidRequest: both do not fit the context.
+        InvalidRequest: the context has no room beside the prompt; or, where that is strict, not for all of them.
     """
+    wanted = asked.max_tokens or settings.default_max_tokens
     if info.context is None:
-        return asked.max_tokens or DEFAULT_MAX_TOKENS
-    check_context(info.id, info.context, tokens, asked.max_tokens or 1, param=asked.field)
-    return asked.max_tokens or min(DEFAULT_MAX_TOKENS, info.context - tokens)
+        return wanted
+    check_context(info.context, tokens, asked.max_tokens or 1 if settings.strict else 1, param=asked.field)
+    return min(wanted, info.context - tokens)
 
 
 def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRequest, asked: Generation) -> None:
@@ -105,16 +106,16 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
     check_text_disclosure(
         entitlements.tier.disclosure(level),
         logprobs=asked.logprobs,
-        biased=bool(body.logit_bias),
+        probes=body.probes,
         count_param="top_logprobs" if asked.field == "messages" else "logprobs",
     )
 
 
-def _check_length(info: ModelInfo, asked: Generation) -> None:
+def _check_length(info: ModelInfo, asked: Generation, settings: GatewaySettings) -> None:
     """Refuse what cannot fit the context whatever it says, before anything is made of it."""
     if info.context is None:
         return
-    if asked.max_tokens is not None and asked.max_tokens > info.context:
+    if settings.strict and asked.max_tokens is not None and asked.max_tokens > info.context:
         raise InvalidRequest(
             f"max_tokens is {asked.max_tokens}, but the context of {info.id} is {info.context} tokens.",
             param="max_tokens",
@@ -124,12 +125,8 @@ def _check_length(info: ModelInfo, asked: Generation) -> None:
     for text in [asked.prompt] if asked.field == "messages" else [[text] for text in asked.prompt]:
         characters = sum(len(part["content"]) if isinstance(part, dict) else len(part) for part in text)
         if characters > each * info.context:
-            raise InvalidRequest(
-                f"The context of {info.id} is {info.context} tokens of at most {each} characters, but the prompt has"
-                f" {characters} characters.",
-                param=asked.field,
-                code="context_length_exceeded",
-            )
+            said = f"your {asked.field} hold {characters} characters, of which a token has at most {each}"
+            raise beyond_context(info.context, said, param=asked.field)
 
 
 async def _metered(

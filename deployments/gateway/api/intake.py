@@ -25,7 +25,7 @@ BURST_S = 10.0
 BROKEN = 10.0
 """Bad requests that one body costs which breaks off: it was read for nothing, and may have been large."""
 _ELEMENTS, _CONTAINERS = (b",", b"[", b"{", b":"), (b"[", b"{")
-_TEXT = re.compile(r"(/models/[^/]+)?/v1/")
+_TEXT = re.compile(r"(/models/.+)?/v1/")
 
 
 def body_limit(settings: GatewaySettings, scope: Scope) -> int:

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     from deployments.gateway.ticket import Cost
     from deployments.serving.ingress import TenantGateway
 
-PUBLIC = {"/healthz", "/readyz", "/readyz/{model_id}"}
+PUBLIC = {"/health", "/healthz", "/readyz", "/readyz/{model_id}"}
 CHAT = "/v1/chat/completions"
 
 

@@ -55,6 +55,17 @@ async def test_a_call_that_ends_by_itself_is_not_told() -> None:
     assert await asked is None and await spending.spent("call") is None and await spending.spent("other") is None
 
 
+async def test_calls_of_one_number_are_told_together_and_those_that_ended_are_not() -> None:
+    spending = Spending()
+    with spending.of("pictures") as done:
+        done.images = 1
+    for forward in (1, 0, 1):
+        with pytest.raises(asyncio.CancelledError), spending.of("pictures") as meter:
+            meter.images = forward
+            raise asyncio.CancelledError
+    assert await spending.spent("pictures") == Spent(0, 0, 2) and await spending.spent("pictures") is None
+
+
 async def test_what_nobody_asks_for_is_forgotten() -> None:
     spending = Spending()
     for number in range(KEPT + 5):
