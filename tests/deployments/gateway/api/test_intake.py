@@ -136,7 +136,7 @@ async def test_bodies_that_break_off_cost_their_tenant_until_nothing_more_is_rea
     leaves: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.gateway.api.intake.time.monotonic", lambda: 100.0)
-    intake, count = Intake(GatewayArgs(bad_requests_per_s=2.0)), 0
+    intake, count = Intake(Settings(GatewayArgs(bad_requests_per_s=2.0))), 0
 
     async def broken() -> AsyncIterator[bytes]:
         nonlocal count
