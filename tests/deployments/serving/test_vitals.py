@@ -14,6 +14,7 @@ import pytest_asyncio
 import torch
 
 from deployments.config import Task
+from deployments.contracts.spending import Spending
 from deployments.serving.cores import Threads
 from policies.errors import InvalidRequest, Unavailable
 from policies.terms import Modulation, Share
@@ -32,7 +33,8 @@ MOST = 25_000_000
 class Picture(replicas.VisionReplica):
     """A replica without what needs Ray: calibration, metrics."""
 
-    async def start(self, *_: Any, **__: Any) -> None: ...
+    async def start(self, *_: Any, **__: Any) -> None:
+        self._spending = Spending()
 
     def check_and_export(self) -> None: ...
 
