@@ -8,7 +8,7 @@ from typing import Protocol
 
 from deployments.config import StoreArgs
 from tenants import installation
-from tenants.seed import ENV_FILE, read_env
+from tenants.seed import ADMIN_FILE, read_env
 from tenants.store import TenantStore
 
 
@@ -57,12 +57,11 @@ def store_url(args: StoreArgs, *, replica: bool = False) -> str:
     """`embedded`, or the store's URL; the environment goes before the configuration.
 
     That is REDIS_URL, and for replicas AIM_REPLICA_REDIS_URL before it, in which they have a user of their own. A
-    shell that has read `demo.env` exports the embedded store's own URL, which means that store and no other.
+    shell that has read `admin.env` exports the embedded store's own URL, which means that store and no other.
     """
     own = os.environ.get("AIM_REPLICA_REDIS_URL") if replica else None
     url = own or os.environ.get("REDIS_URL") or args.redis_url
-    demo = read_env(Path(args.data_dir) / ENV_FILE).get("REDIS_URL")
-    return args.redis_url if url == demo else url
+    return args.redis_url if url in read_env(Path(args.data_dir) / ADMIN_FILE).values() else url
 
 
 def is_embedded(args: StoreArgs) -> bool:

@@ -20,7 +20,20 @@ from tenants import (
     show,
 )
 from tenants.admin import TenantAdmin
-from tenants.console import Assignments, Json, TenantId, Yes, assignments, complete_tier, failure, run
+from tenants.console import (
+    Assignments,
+    Chosen,
+    Json,
+    Remove,
+    TenantId,
+    Yes,
+    assignments,
+    complete_tier,
+    failure,
+    given,
+    run,
+    strengths,
+)
 from tenants.served import ServedModels
 from tenants.store import TenantStore
 from tenants.usage import days_between, last_days, read_usage
@@ -40,11 +53,15 @@ app.command()(cli_receipts.verify)
 def main(
     context: typer.Context,
     redis_url: Annotated[
-        str, typer.Option(envvar="REDIS_URL", help="The store; default: what .data/demo.env says.", show_envvar=True)
-    ] = "",
+        str | None,
+        typer.Option(envvar="REDIS_URL", help="The store; default: what .data/admin.env says.", show_envvar=True),
+    ] = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Take models and classes too that no replica has served yet.")
+    ] = False,
 ) -> None:
     """Manage tiers, tenants and API keys. Edits reach every gateway at once."""
-    context.obj = redis_url
+    context.obj = Chosen(given("--redis-url", redis_url) or "", unchecked)
 
 
 @app.command("list")
@@ -57,8 +74,8 @@ def list_tenants(
     """List tenants in the order of their ids, a page at a time."""
 
     async def read(admin: TenantAdmin, _: TenantStore) -> Any:
-        ids = [name for name in await admin.names(keyspace.TENANT) if name > after]
-        return await admin.tenants(ids[:limit]), len(ids) - limit
+        ids, left = await admin.page(keyspace.TENANT, after=after, limit=limit)
+        return await admin.tenants(ids), left
 
     page, left = run(context, read)
     show.tenants(page, as_json)
@@ -78,17 +95,22 @@ def create_tenant(
     tenant: TenantId,
     tier: Annotated[str, typer.Option(help="An existing tier.", autocompletion=complete_tier)],
     name: Annotated[str, typer.Option(help="Name for people; default: the id.")] = "",
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Go on with the usage of a deleted tenant of this id.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Create a tenant."""
-    record = run(context, lambda admin, _: admin.create_tenant(tenant, tier=tier, name=name))
+    record = run(context, lambda admin, _: admin.create_tenant(tenant, tier=tier, name=name, reuse=reuse))
     show.done(show.tenant_fields(record), f"Created {tenant} ({tier}). Next: tenants key create {tenant}", as_json)
 
 
 @app.command("set")
-def set_tenant(context: typer.Context, tenant: TenantId, fields: Assignments, as_json: Json = False) -> None:
+def set_tenant(
+    context: typer.Context, tenant: TenantId, fields: Assignments = None, remove: Remove = None, as_json: Json = False
+) -> None:
     """Set fields of a tenant: tier=gold rpm=600 utility:resnet18-cifar10=0.8."""
-    changes = assignments(fields)
+    changes = assignments(fields or [], remove or [])
     record = run(context, lambda admin, _: admin.set_tenant(tenant, changes))
     show.done(show.tenant_fields(record), f"Set {', '.join(changes)} of {tenant}.", as_json)
 
@@ -98,14 +120,14 @@ def set_focus(
     context: typer.Context,
     tenant: TenantId,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model id.")],
-    strengths: Annotated[
+    terms: Annotated[
         list[str] | None,
         typer.Argument(metavar="CLASS=STRENGTH", help="In (-1, 1); 0 removes it; none: show the focus."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Set a tenant's standing focus on a model: pedestrian=0.9."""
-    wanted = {term: _strength(term, text) for term, text in assignments(strengths or []).items()}
+    wanted = strengths(terms or [])
     if wanted:
         record = run(context, lambda admin, _: admin.set_focus(tenant, model, wanted))
     else:
@@ -175,10 +197,21 @@ def usage(
 def audit(
     context: typer.Context,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=100_000, help="How many.")] = 50,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that no line was changed or taken out; status 1 if one was.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the last changes made by this command, the newest first."""
-    show.audit(run(context, lambda admin, _: admin.audit(count)), as_json)
+    """Show the last changes with old and new values, the newest first."""
+    if not verify:
+        show.audit(run(context, lambda admin, _: admin.log.read(count)), as_json)
+        return
+    found = run(context, lambda admin, _: admin.log.verify())
+    wrong = ", ".join(str(number) for number in found["broken"][:20])
+    said = f"lines that do not follow the one before: {wrong}" if wrong else "every line follows the one before"
+    show.done(found, f"{found['entries']} entries, {said}. Head: {found['head']}", as_json)
+    if wrong:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -188,7 +221,8 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     async def read(admin: TenantAdmin, store: TenantStore) -> Any:
         reports = await ServedModels(store).reports()
         strangers = await installation.strangers(store, reports)
-        return [*await admin.check(), *strangers], served_levels.drifted(reports)
+        problems = await admin.check()
+        return [*problems, *strangers, *await installation.unmarked(store)], served_levels.drifted(reports)
 
     problems, drifted = run(context, read)
     lines = [str(problem) for problem in problems] or ["All records are valid."]
@@ -198,13 +232,6 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     show.done(found, "\n".join(lines), as_json)
     if found:
         raise typer.Exit(1)
-
-
-def _strength(term: str, text: str | None) -> float:
-    try:
-        return float(text or "0")
-    except ValueError:
-        raise failure(f"the strength of '{term}' must be a number in (-1, 1), not '{text}'.") from None
 
 
 def _day(text: str, option: str) -> date:

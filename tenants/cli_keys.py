@@ -10,9 +10,9 @@ import typer
 
 from tenants import show
 from tenants.admin import TenantAdmin
-from tenants.console import Assignments, Json, KeyReference, TenantId, assignments, failure, run
+from tenants.console import Assignments, Json, KeyReference, Remove, TenantId, assignments, failure, given, run
 from tenants.fields import iso, parse_moment
-from tenants.records import KeyRecord
+from tenants.records import KeyRecord, RecordError
 from tenants.store import TenantStore
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -24,19 +24,19 @@ def create_key(
     context: typer.Context,
     tenant: TenantId,
     label: Annotated[str, typer.Option(help="A note for people.")] = "",
-    expires: Annotated[str, typer.Option(help="A span such as 30d, 12h, 45m, or a date.")] = "",
+    expires: Annotated[str | None, typer.Option(help="A span such as 30d, 12h, 45m, or a date.")] = None,
     scopes: Annotated[
-        str, typer.Option(help="Comma list of inference, entitlements (read only), model:<id>; default: all.")
-    ] = "",
+        str | None, typer.Option(help="Comma list of inference, entitlements (read only), model:<id>; default: all.")
+    ] = None,
     limit: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="A limit of this key, such as rpm=60; repeat it.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Create a key. It is shown once."""
-    expires_at = _expiry(expires) if expires else None
-    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()] if scopes else None
-    limits = assignments(limit or [])
+    expires_at = _expiry(expires) if given("--expires", expires) and expires else None
+    wanted = None if given("--scopes", scopes) is None else [s.strip() for s in (scopes or "").split(",") if s.strip()]
+    limits = assignments(limit) if limit else {}
     secret, record = run(
         context,
         lambda admin, _: admin.create_key(tenant, label=label, expires_at=expires_at, scopes=wanted, limits=limits),
@@ -68,9 +68,11 @@ def list_keys(context: typer.Context, tenant: TenantId, as_json: Json = False) -
 
 
 @app.command("set")
-def set_key(context: typer.Context, key: KeyReference, fields: Assignments, as_json: Json = False) -> None:
+def set_key(
+    context: typer.Context, key: KeyReference, fields: Assignments = None, remove: Remove = None, as_json: Json = False
+) -> None:
     """Set limits, scopes, label or expires_at of a key: rpm=60 scopes=model:resnet18-cifar10."""
-    changes = assignments(fields)
+    changes = assignments(fields or [], remove or [])
     record = run(context, lambda admin, _: admin.set_key(key, changes))
     show.done(show.key(record), f"Set {', '.join(changes)} of key {record.id}.", as_json)
 
@@ -79,7 +81,10 @@ def set_key(context: typer.Context, key: KeyReference, fields: Assignments, as_j
 def revoke_key(context: typer.Context, key: KeyReference, as_json: Json = False) -> None:
     """Revoke a key: its next request is refused."""
     record = run(context, lambda admin, _: admin.revoke_key(key))
-    show.done(show.key(record), f"Revoked key {record.id} of {record.tenant}.", as_json)
+    if isinstance(record, RecordError):
+        show.done(show.problem(record), f"Revoked, though its record is not valid: {record}", as_json)
+    else:
+        show.done(show.key(record), f"Revoked key {record.id} of {record.tenant}.", as_json)
 
 
 def _say(secret: str, record: KeyRecord, as_json: bool, *, replaces: KeyRecord | None = None) -> None:

@@ -235,7 +235,7 @@ def _decode(key: str, raw: RawHash) -> dict[str, str]:
         except UnicodeDecodeError:
             raise RecordError(key, field, "is not UTF-8 text") from None
     if name := seal.lost(values):
-        raise RecordError(key, name, "was lost; set it again, or remove it by an empty value")
+        raise RecordError(key, name, "was lost; set it again, or remove it (--remove)")
     values.pop(seal.FIELD, None)
     return values
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from policies.audit import LevelReport, Tally
+from tenants import keyspace
 from tenants.fields import iso
 from tenants.jobs import BEFORE, Job
 from tenants.manifest import Step
@@ -76,14 +77,16 @@ def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
         (record for record in records.values() if isinstance(record, KeyRecord)),
         key=lambda own: -(own.created_at or 0.0),
     )
+    broken = [record for record in records.values() if isinstance(record, RecordError)]
     if as_json:
-        return _json([key(record) for record in found])
+        return _json([*(key(record) for record in found), *(_broken_key(error) for error in broken)])
     # Days are enough for people; --json has the seconds.
     moments = [[_moment(m)[:10] for m in (own.expires_at, own.last_used)] for own in found]
     rows = [
         (own.id, own.prefix, _status(own), *times, own.label, _terms(own))
         for own, times in zip(found, moments, strict=True)
     ]
+    rows += [(_key_id(error), "", "invalid", "", "", "", f"{error.field}: {error.problem}") for error in broken]
     _table(("id", "prefix", "status", "expires", "last used", "label", "scopes and limits"), rows, whole=5)
 
 
@@ -110,12 +113,24 @@ def usage(periods: Iterable[Usage], as_json: bool, as_csv: bool = False) -> None
     _table(("period", "model", *(name.replace("_", " ") for name in COUNTERS)), rows)
 
 
-def audit(entries: Iterable[Mapping[str, str]], as_json: bool) -> None:
+def audit(entries: Iterable[Mapping[str, Any]], as_json: bool) -> None:
     """Table or JSON of changes."""
     if as_json:
-        return _json([{**entry, "time": iso(float(entry["time"]))} for entry in entries])
-    names = ("who", "action", "subject", "detail")
-    _table(("time", *names), ((iso(float(entry["time"])), *(entry.get(n, "") for n in names)) for entry in entries))
+        return _json([{**entry, "time": iso(entry["time"])} for entry in entries])
+    names = ("who", "action", "subject")
+    rows = ((iso(e["time"]), *(str(e.get(n, "")) for n in names), _changes(e)) for e in entries)
+    _table(("time", *names, "changes"), rows)
+
+
+def _changes(entry: Mapping[str, Any]) -> str:
+    changes = entry.get("changes")
+    pairs = changes.items() if isinstance(changes, dict) else ()
+    said = [f"{name}: {_new(*change)}" for name, change in pairs if isinstance(change, list) and len(change) == 2]
+    return ", ".join([*said, *([str(entry["detail"])] if entry.get("detail") else [])])
+
+
+def _new(old: object, new: object) -> str:
+    return f"{new}" if old is None else f"{old} (removed)" if new is None else f"{old} → {new}"
 
 
 def steps(planned: Iterable[Step], as_json: bool) -> None:
@@ -225,6 +240,14 @@ def key(record: KeyRecord) -> dict[str, Any]:
 
 def _error(error: RecordError) -> dict[str, Any]:
     return {"key": error.key, "invalid": {"field": error.field, "problem": error.problem}}
+
+
+def _broken_key(error: RecordError) -> dict[str, Any]:
+    return {"id": _key_id(error), "status": "invalid", **_error(error)}
+
+
+def _key_id(error: RecordError) -> str:
+    return error.key.removeprefix(keyspace.APIKEY)[:12]
 
 
 def _limits(record: KeyRecord) -> dict[str, int]:

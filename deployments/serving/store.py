@@ -41,7 +41,8 @@ class EmbeddedStore:
             except (AdminError, OSError) as error:
                 announce("store", f"{FAILED} {error} Add `--embedded {args.data_dir}` to the command.")
                 raise
-            demo = await seed_demo(store, args.data_dir, args.public_url)
+            admin_url = self._valkey.url_of("admin")
+            demo = await seed_demo(store, args.data_dir, args.public_url, admin_url=admin_url)
         # Printed from a worker, so Ray logs it: the place of the keys, never the keys.
         announce("store", f"embedded Valkey is up; demo keys are in {demo}")
 

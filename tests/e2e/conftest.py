@@ -59,7 +59,7 @@ class Application:
         """Start and wait until every model answers, at every level."""
         command = [sys.executable, "-m", "deployments.launch", "serve", str(self.config)]
         with (self.data.parent / "launch.log").open("ab") as log:
-            # A shell that has read a demo.env must not make the tests use the store of that installation.
+            # A shell that has read an admin.env must not make the tests use the store of that installation.
             env = {
                 k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "AIM_REPLICA_REDIS_URL", "RAY_ADDRESS")
             }
@@ -73,10 +73,10 @@ class Application:
             if state == {"status": "ok", "reasons": []}:
                 break
             if state.get("status") == "partial" and not self.met:
-                self.env = read_env(self.data / "demo.env")
+                self.env = read_env(self.data / "demo.env") | read_env(self.data / "admin.env")
                 self.met = {"readiness": (200, state)} | {tier: self._asked(tier) for tier in ("gold", "free")}
             time.sleep(0.5)
-        self.env = read_env(self.data / "demo.env")
+        self.env = read_env(self.data / "demo.env") | read_env(self.data / "admin.env")
 
     def _asked(self, tier: str) -> tuple[int, Any]:
         body = {"model": TEXT, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0}
@@ -130,7 +130,9 @@ class Application:
         if shutil.which("redis-cli") is None:
             pytest.skip("needs redis-cli (Debian: redis-tools)")
         done = subprocess.run(
-            ["redis-cli", "-u", self.env["REDIS_URL"], "--no-auth-warning", *command], capture_output=True, text=True
+            ["redis-cli", "-u", self.env["OWNER_REDIS_URL"], "--no-auth-warning", *command],
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
