@@ -192,6 +192,11 @@ class GatewayArgs(BaseModel):
     )
     max_image_pixels: Annotated[int, Field(ge=64 * 64)] = 25_000_000
     deadline_s: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="to the whole answer of a request")
+    admin_api: bool = Field(
+        default=False,
+        description="whether /admin/v1 is served, for people with admin keys (`tenants admin-key create`). It needs the"
+        " URL of the store's user admin in AIM_ADMIN_REDIS_URL, but for the embedded store",
+    )
     scaling: Scaling = Scaling()
 
 

@@ -18,6 +18,9 @@ class Access(Protocol):
     async def connect(self) -> TenantStore:
         """A connection to the store. Raises ValueError, Unavailable."""
 
+    def for_admin(self) -> Access:
+        """The way of administration over HTTP, which has a user of the store of its own."""
+
     async def noise_secret(self, store: TenantStore) -> bytes:
         """As `noise_secret`."""
 
@@ -62,6 +65,14 @@ def store_url(args: StoreArgs, *, replica: bool = False) -> str:
     own = os.environ.get("AIM_REPLICA_REDIS_URL") if replica else None
     url = own or os.environ.get("REDIS_URL") or args.redis_url
     return args.redis_url if url in read_env(Path(args.data_dir) / ADMIN_FILE).values() else url
+
+
+def admin_url() -> str:
+    """The store's URL for administration over HTTP. Raises ValueError where the environment has none."""
+    url = os.environ.get("AIM_ADMIN_REDIS_URL", "")
+    if not url:
+        raise ValueError("gateway.admin_api needs the store's URL of its user admin in AIM_ADMIN_REDIS_URL")
+    return url
 
 
 def is_embedded(args: StoreArgs) -> bool:

@@ -12,12 +12,14 @@ from tenants import (
     cli_keys,
     cli_manifest,
     cli_models,
+    cli_operators,
     cli_receipts,
     cli_tiers,
     installation,
     keyspace,
     served_levels,
     show,
+    views,
 )
 from tenants.admin import TenantAdmin
 from tenants.console import (
@@ -41,6 +43,7 @@ from tenants.usage import days_between, last_days, read_usage
 app = typer.Typer(help="Manage tiers, tenants and API keys.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(cli_tiers.app, name="tier")
 app.add_typer(cli_keys.app, name="key")
+app.add_typer(cli_operators.app, name="admin-key")
 app.command()(cli_installation.init)
 app.command()(cli_manifest.apply)
 app.command()(cli_manifest.export)
@@ -102,7 +105,7 @@ def create_tenant(
 ) -> None:
     """Create a tenant."""
     record = run(context, lambda admin, _: admin.create_tenant(tenant, tier=tier, name=name, reuse=reuse))
-    show.done(show.tenant_fields(record), f"Created {tenant} ({tier}). Next: tenants key create {tenant}", as_json)
+    show.done(views.tenant_fields(record), f"Created {tenant} ({tier}). Next: tenants key create {tenant}", as_json)
 
 
 @app.command("set")
@@ -112,7 +115,7 @@ def set_tenant(
     """Set fields of a tenant: tier=gold rpm=600 utility:resnet18-cifar10=0.8."""
     changes = assignments(fields or [], remove or [])
     record = run(context, lambda admin, _: admin.set_tenant(tenant, changes))
-    show.done(show.tenant_fields(record), f"Set {', '.join(changes)} of {tenant}.", as_json)
+    show.done(views.tenant_fields(record), f"Set {', '.join(changes)} of {tenant}.", as_json)
 
 
 @app.command("focus")
@@ -141,14 +144,14 @@ def set_focus(
 def suspend(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
     """Refuse every request of a tenant, until it is activated."""
     record = run(context, lambda admin, _: admin.set_tenant(tenant, {"status": "suspended"}))
-    show.done(show.tenant_fields(record), f"Suspended {tenant}.", as_json)
+    show.done(views.tenant_fields(record), f"Suspended {tenant}.", as_json)
 
 
 @app.command()
 def activate(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
     """Take a suspended tenant's requests again."""
     record = run(context, lambda admin, _: admin.set_tenant(tenant, {"status": "active"}))
-    show.done(show.tenant_fields(record), f"Activated {tenant}.", as_json)
+    show.done(views.tenant_fields(record), f"Activated {tenant}.", as_json)
 
 
 @app.command("delete")
@@ -227,7 +230,7 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     problems, drifted = run(context, read)
     lines = [str(problem) for problem in problems] or ["All records are valid."]
     lines += [show.drift(*level) for level in drifted]
-    found = [show.problem(problem) for problem in problems]
+    found = [views.problem(problem) for problem in problems]
     found += [{"key": m, "field": f"{own.level:g}", "problem": show.drift(m, group, own)} for m, group, own in drifted]
     show.done(found, "\n".join(lines), as_json)
     if found:

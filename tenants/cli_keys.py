@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tenants import show
+from tenants import show, views
 from tenants.admin import TenantAdmin
 from tenants.console import Assignments, Json, KeyReference, Remove, TenantId, assignments, failure, given, run
 from tenants.fields import iso, parse_moment
@@ -34,7 +34,7 @@ def create_key(
     as_json: Json = False,
 ) -> None:
     """Create a key. It is shown once."""
-    expires_at = _expiry(expires) if given("--expires", expires) and expires else None
+    expires_at = expiry(expires) if given("--expires", expires) and expires else None
     wanted = None if given("--scopes", scopes) is None else [s.strip() for s in (scopes or "").split(",") if s.strip()]
     limits = assignments(limit) if limit else {}
     secret, record = run(
@@ -74,7 +74,7 @@ def set_key(
     """Set limits, scopes, label or expires_at of a key: rpm=60 scopes=model:resnet18-cifar10."""
     changes = assignments(fields or [], remove or [])
     record = run(context, lambda admin, _: admin.set_key(key, changes))
-    show.done(show.key(record), f"Set {', '.join(changes)} of key {record.id}.", as_json)
+    show.done(views.key(record), f"Set {', '.join(changes)} of key {record.id}.", as_json)
 
 
 @app.command("revoke")
@@ -82,14 +82,14 @@ def revoke_key(context: typer.Context, key: KeyReference, as_json: Json = False)
     """Revoke a key: its next request is refused."""
     record = run(context, lambda admin, _: admin.revoke_key(key))
     if isinstance(record, RecordError):
-        show.done(show.problem(record), f"Revoked, though its record is not valid: {record}", as_json)
+        show.done(views.problem(record), f"Revoked, though its record is not valid: {record}", as_json)
     else:
-        show.done(show.key(record), f"Revoked key {record.id} of {record.tenant}.", as_json)
+        show.done(views.key(record), f"Revoked key {record.id} of {record.tenant}.", as_json)
 
 
 def _say(secret: str, record: KeyRecord, as_json: bool, *, replaces: KeyRecord | None = None) -> None:
     if as_json:
-        show.done({"key": secret, **show.key(record)}, "", True)
+        show.done({"key": secret, **views.key(record)}, "", True)
         return
     typer.echo(secret)
     until = f" It expires at {iso(record.expires_at)}." if record.expires_at else ""
@@ -104,7 +104,7 @@ def _span(text: str, option: str) -> int:
     return int(match[1]) * _SECONDS[match[2]]
 
 
-def _expiry(text: str) -> float:
+def expiry(text: str) -> float:
     """Unix seconds at which a key expires that is given a span or a date."""
     if re.fullmatch(r"\d{1,6}[smhd]", text):
         return time.time() + _span(text, "--expires")

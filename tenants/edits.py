@@ -37,7 +37,11 @@ class Missing(AdminError):
 
 
 class Conflict(AdminError):
-    """What should be made is there already, or was changed since it was read."""
+    """What should be made is there already, or is still in use."""
+
+
+class Changed(Conflict):
+    """It was changed since it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,13 @@ class Found:
     def version(self) -> str:
         """16 hex digits that change with any edit, "" where there is no record."""
         return version(self.key, self.raw) if self.is_hash else "0" * 16
+
+    @property
+    def whole(self) -> RawHash:
+        """Its fields, to be parsed. Raises RecordError where the key holds something else."""
+        if not self.is_hash:
+            raise RecordError(self.key, "", "is not a hash")
+        return self.raw
 
     def by_hand(self) -> Entry | None:
         """The entry for what somebody changed without a command; None where nobody did."""
@@ -181,9 +192,9 @@ def version(key: str, raw: RawHash) -> str:
 
 
 def expect(found: Found, wanted: str | None, what: str) -> None:
-    """Raises Conflict unless a record is still of the version that somebody read; None: any."""
+    """Raises Changed unless a record is still of the version that somebody read; None: any."""
     if wanted is not None and found.version != wanted:
-        raise Conflict(f"{what} was changed since it was read; look at it again, then repeat the change.")
+        raise Changed(f"{what} was changed since it was read; look at it again, then repeat the change.")
 
 
 def texts(raw: RawHash) -> dict[str, str]:

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from deployments.config import GatewayArgs
 from deployments.gateway.api import entitlements, errors, health, openai, vision
+from deployments.gateway.api.admin.app import PREFIX
 from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders
 from deployments.gateway.service import Gateway
@@ -32,8 +33,12 @@ EXPOSED = (
 """Headers that a page of another origin may read."""
 
 
-def build_api(gateway: Gateway) -> FastAPI:
-    """The HTTP surface of a gateway."""
+def build_api(gateway: Gateway, admin: FastAPI | None = None) -> FastAPI:
+    """The HTTP surface of a gateway.
+
+    Args:
+        admin: administration as well, of `admin.app.build_admin`.
+    """
     app = FastAPI(
         title="Tiered model serving",
         version=version("aim-serve"),
@@ -49,6 +54,8 @@ def build_api(gateway: Gateway) -> FastAPI:
     errors.install(app)
     for router in (openai.router, vision.router, entitlements.router, health.router):
         app.include_router(router)
+    if admin is not None:
+        app.mount(PREFIX, admin)
     return app
 
 
