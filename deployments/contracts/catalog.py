@@ -29,6 +29,10 @@ class ModelInfo(BaseModel):
     """What it does not serve yet, in a few words: while there are any, level 1.0 without focus is all it serves."""
     context: int | None = None
     """Tokens of prompt and answer together, for a text model."""
+    form: str | None = None
+    """Digest of what makes its prompts into tokens, which a gateway asks for once; None: they are sent as text."""
+    characters: int | None = None
+    """Most that one of its tokens stands for, where that is known."""
     created: int
     """Unix time at which the replica was ready."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from policies.errors import Unauthenticated
 from tenants.entitlements import Entitlements
@@ -18,7 +18,7 @@ class RequestContext:
         until: loop time at which its deadline ends, once it has begun.
         headers: of its answer, whatever its status.
         sign: makes the signed receipt of an answer that begins, once a model's terms are resolved.
-        limits: asked for `x-ratelimit-*` where no admission gave them: a refusal, or an answer without a model.
+        limits: makes the `x-ratelimit-*` of answers to which no admission gave them: a refusal, or one without a model.
         model_seconds: spent waiting for a model.
     """
 
@@ -28,7 +28,7 @@ class RequestContext:
         self.until: float | None = None
         self.headers: dict[str, str] = {}
         self.sign: Callable[[], str | None] | None = None
-        self.limits: Callable[[], Awaitable[dict[str, str]]] | None = None
+        self.limits: Callable[[], dict[str, str]] | None = None
         self.model_seconds = 0.0
         self._started = time.perf_counter()
 

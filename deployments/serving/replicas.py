@@ -17,14 +17,12 @@ from deployments.contracts.catalog import ModelInfo, TextDelta
 from deployments.contracts.console import announce, announced
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.images.classifier import ImageClassifier
-from deployments.engines.images.decoding import decode_image
-from deployments.engines.images.items import ItemLogits
+from deployments.engines.images.pipeline import Pipeline
 from deployments.engines.images.segmenter import ImageSegmenter
-from deployments.engines.text.choices import Conversation, Texts, answer, encoded
+from deployments.engines.text.choices import answer
 from deployments.engines.text.generator import Generator
-from deployments.queues.batching import FairBatcher
+from deployments.prompts.encoder import Conversation, Texts
 from deployments.queues.fair_pool import FairPool
-from deployments.queues.fair_queue import FlowBound
 from deployments.serving.cores import Threads, usable_cores
 from deployments.serving.metrics import LevelMetrics
 from deployments.serving.store import StoreAccess
@@ -33,11 +31,10 @@ from policies.terms import Modulation, Share
 
 LOWEST = 0.01
 """The lowest level that there is."""
-MOST_DECODED_AT_ONCE = 4
-Decoded = tuple[tuple[int, int], torch.Tensor]
-"""A picture's (height, width), and its pixels as the model takes them."""
-COUNTED_AT_ONCE = 16
-"""Long prompts of one tenant whose tokens wait to be counted."""
+ENCODED_AT_ONCE = 16
+"""Prompts of one tenant that wait to be encoded."""
+PART_BYTES = 2**20
+"""Of a tokenizer on its way to a gateway: Serve takes no message of more than 4 MiB."""
 
 
 class Replica:
@@ -52,7 +49,7 @@ class Replica:
         access: StoreAccess,
         threads: int,
         gpu_share: float,
-        context: int | None = None,
+        **of_text: Any,
     ) -> None:
         """Put the stored calibration in place, and keep it and the audit up to date from now on."""
         replica = serve.get_replica_context().replica_id.unique_id
@@ -61,7 +58,12 @@ class Replica:
             announce(spec.id, "level 1.0 is served; lower levels are about to be solved")
         classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
         self._info = ModelInfo(
-            id=spec.id, task=spec.task, classes=classes, floor=LOWEST, context=context, created=int(time.time())
+            id=spec.id,
+            task=spec.task,
+            classes=classes,
+            floor=LOWEST,
+            created=int(time.time()),
+            **of_text,
         )
         self._metrics = LevelMetrics(spec.id)
 
@@ -109,17 +111,7 @@ class VisionReplica(Replica):
                 kind.load, spec, _device(threads.count())
             )
             await self.start(self.engine, spec, access, threads.count(), gpu_share)
-        self._max_pixels = max_pixels
-        self._under_way = FlowBound(spec.max_queue_per_tenant)
-        self._decoding: FairPool[bytes, Decoded] = FairPool(
-            self._decoded, workers=min(MOST_DECODED_AT_ONCE, usable_cores()), queue_bound=spec.max_queue_per_tenant
-        )
-        self._batcher: FairBatcher[tuple[torch.Tensor, Modulation, str], ItemLogits] = FairBatcher(
-            self._forward,
-            max_batch_size=spec.max_batch_size,
-            max_wait_ms=spec.max_batch_wait_ms,
-            queue_bound=spec.max_queue_per_tenant,
-        )
+        self._pictures = Pipeline(self.engine, max_pixels, usable_cores())
 
     async def predict(
         self, data: bytes, top_k: int | None, modulation: Modulation, share: Share
@@ -133,10 +125,9 @@ class VisionReplica(Replica):
         """
         held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
-        with self._under_way.hold(share.flow):
+        with self._pictures.under_way.hold(share.flow, len(data)):
             await asyncio.gather(*map(asyncio.wrap_future, held))
-            size, pixels = await self._decoding.submit(data, share)
-            item = await self._batcher.submit((pixels, modulation, share.flow), share)
+            size, item = await self._pictures.logits(data, modulation, share)
             answer: list[Any]
             if isinstance(self.engine, ImageClassifier):
                 answer = self.engine.answer(item, modulation, top_k)
@@ -144,18 +135,10 @@ class VisionReplica(Replica):
                 answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
         return [part.to_json() for part in answer]
 
-    def _decoded(self, data: bytes) -> Decoded:
-        """A picture's (height, width) and pixels for the model."""
-        image = decode_image(data, self._max_pixels)
-        return (image.height, image.width), self.engine.preprocess(image)
-
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export."""
-        self._batcher.check()
+        self._pictures.batcher.check()
         self.check_and_export()
-
-    def _forward(self, items: list[tuple[torch.Tensor, Modulation, str]]) -> list[ItemLogits]:
-        return self.engine.forward(*zip(*items, strict=True))
 
 
 class TextReplica(Replica):
@@ -176,33 +159,43 @@ class TextReplica(Replica):
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
             self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), gpu_share, say)
-            await self.start(self.engine, spec, access, threads.count(), gpu_share, self.engine.context)
-        # What is counted is not admitted yet: it gets a thread, and each tenant its part of it.
-        self._counting: FairPool[Conversation | Texts, tuple[str, list[list[int]]]] = FairPool(
-            partial(encoded, self.engine), workers=1, queue_bound=COUNTED_AT_ONCE
+            model = self.engine.language_model
+            form, characters, _ = await asyncio.to_thread(lambda: (model.form, model.characters, model.encoder))
+            of_text = {"context": self.engine.context, "form": form and form.digest, "characters": characters}
+            await self.start(self.engine, spec, access, threads.count(), gpu_share, **of_text)
+        # What is encoded is not admitted yet: it gets a thread, and each tenant its part of it.
+        self._encoding: FairPool[Conversation | Texts, tuple[str, list[list[int]]]] = FairPool(
+            lambda prompt: model.encoder.prompts(prompt), workers=1, queue_bound=ENCODED_AT_ONCE
         )
 
     async def generate(
-        self, prompt: Conversation | Texts, params: dict[str, Any], modulation: Modulation, share: Share
+        self, prompts: list[list[int]], param: str, params: dict[str, Any], modulation: Modulation, share: Share
     ) -> AsyncIterator[TextDelta]:
-        """Answer a conversation, or texts to continue, at a tenant's terms. Closing the iterator frees the slots.
+        """Answer prompts, which are token ids, at a tenant's terms. Closing the iterator frees the slots.
 
         Raises:
             InvalidRequest, NotEntitled, Unavailable: as `choices.answer`.
         """
-        async with aclosing(answer(self.engine, prompt, params, modulation, share)) as deltas:
+        async with aclosing(answer(self.engine, prompts, params, modulation, share, param=param)) as deltas:
             async for delta in deltas:
                 yield delta
 
-    async def count(self, prompt: Conversation | Texts, share: Share) -> list[int]:
-        """Tokens of a conversation, or of each text.
+    async def form(self) -> AsyncIterator[bytes]:
+        """In parts, what makes prompts into tokens: `Form.pack`. Gateways ask for it by `info`'s digest."""
+        form = self.engine.language_model.form
+        packed = await asyncio.to_thread(form.pack) if form else b""
+        for at in range(0, len(packed), PART_BYTES):
+            yield packed[at : at + PART_BYTES]
+
+    async def encode(self, prompt: Conversation | Texts, share: Share) -> list[list[int]]:
+        """Token ids of a conversation, or of each text, for a gateway that has not got the tokenizer.
 
         Raises:
-            InvalidRequest: as `choices.encoded`.
-            Unavailable: this tenant has many counted already.
+            InvalidRequest: as `Encoder.prompts`.
+            Unavailable: this tenant has many waiting already.
         """
-        _, prompts = await self._counting.submit(prompt, share)
-        return [len(tokens) for tokens in prompts]
+        _, prompts = await self._encoding.submit(prompt, share)
+        return prompts
 
     async def check_health(self) -> None:
         """Raises where the engine's loop has stopped, so that Serve restarts the replica."""

@@ -28,7 +28,6 @@ from policies.calibration.answering import CANDIDATES
 from policies.calibration.candidates import Candidates
 from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import TEXT
-from policies.errors import InvalidRequest
 from policies.field.identity import field_digest
 from policies.head.head import Head
 from policies.head.slots import Setting
@@ -140,20 +139,15 @@ class Generator(CalibratedEngine):
         Raises:
             InvalidRequest: an id that is no token, or a text with one that the model was not made for.
         """
-        if isinstance(text, str):
-            text = list(self.tokenizer.encode(text))
-        self._check_tokens(text, "prompt")
-        return text
+        return self.language_model.encoder.text(text)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """A conversation's tokens in the model's own chat template, ready for the assistant's answer.
 
         Raises:
-            InvalidRequest: as `Chat.encode`.
+            InvalidRequest: as `Encoder.conversation`.
         """
-        tokens = self.language_model.chat.encode(messages)
-        self._check_tokens(tokens, "messages")
-        return tokens
+        return self.language_model.encoder.conversation(messages)
 
     def check(self, prompt: Sequence[int], params: SamplingParams, modulation: Modulation, *, param: str) -> None:
         """Refuse what cannot be answered, or not at these terms.
@@ -165,7 +159,7 @@ class Generator(CalibratedEngine):
         biased = bool(params.logit_bias)
         check_text_disclosure(modulation.disclosure, logprobs=params.logprobs, biased=biased)
         check_context(self.model_id, self.context, len(prompt), params.max_tokens, param=param)
-        self._check_tokens([token for token, _ in params.logit_bias], "logit_bias")
+        self.language_model.encoder.checked([token for token, _ in params.logit_bias], "logit_bias")
 
     def setting(self, modulation: Modulation) -> Setting:
         """A request's terms by token.
@@ -233,14 +227,6 @@ class Generator(CalibratedEngine):
     def close(self) -> None:
         """Stop the engine for good; what is running or waiting fails as unavailable."""
         self.engine.close()
-
-    def _check_tokens(self, ids: Sequence[int], param: str) -> None:
-        if wrong := [token for token in ids if not 0 <= token < self.vocabulary]:
-            raise InvalidRequest(
-                f"{wrong[0]} is no token of {self.model_id}; its ids are 0 to {self.vocabulary - 1}.",
-                param=param,
-                code="invalid_value",
-            )
 
     def _finish_reason(self, tokens: list[int], last: bool, stopped: bool) -> str | None:
         if stopped:

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from policies.terms import Tier
-from tests.deployments.openai_support import QUESTION, Script
+from tests.deployments.openai_support import MODEL, QUESTION, Script
 
 
 async def test_every_answer_of_a_chat_comes_whole(client: openai.AsyncOpenAI, script: Script) -> None:
@@ -164,14 +164,25 @@ async def test_admission_counts_every_answer_at_its_longest(client: openai.Async
     assert script.costs[1] - script.costs[0] == 400
     for prompt in (["a"], ["a", "a", "a"]):
         await client.completions.create(model="text", prompt=prompt, n=2, max_tokens=100)
-    assert 400 <= script.costs[3] - script.costs[2] < 480
+    assert script.costs[3] - script.costs[2] == 402, "of each prompt one token more"
+
+
+async def test_admission_counts_a_prompt_by_its_tokens_and_an_answer_by_the_room_it_has(
+    client: openai.AsyncOpenAI, script: Script
+) -> None:
+    for prompt in ("a" * 39, "a" * 3199, list(range(30))):
+        await client.completions.create(model="text", prompt=prompt, max_tokens=20)
+    assert script.costs == [10 + 20, 800 + 20, 30 + 20]
+    await client.chat.completions.create(model="text", messages=[{"role": "user", "content": "a" * 3000}])
+    (message,) = script.encoded[-1:]
+    tokens = len(str(message)) // 4 + 1
+    assert script.costs[-1] == 1000, f"{tokens} of the prompt's, and what is left of the context"
 
 
 async def test_the_context_is_checked_before_admission(client: openai.AsyncOpenAI, script: Script) -> None:
     await client.completions.create(model="text", prompt="word " * 20)
-    assert script.counted == 0, "a short prompt needs no count"
     await client.completions.create(model="text", prompt="word " * 190)
-    assert (script.counted, len(script.costs)) == (1, 2)
+    assert len(script.encoded) == len(script.costs) == 2, "each is encoded once"
     too_long: list[dict[str, Any]] = [
         {"prompt": "word " * 900},
         {"prompt": "a" * 3000, "max_tokens": 300},
@@ -184,6 +195,24 @@ async def test_the_context_is_checked_before_admission(client: openai.AsyncOpenA
             await client.completions.create(model="text", **fields)
         assert error.value.code == "context_length_exceeded" and "1000" in error.value.message
     assert len(script.costs) == 2
+
+
+@pytest.mark.parametrize(("each", "read"), [(None, 64_000), (16, 16_000), (90, 90_000)])
+async def test_what_is_too_long_whatever_it_says_is_not_read(
+    client: openai.AsyncOpenAI, script: Script, monkeypatch: pytest.MonkeyPatch, each: int | None, read: int
+) -> None:
+    """And what may fit is read, however long: a token of ninety spaces is one of a thousand."""
+    monkeypatch.setattr(script, "entitle", lambda *_: MODEL.model_copy(update={"characters": each}))
+    for prompt in ("a" * (read + 1), "\U0001f600" * (read + 1)):
+        with pytest.raises(openai.BadRequestError, match=f"{read + 1} characters"):
+            await client.completions.create(model="text", prompt=prompt, max_tokens=1)
+    with pytest.raises(openai.BadRequestError, match=f"{read + 1} characters"):
+        halves = [{"role": "user", "content": "a" * (read // 2)}, {"role": "user", "content": "a" * (read // 2 + 1)}]
+        await client.chat.completions.create(model="text", messages=halves)  # type: ignore[arg-type]
+    assert not script.encoded
+    with pytest.raises(openai.BadRequestError, match="the prompt takes"):
+        await client.completions.create(model="text", prompt="a" * read, max_tokens=1)
+    assert len(script.encoded) == 1
 
 
 async def test_half_a_character_is_replaced_wherever_a_text_holds_it(
