@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from tenants import catalog, edits, index, keyspace
+from tenants import catalog, edits, index, keyspace, schedule
 from tenants.audit import Entry
 from tenants.edits import AdminError, Changes, Conflict, Edit, Found, Missing
 from tenants.key_admin import KeyAdmin
@@ -18,6 +18,7 @@ from tenants.store import READ_BATCH
 from tenants.usage import read_usage
 
 Record = TypeVar("Record")
+LATEST = 253402300799.0
 REMEMBERED_MONTHS = 14
 """Usage is kept for 400 days."""
 
@@ -29,9 +30,11 @@ class TenantAdmin(KeyAdmin):
         """Create a tier; `utility` is required."""
         return await self._write(keyspace.tier(name), name, fields, parse_tier, create=True)
 
-    async def set_tier(self, name: str, changes: Changes, *, expect: str | None = None) -> TierRecord:
-        """Change fields of a tier."""
-        return await self._write(keyspace.tier(name), name, changes, parse_tier, expect=expect)
+    async def set_tier(
+        self, name: str, changes: Changes, *, expect: str | None = None, at: float | None = None
+    ) -> TierRecord:
+        """Change fields of a tier, at a moment (unix seconds) where one is given."""
+        return await self._write(keyspace.tier(name), name, _later(changes, at), parse_tier, expect=expect)
 
     async def create_tenant(
         self, tenant_id: str, *, tier: str, name: str = "", fields: Changes | None = None, reuse: bool = False
@@ -46,9 +49,30 @@ class TenantAdmin(KeyAdmin):
             await self._refuse_used_name(tenant_id)
         return await self._write_tenant(tenant_id, {**base, **(fields or {})}, create=True)
 
-    async def set_tenant(self, tenant_id: str, changes: Changes, *, expect: str | None = None) -> TenantRecord:
-        """Change fields of a tenant; a tier field is an override."""
-        return await self._write_tenant(tenant_id, changes, expect=expect)
+    async def set_tenant(
+        self,
+        tenant_id: str,
+        changes: Changes,
+        *,
+        expect: str | None = None,
+        at: float | None = None,
+        until: float | None = None,
+    ) -> TenantRecord:
+        """Change fields of a tenant; a tier field is an override.
+
+        Args:
+            at: when, in unix seconds; None: now.
+            until: when each field is again what it is before; None: never.
+        """
+        wanted = dict(_later(changes, at))
+        if until is not None:
+            if until <= (at or 0.0):
+                raise AdminError("The end of a change must come after its beginning.", "until")
+            found = await self.found(keyspace.tenant(tenant_id))
+            expect = expect or found.version  # what each field is before must be so when this is written
+            now = schedule.folded(edits.texts(found.whole))
+            wanted |= _later({field: now.get(field) for field in changes}, until)
+        return await self._write_tenant(tenant_id, wanted, expect=expect)
 
     async def set_focus(
         self, tenant_id: str, model: str, strengths: Mapping[str, float], *, expect: str | None = None
@@ -83,7 +107,8 @@ class TenantAdmin(KeyAdmin):
         """Delete a tier that no tenant is of."""
         found = await self.found(keyspace.tier(name))
         users = await self.scan(keyspace.TENANT, where=("tier", name))
-        if users:
+        soon = [key.removeprefix(keyspace.TENANT) for key in await index.belonging(self._store, found.key)]
+        if users := sorted({*users, *soon}):
             raise Conflict(f"Tier '{name}' has {len(users)} tenants, such as '{users[0]}'; move them first.")
         await self._delete(found.key, Entry("tier delete", name), expect)
 
@@ -92,6 +117,7 @@ class TenantAdmin(KeyAdmin):
         await self.enter_edits_by_hand()
         problems = await super().check()
         served = await catalog.read(self._store)
+        await self._write_down()
         for prefix in index.KINDS if served else ():
             for found in await self.all_found(prefix):
                 wrong = catalog.misspelt(served, edits.texts(found.raw))
@@ -111,6 +137,31 @@ class TenantAdmin(KeyAdmin):
                         entered += found.by_hand() is not None
                         await edits.edit(self._store, self.log, found.key, lambda now: Edit(now.raw, (), None))
         return entered
+
+    async def to_come(self) -> list[tuple[float, str, str, str | None]]:
+        """Every change of a tier or a tenant that is still to come: when (unix seconds), whose, field, value."""
+        found = []
+        for prefix in (keyspace.TIER, keyspace.TENANT):
+            for record in await self.all_found(prefix):
+                for field, value in schedule.folded(edits.texts(record.raw)).items():
+                    if parsed := schedule.parse(field):
+                        at, changed, removed = parsed
+                        found.append((at, record.key.replace(":", " ", 1), changed, None if removed else value))
+        return sorted(found, key=lambda change: (change[0], change[1], change[2]))
+
+    async def _write_down(self) -> None:
+        """Put changes whose moment has come in their fields, where replicas look for the levels that are sold."""
+        for prefix in (keyspace.TIER, keyspace.TENANT):
+            for record in await self.all_found(prefix):
+                if schedule.due(edits.texts(record.raw)):
+                    kind, _, name = record.key.partition(":")
+                    entry = Entry(f"{kind} set", name, detail="as scheduled")
+
+                    def build(found: Found, entry: Entry = entry) -> Edit:
+                        after, commands = edits.changed(found, {})
+                        return Edit(after, commands, entry)
+
+                    await edits.edit(self._store, self.log, record.key, build)
 
     async def _refuse_used_name(self, tenant_id: str) -> None:
         """Raises Conflict where a tenant had the name, whose usage, quotas included, the new one would go on with."""
@@ -136,9 +187,9 @@ class TenantAdmin(KeyAdmin):
     async def _write_tenant(
         self, tenant_id: str, changes: Changes, *, create: bool = False, expect: str | None = None
     ) -> TenantRecord:
-        tier = changes.get("tier")
-        if tier and not (keyspace.is_name(tier) and (await self._store.hashes(keyspace.tier(tier)))[0]):
-            raise AdminError(f"There is no tier '{tier}'.", "tier")
+        for tier in {value for field, value in changes.items() if schedule.sets(field) == "tier" and value}:
+            if not (keyspace.is_name(tier) and (await self._store.hashes(keyspace.tier(tier)))[0]):
+                raise AdminError(f"There is no tier '{tier}'.", "tier")
         key = keyspace.tenant(tenant_id)
         return await self._write(key, tenant_id, changes, parse_tenant, create=create, expect=expect)
 
@@ -147,7 +198,7 @@ class TenantAdmin(KeyAdmin):
         key: str,
         name: str,
         changes: Changes,
-        parse: Callable[[str, RawHash], Record],
+        parse: Callable[[str, RawHash, float | None], Record],
         *,
         create: bool = False,
         expect: str | None = None,
@@ -165,8 +216,19 @@ class TenantAdmin(KeyAdmin):
                 raise Missing(f"There is no {kind} '{name}'.")
             edits.expect(found, expect, f"{kind.capitalize()} '{name}'")
             after, commands = edits.changed(found, changes)
-            written[:] = [parse(name, after)]
+            written[:] = [parse(name, after, None)]
+            for moment in schedule.moments(edits.texts(after)):
+                parse(name, after, moment)  # what it will be must be valid too
             return Edit(after, commands, Entry(f"{kind} {'create' if create else 'set'}", name))
 
         await edits.edit(self._store, self.log, key, build)
         return written[0]
+
+
+def _later(changes: Changes, at: float | None) -> Changes:
+    """Changes as fields that make them at a moment; as they are where none is given."""
+    if at is None:
+        return changes
+    if not 0.0 < at < LATEST:
+        raise AdminError("A moment must lie before the year 10000.", "at")
+    return {schedule.name(at, field, value): "-" if value is None else value for field, value in changes.items()}

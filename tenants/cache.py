@@ -63,6 +63,12 @@ class _Entry:
     def edited(self) -> bool:
         return any(source.edited for source in self.sources)
 
+    @property
+    def outdated(self) -> bool:
+        """Whether a record behind it was edited, or has changed by itself since."""
+        changes_at = self.resolution.changes_at
+        return self.edited or (changes_at is not None and time.time() >= changes_at)
+
 
 class EntitlementCache:
     """Entitlements by API key, for one gateway replica.
@@ -154,7 +160,7 @@ class EntitlementCache:
         if entry is not None:
             self._entries.move_to_end(digest)
             fresh = entry.session is self._session and now - entry.fetched_at < self._fresh_for()
-            return entry.resolution if fresh and not entry.edited else None
+            return entry.resolution if fresh and not entry.outdated else None
         if self._unknown.get(digest, _NEVER) > now:
             raise _unknown_key()
         return None
@@ -219,7 +225,7 @@ class EntitlementCache:
         """What is known while the store is away."""
         entry = self._entries.get(digest)
         # What was edited is not even good for an outage.
-        if entry is not None and not entry.edited:
+        if entry is not None and not entry.outdated:
             announced = self._feed.connected and entry.session is self._session
             current_until = max(entry.fetched_at, self._feed.alive_at if announced else entry.session.until)
             if time.monotonic() - current_until <= self._grace:

@@ -6,9 +6,9 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
-from tenants import keyspace
+from tenants import keyspace, schedule
 from tenants.fields import names_of
-from tenants.records import MODEL_SCOPE
+from tenants.records import LIMIT_FIELDS, MODEL_SCOPE
 from tenants.store import TenantStore
 
 Catalog = Mapping[str, frozenset[str] | None]
@@ -32,23 +32,24 @@ def misspelt(catalog: Catalog, fields: Mapping[str, str | None]) -> Iterator[tup
     if not catalog:
         return
     for field, value in fields.items():
-        kind, _, subject = field.partition(":")
+        target = schedule.sets(field)
+        kind, _, subject = target.partition(":")
         model, _, term = subject.partition(":")
         models: list[str] = []
         if value is None:
             continue
-        if kind in ("utility", "focus") and subject:
+        if subject and kind in ("utility", "focus", *LIMIT_FIELDS):
             models = [model]
-        elif field == "models":
+        elif target == "models":
             models = names_of(value)
-        elif field == "scopes":
+        elif target == "scopes":
             models = [s.removeprefix(MODEL_SCOPE) for s in names_of(value) if s.startswith(MODEL_SCOPE)]
         for name in models:
             if name not in catalog:
                 yield field, f"no model '{name}' has been served{_meant(name, catalog)}"
         if kind == "focus" and (classes := catalog.get(model)) is not None and term not in classes:
             yield field, f"{model} has no class '{term}'{_meant(term, classes)}"
-        if field == "focus_allow":
+        if target == "focus_allow":
             yield from _not_allowed(catalog, field, value)
 
 

@@ -17,6 +17,7 @@ from tenants import (
     cli_tiers,
     installation,
     keyspace,
+    schedule,
     served_levels,
     show,
     views,
@@ -24,6 +25,7 @@ from tenants import (
 from tenants.admin import TenantAdmin
 from tenants.console import (
     Assignments,
+    At,
     Chosen,
     Json,
     Remove,
@@ -33,8 +35,10 @@ from tenants.console import (
     complete_tier,
     failure,
     given,
+    moment,
     run,
     strengths,
+    when,
 )
 from tenants.served import ServedModels
 from tenants.store import TenantStore
@@ -98,24 +102,44 @@ def create_tenant(
     tenant: TenantId,
     tier: Annotated[str, typer.Option(help="An existing tier.", autocompletion=complete_tier)],
     name: Annotated[str, typer.Option(help="Name for people; default: the id.")] = "",
+    until: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="A trial: of that tier until 2030-01-31, or for 14d.")
+    ] = None,
+    then: Annotated[
+        str | None, typer.Option(metavar="TIER", help="Its tier after that.", autocompletion=complete_tier)
+    ] = None,
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Go on with the usage of a deleted tenant of this id.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Create a tenant."""
-    record = run(context, lambda admin, _: admin.create_tenant(tenant, tier=tier, name=name, reuse=reuse))
+    if (until is None) != (then is None):
+        raise failure("--until and --then go together: when a trial ends, and which tier follows.")
+    ends = moment("--until", until)
+    later = {schedule.name(ends, "tier", then): given("--then", then)} if ends else {}
+    record = run(context, lambda admin, _: admin.create_tenant(tenant, tier=tier, name=name, fields=later, reuse=reuse))
     show.done(views.tenant_fields(record), f"Created {tenant} ({tier}). Next: tenants key create {tenant}", as_json)
 
 
 @app.command("set")
 def set_tenant(
-    context: typer.Context, tenant: TenantId, fields: Assignments = None, remove: Remove = None, as_json: Json = False
+    context: typer.Context,
+    tenant: TenantId,
+    fields: Assignments = None,
+    remove: Remove = None,
+    at: At = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Then each is again what it is now: 2030-01-31, or 14d.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Set fields of a tenant: tier=gold rpm=600 utility:resnet18-cifar10=0.8."""
     changes = assignments(fields or [], remove or [])
-    record = run(context, lambda admin, _: admin.set_tenant(tenant, changes))
-    show.done(views.tenant_fields(record), f"Set {', '.join(changes)} of {tenant}.", as_json)
+    begins, ends = moment("--at", at), moment("--until", until)
+    record = run(context, lambda admin, _: admin.set_tenant(tenant, changes, at=begins, until=ends))
+    done = f"Set {', '.join(changes)} of {tenant}{when(begins, ends)}."
+    show.done(views.tenant_fields(record), done, as_json)
 
 
 @app.command("focus")
@@ -194,6 +218,12 @@ def usage(
         return found
 
     show.usage(run(context, read), as_json, as_csv)
+
+
+@app.command("schedule")
+def to_come(context: typer.Context, as_json: Json = False) -> None:
+    """Show what tiers and tenants will change by themselves."""
+    show.schedule(run(context, lambda admin, _: admin.to_come()), as_json)
 
 
 @app.command()

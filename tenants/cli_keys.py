@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import time
 from typing import Annotated, Any
 
 import typer
 
 from tenants import show, views
 from tenants.admin import TenantAdmin
-from tenants.console import Assignments, Json, KeyReference, Remove, TenantId, assignments, failure, given, run
-from tenants.fields import iso, parse_moment
+from tenants.console import Assignments, Json, KeyReference, Remove, TenantId, assignments, given, moment, run, span
+from tenants.fields import iso
 from tenants.records import KeyRecord, RecordError
 from tenants.store import TenantStore
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @app.command("create")
@@ -34,7 +31,7 @@ def create_key(
     as_json: Json = False,
 ) -> None:
     """Create a key. It is shown once."""
-    expires_at = expiry(expires) if given("--expires", expires) and expires else None
+    expires_at = moment("--expires", expires)
     wanted = None if given("--scopes", scopes) is None else [s.strip() for s in (scopes or "").split(",") if s.strip()]
     limits = assignments(limit) if limit else {}
     secret, record = run(
@@ -52,7 +49,7 @@ def rotate_key(
     as_json: Json = False,
 ) -> None:
     """Make a new key like an old one, which ends after an overlap."""
-    secret, record, old = run(context, lambda admin, _: admin.rotate_key(key, overlap_s=_span(overlap, "--overlap")))
+    secret, record, old = run(context, lambda admin, _: admin.rotate_key(key, overlap_s=span(overlap, "--overlap")))
     _say(secret, record, as_json, replaces=old)
 
 
@@ -95,23 +92,3 @@ def _say(secret: str, record: KeyRecord, as_json: bool, *, replaces: KeyRecord |
     until = f" It expires at {iso(record.expires_at)}." if record.expires_at else ""
     old = f" Key {replaces.id} ends at {iso(replaces.expires_at or 0.0)}." if replaces else ""
     typer.echo(f"Key {record.id} of {record.tenant}. Keep it now: it is not shown again.{until}{old}", err=True)
-
-
-def _span(text: str, option: str) -> int:
-    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if match is None:
-        raise failure(f"{option} takes a span such as 24h, 30m or 0s, not '{text}'.")
-    return int(match[1]) * _SECONDS[match[2]]
-
-
-def expiry(text: str) -> float:
-    """Unix seconds at which a key expires that is given a span or a date."""
-    if re.fullmatch(r"\d{1,6}[smhd]", text):
-        return time.time() + _span(text, "--expires")
-    try:
-        moment = parse_moment(text)
-    except ValueError:
-        raise failure(f"--expires takes 30d, 12h, 45m or a date such as 2030-01-31, not '{text}'.") from None
-    if moment <= time.time():
-        raise failure(f"--expires lies in the past: {text}.")
-    return moment

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from tenants import show, views
-from tenants.cli_keys import expiry
-from tenants.console import Json, given, run
+from tenants.console import Json, moment, run
 from tenants.fields import iso
 from tenants.operators import Operators, Role
 
@@ -24,7 +23,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create an admin key. It is shown once."""
-    ends = expiry(expires) if given("--expires", expires) and expires else None
+    ends = moment("--expires", expires)
     secret, own = run(context, lambda admin, store: Operators(store, admin.log).create(name, role, expires_at=ends))
     if as_json:
         show.done({"key": secret, **views.operator(own)}, "", True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from tenants import keyspace, refusals
 from tenants.admin import TenantAdmin
 from tenants.connection import describe
 from tenants.edits import AdminError
+from tenants.fields import iso, parse_moment
 from tenants.records import RecordError
 from tenants.seed import ADMIN_FILE, read_env
 from tenants.store import TenantStore
@@ -33,6 +36,7 @@ class Chosen:
 
 
 TIMEOUT_S = 5.0
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SILENT = logging.NullHandler()
 
 
@@ -121,6 +125,34 @@ def given(option: str, value: str | None) -> str | None:
     return value
 
 
+def span(text: str, option: str) -> int:
+    """Seconds of a span such as 24h."""
+    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if match is None:
+        raise failure(f"{option} takes a span such as 24h, 30m or 0s, not '{text}'.")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def moment(option: str, text: str | None) -> float | None:
+    """Unix seconds of an option that takes a span from now or a date to come; None where it is not given."""
+    if given(option, text) is None or text is None:
+        return None
+    if re.fullmatch(r"\d{1,6}[smhd]", text):
+        return time.time() + span(text, option)
+    try:
+        found = parse_moment(text)
+    except ValueError:
+        raise failure(f"{option} takes 30d, 12h, 45m or a date such as 2030-01-31, not '{text}'.") from None
+    if found <= time.time():
+        raise failure(f"{option} lies in the past: {text}.")
+    return found
+
+
+def when(begins: float | None, ends: float | None) -> str:
+    """When a change holds, as the end of a sentence."""
+    return (f" at {iso(begins)}" if begins else "") + (f" until {iso(ends)}" if ends else "")
+
+
 def _names(prefix: str, incomplete: str) -> list[str]:
     """For the shell's Tab key: what begins with a word; nothing where the store is not reached at once."""
     url = os.environ.get("REDIS_URL") or _known_url()
@@ -144,6 +176,9 @@ def complete_tier(incomplete: str) -> list[str]:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Assignments = Annotated[list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="Fields to set.")]
+At = Annotated[
+    str | None, typer.Option("--at", metavar="WHEN", help="Then, and not now: 2030-01-31, 2030-01-31T12:00Z, or 14d.")
+]
 Remove = Annotated[list[str] | None, typer.Option("--remove", metavar="FIELD", help="Remove a field; repeat it.")]
 TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Tenant id.", autocompletion=complete_tenant)]
 TierName = Annotated[str, typer.Argument(metavar="TIER", help="Tier name.", autocompletion=complete_tier)]

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import TypeVar
 
 from policies.terms import round_level
-from tenants import index, keyspace
+from tenants import index, keyspace, schedule
 from tenants.edits import AdminError, Found, Missing, read, read_many
 from tenants.fields import parse_moment
 from tenants.records import (
@@ -116,8 +116,12 @@ class Directory:
         async for tenant in self._each(keyspace.TENANT, tenants, parse_tenant):
             if isinstance(tenant, RecordError):
                 problems.append(tenant)
-            elif tenant.tier not in tiers:
-                problems.append(RecordError(keyspace.tenant(tenant.id), "tier", f"there is no tier '{tenant.tier}'"))
+            else:
+                named = {"tier": tenant.tier, **tenant.scheduled}
+                for field, tier_name in named.items():
+                    if schedule.sets(field) == "tier" and tier_name not in tiers:
+                        missing = f"there is no tier '{tier_name}'"
+                        problems.append(RecordError(keyspace.tenant(tenant.id), field, missing))
         async for key in self._each(keyspace.APIKEY, await self.scan(keyspace.APIKEY), parse_key):
             if isinstance(key, RecordError):
                 problems.append(key)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from policies.errors import Unavailable
-from tenants import index, keyspace, scripts, seal
+from tenants import index, keyspace, schedule, scripts, seal
 from tenants.audit import ATTEMPTS, BY_HAND, AuditLog, Entry, Values, masked
 from tenants.records import RawHash, RecordError
 from tenants.store import Command, TenantStore
@@ -162,6 +162,7 @@ def changed(found: Found, changes: Changes) -> tuple[dict[bytes, bytes], tuple[C
         raise RecordError(key, "", "is not a hash")
     if seal.FIELD in changes:
         raise RecordError(key, seal.FIELD, "is written by this command itself")
+    changes = {**schedule.due(texts(raw)), **changes}  # what came due is written down by whoever edits next
     fields = {field: value for field, value in changes.items() if value is not None}
     removed = {field for field, value in changes.items() if value is None}
     there = {field.decode("utf-8", "replace") for field in raw}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tenants import keyspace
+from tenants import keyspace, schedule
 from tenants.records import RawHash
 from tenants.store import READ_BATCH, Command, TenantStore
 
@@ -23,8 +23,9 @@ def members(key: str, fields: Mapping[str, str]) -> set[str]:
     if not fields:
         return set()
     for prefix, (field, parents) in _PARENTS.items():
-        if key.startswith(prefix) and (parent := fields.get(field)):
-            return {key, f"of:{parents}{parent}>{key}"}
+        if key.startswith(prefix):
+            named = {value for name, value in fields.items() if schedule.sets(name) == field and value}
+            return {key, *(f"of:{parents}{parent}>{key}" for parent in named)}
     return {key}
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from tenants import edits, keyspace, seal
+from tenants import edits, keyspace, schedule, seal
 from tenants.admin import TenantAdmin
 from tenants.edits import AdminError, Conflict
 from tenants.fields import json_names, listed
@@ -124,7 +124,7 @@ async def current(admin: TenantAdmin) -> Stored:
         found[section] = {}
         for record in await admin.all_found(prefix):
             if record.raw:
-                texts = sorted(edits.texts(record.raw).items())
+                texts = sorted(schedule.folded(edits.texts(record.raw)).items())
                 found[section][record.key.removeprefix(prefix)] = {f: v for f, v in texts if f != seal.FIELD}
                 versions[record.key] = record.version
     return Stored(found, versions)

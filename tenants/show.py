@@ -147,6 +147,14 @@ def _new(old: object, new: object) -> str:
     return f"{new}" if old is None else f"{old} (removed)" if new is None else f"{old} → {new}"
 
 
+def schedule(changes: Iterable[tuple[float, str, str, str | None]], as_json: bool) -> None:
+    """Table or JSON of changes to come."""
+    rows = [(iso(at), whose, field, value) for at, whose, field, value in changes]
+    if as_json:
+        return _json([dict(zip(("time", "record", "field", "value"), row, strict=True)) for row in rows])
+    _table(("time", "record", "field", "value"), [(*row[:3], row[3] or "(removed)") for row in rows])
+
+
 def steps(planned: Iterable[Step], as_json: bool) -> None:
     """What `tenants apply` will do, field by field."""
     if as_json:

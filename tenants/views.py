@@ -18,7 +18,7 @@ def tenant_fields(record: TenantRecord) -> dict[str, Any]:
 
 def tier_fields(record: TierRecord) -> dict[str, Any]:
     """A tier, as the strings of its record."""
-    return {"tier": record.name, **dump_terms(record.terms)}
+    return {"tier": record.name, **dump_terms(record.terms), **record.scheduled}
 
 
 def key(record: KeyRecord) -> dict[str, Any]:

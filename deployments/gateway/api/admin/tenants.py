@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query, Response
 from deployments.gateway.api.admin.identity import Asker, Version, tagged
 from deployments.gateway.api.admin.schemas import NAME, REFUSALS, After, Fields, Limit, Name, NewTenant, texts
 from policies.errors import InvalidRequest
-from tenants import keyspace, views
+from tenants import keyspace, schedule, views
 from tenants.operators import Right
 from tenants.records import RecordError, parse_tenant
 from tenants.usage import days_between, last_days, read_usage
@@ -23,7 +23,8 @@ Model = Annotated[str, Path(pattern=NAME, description="Model id.")]
 def rights_of(fields: Fields) -> set[Right]:
     """What somebody must be entitled to who changes these fields of a tenant."""
     rights = {"status": Right.STATUS, "focus_locked": Right.FOCUS}
-    return {Right.FOCUS if name.startswith("focus:") else rights.get(name, Right.TENANTS) for name in fields}
+    names = {schedule.subject(name) for name in fields}  # what is to come is changed by the same right
+    return {Right.FOCUS if name.startswith("focus:") else rights.get(name, Right.TENANTS) for name in names}
 
 
 @router.get("", summary="List tenants")

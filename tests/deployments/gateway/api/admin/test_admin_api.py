@@ -57,7 +57,12 @@ CALLS: dict[str, list[tuple[str, str, Any]]] = {
     "keys": [("POST", "/tenants/acme/keys", {})],
     "status": [("POST", "/tenants/acme/suspend", None), ("PATCH", "/tenants/acme", {"status": "active"})],
     "focus": [("PATCH", "/tenants/acme/focus/m", {"sky": 0.1}), ("PATCH", "/tenants/acme", {"focus:m:a": "0.1"})],
-    "tenants": [("PATCH", "/tenants/acme", {"rpm": 5}), ("PATCH", "/tenants/acme", {"status": "active", "rpm": 6})],
+    "tenants": [
+        ("PATCH", "/tenants/acme", {"at:2126-01-01T00:00:00Z:tier": "gold"}),
+        ("PATCH", "/tenants/acme", {"at:2126-01-01T00:00:00Z:-rpm": "-"}),
+        ("PATCH", "/tenants/acme", {"rpm": 5}),
+        ("PATCH", "/tenants/acme", {"status": "active", "rpm": 6}),
+    ],
     "tiers": [("PATCH", "/tiers/gold", {"rpm": 5}), ("POST", "/tiers", {"tier": "new", "fields": {"utility": 1}})],
     "people": [("GET", "/admin-keys", None), ("POST", "/admin-keys", {"name": "x", "role": "owner"})],
     "all": [("POST", "/file", {"tiers": {"gold": {"utility": 1.0}}})],
