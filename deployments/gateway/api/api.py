@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
-from deployments.config import GatewayArgs
 from deployments.gateway.api import entitlements, errors, health, openai, vision
 from deployments.gateway.api.admin.app import PREFIX
+from deployments.gateway.api.browsers import Browsers
 from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders
 from deployments.gateway.service import Gateway
@@ -25,13 +23,6 @@ the request's id, the time, the tenant and the model, and is signed: keep it, an
 answer was given at.
 """
 
-EXPOSED = (
-    *("x-request-id", "x-receipt", "x-tenant-tier", "x-utility", "x-focus", "x-policy-version"),
-    *("x-overhead-duration-ms", "x-should-retry", "retry-after"),
-    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
-)
-"""Headers that a page of another origin may read."""
-
 
 def build_api(gateway: Gateway, admin: FastAPI | None = None) -> FastAPI:
     """The HTTP surface of a gateway.
@@ -44,32 +35,16 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None) -> FastAPI:
         version=version("aim-serve"),
         description=DESCRIPTION,
         middleware=[
-            *_for_browsers(gateway.args),
+            Middleware(Browsers, origins=lambda: gateway.settings.now.cors_origins),
             Middleware(HeadAsGet),
             Middleware(ReceiptHeaders),
-            Middleware(BodyLimit, most=partial(body_limit, gateway.args)),
+            Middleware(BodyLimit, most=lambda scope: body_limit(gateway.settings.now, scope)),
         ],
     )
-    app.state.gateway, app.state.intake = gateway, Intake(gateway.args)
+    app.state.gateway, app.state.intake = gateway, Intake(gateway.settings)
     errors.install(app)
     for router in (openai.router, vision.router, entitlements.router, health.router):
         app.include_router(router)
     if admin is not None:
         app.mount(PREFIX, admin)
     return app
-
-
-def _for_browsers(args: GatewayArgs) -> list[Middleware]:
-    """What lets pages of other origins call with a key and read the receipt; nothing unless configured."""
-    if not args.cors_origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=list(args.cors_origins),
-            allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
-            max_age=3600,
-        )
-    ]

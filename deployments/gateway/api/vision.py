@@ -84,7 +84,7 @@ async def infer(
     image, parameters = await _read(request, {"top_k": top_k, "utility": utility, "focus": focus})
     terms, cost = parameters, Cost(images=1)
     async with gateway.admit(context, model_id, cost, utility=terms.utility, focus=terms.focus) as ticket:
-        answer = await ticket.call("predict", image, parameters.top_k)
+        answer = await ticket.call("predict", image, parameters.top_k, gateway.settings.now.max_image_pixels)
         ticket.lease.settle(images=1)
     return JSONResponse(answer)
 
