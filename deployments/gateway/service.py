@@ -89,7 +89,8 @@ class Gateway:
     ) -> AsyncIterator[Ticket]:
         """A known caller's way in: entitle, resolve, admit; on the way out its lease is released and settled.
 
-        Within, `Ticket.call` routes to the shared replica and `Ticket.lease.settle` books what was really used.
+        Within, `Ticket.call` routes to the shared replica and `Ticket.lease.settle` books what was really used. What
+        fails by our own doing (an error that is no client's: late, away, a bug) is not booked at all.
         """
         entitlements = context.caller
         model = self.entitle(entitlements, model_id)
@@ -105,7 +106,13 @@ class Gateway:
         _check_pending(model, modulation)
         until, lease_s = self._until(context), self.settings.now.deadline_s + 30.0
         lease = self.admission.admit(
-            entitlements, model=model.id, images=cost.images, tokens=cost.tokens, lease_s=lease_s
+            entitlements,
+            model=model.id,
+            images=cost.images,
+            tokens=cost.tokens,
+            level=modulation.utility,
+            focused=bool(modulation.focus),
+            lease_s=lease_s,
         )
         try:
             async with lease:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Model
 from policies.terms import Modulation, Share
-from tenants.admission import Lease
 from tenants.entitlements import Entitlements
+from tenants.lease import Lease, Tokens
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Cost:
     """What a request may use at most, for admission."""
 
     images: int = 0
-    tokens: int = 0
+    tokens: Tokens = field(default_factory=Tokens)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class Script:
         self.settled: dict[str, int] = {}
         self.encoded: list[Any] = []
         self.released = 0
+        self.short = 0
+        self.broken: list[Exception] = []
         self.fails = False
         self.reads: asyncio.Event | None = None
 
@@ -54,9 +56,12 @@ class Script:
 
     @asynccontextmanager
     async def admit(self, context: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
-        self.costs.append(cost.tokens)
+        self.costs.append(cost.tokens.most)
         try:
-            yield SimpleNamespace(stream=self.stream, lease=SimpleNamespace(settle=self.settled.update))
+            yield SimpleNamespace(
+                stream=self.stream,
+                lease=SimpleNamespace(settle=self.settled.update, short=self.short, broke=self.broken.append),
+            )
         finally:
             self.released += 1
 

@@ -21,11 +21,14 @@ from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import InvalidRequest
 from policies.terms import round_level
 from tenants.entitlements import Entitlements
+from tenants.lease import Tokens
 
 MAX_CHARACTERS_PER_TOKEN = 64
 """Of a model whose tokenizer may leave out parts of a text, so that no length is too long for it."""
 _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """No proxy on the way is to wait for more of a stream."""
+_LEAST_ANSWER = 16
+"""Tokens that an answer of the default length may be cut to, where a limit leaves no more."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,20 @@ async def generate(
     _check_terms(context.caller, info, body, asked)
     _check_length(info, asked)
     prompts = await gateway.encode(context, info, asked.prompt)
-    cost = Cost(tokens=sum(len(ids) + body.n * _most(info, asked, len(ids)) for ids in prompts))
+    longest = [_most(info, asked, len(ids)) for ids in prompts]
+    least = [most if asked.max_tokens else min(most, _LEAST_ANSWER) for most in longest]
+    read = sum(map(len, prompts))
+    # Never less than what is used, so that no limit is exceeded.
+    cost = Cost(tokens=Tokens(read + body.n * sum(longest), read + body.n * sum(least)))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
             gateway.admit(context, model_id, cost, utility=body.utility, focus=body.focus)
         )
-        params = body.params(asked.max_tokens, asked.logprobs)
+        most = asked.max_tokens
+        if ticket.lease.short:
+            most = max(longest) + -ticket.lease.short // (body.n * len(prompts))
+        params = body.params(most, asked.logprobs)
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompts, asked.field, params, tally)))
         # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
         first = await anext(deltas)
@@ -130,11 +140,15 @@ async def _metered(
     Those that tell of a prompt being read are booked and kept back: an answer begins with its first token.
     """
     async with aclosing(ticket.stream("generate", prompts, field, params)) as deltas:
-        async for delta in deltas:
-            tally.add(delta)
-            ticket.lease.settle(tokens_in=tally.prompt, tokens_out=tally.completion)
-            if delta.tokens or delta.finish_reason:
-                yield delta
+        try:
+            async for delta in deltas:
+                tally.add(delta)
+                ticket.lease.settle(tokens_in=tally.prompt, tokens_out=tally.completion)
+                if delta.tokens or delta.finish_reason:
+                    yield delta
+        except Exception as error:  # which a stream that has begun tells its client inside itself
+            ticket.lease.broke(error)
+            raise
 
 
 class _LeasedStream(StreamingResponse):
