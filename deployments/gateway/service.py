@@ -118,7 +118,11 @@ class Gateway:
             async with lease:
                 context.headers.update(lease.headers() | _modulation_headers(modulation))
                 context.sign = partial(self.receipts.sign, context.number, entitlements, model.id, modulation)
-                yield Ticket(entitlements, model, modulation, lease, self.models.model(model.id), context, until)
+                ticket = Ticket(entitlements, model, modulation, lease, self.models.model(model.id), context, until)
+                try:
+                    yield ticket
+                finally:
+                    await ticket.book()
         except LimitExceeded:
             context.headers.update(lease.headers())
             raise

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Model
+from policies.errors import DeadlineExceeded
 from policies.terms import Modulation, Share
 from tenants.entitlements import Entitlements
 from tenants.lease import Lease, Tokens
@@ -24,7 +26,7 @@ class Cost:
     tokens: Tokens = field(default_factory=Tokens)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ticket:
     """An admitted request: whose it is, the terms it is answered at, and the lease to settle."""
 
@@ -35,6 +37,8 @@ class Ticket:
     remote: Model
     context: RequestContext
     deadline: float
+    cut: bool = False
+    """A call has begun and has not come to its own end."""
 
     @property
     def share(self) -> Share:
@@ -45,20 +49,38 @@ class Ticket:
         """Call a method of the model's replica; waits no longer than the request's deadline."""
         started = time.perf_counter()
         try:
-            return await self.remote.call(method, *args, self.modulation, self.share, deadline=self.deadline)
+            terms = (self.modulation, self.share, self.lease.id)
+            with self._to_its_end():
+                return await self.remote.call(method, *args, *terms, deadline=self.deadline)
         finally:
             self.context.model_seconds += time.perf_counter() - started
 
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """Stream from a method of the model's replica; closing the iterator cancels the work."""
-        items = self.remote.stream(method, *args, self.modulation, self.share, deadline=self.deadline)
-        async with aclosing(items):
-            while True:
-                started = time.perf_counter()
-                try:
-                    item = await anext(items, None)
-                finally:
-                    self.context.model_seconds += time.perf_counter() - started
-                if item is None:
-                    return
-                yield item
+        terms = (self.modulation, self.share, self.lease.id)
+        items = self.remote.stream(method, *args, *terms, deadline=self.deadline)
+        with self._to_its_end():
+            async with aclosing(items):
+                while True:
+                    started = time.perf_counter()
+                    try:
+                        item = await anext(items, None)
+                    finally:
+                        self.context.model_seconds += time.perf_counter() - started
+                    if item is None:
+                        return
+                    yield item
+
+    async def book(self) -> None:
+        """Where a call was cut short, settle what its replica says that it had used: more than had come here."""
+        if self.cut and (spent := await self.remote.spent(self.lease.id)):
+            self.lease.settle(tokens_in=spent.tokens_in, tokens_out=spent.tokens_out, images=spent.images)
+
+    @contextmanager
+    def _to_its_end(self) -> Iterator[None]:
+        """Remembers a call that is cut short, by a client that leaves or by the deadline."""
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit, DeadlineExceeded):
+            self.cut = True
+            raise

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deployments.config import ModelSpec
 from deployments.contracts.catalog import TextDelta
+from deployments.contracts.spending import Meter
 from deployments.contracts.text_rules import check_context, check_text_disclosure
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
 from deployments.engines.live import Kept
@@ -181,6 +182,7 @@ class Generator(CalibratedEngine):
         *,
         param: str = "messages",
         choice: int = 0,
+        meter: Meter | None = None,
     ) -> AsyncGenerator[TextDelta]:
         """Answer one prompt, piece by piece; the last piece has the finish reason. Closing the generator cancels.
 
@@ -190,6 +192,7 @@ class Generator(CalibratedEngine):
             prompt: token ids from `encode` or `encode_chat`.
             param: the field that a refusal of the prompt names.
             choice: which of several answers of one seed this is.
+            meter: told what is used.
 
         Raises:
             InvalidRequest: as `check` and `setting`.
@@ -207,7 +210,7 @@ class Generator(CalibratedEngine):
             lambda logprob: logprob if digits is None else round(logprob, digits),
         )
         seen, most = 0, params.logprobs or 0
-        async with aclosing(self.engine.run(prompt, params, setting, share, choice)) as steps:
+        async with aclosing(self.engine.run(prompt, params, setting, share, choice, meter=meter)) as steps:
             async for step in steps:
                 seen += len(step.tokens)
                 piece = text.push(step.tokens, step.records, most) + (text.flush() if step.last else "")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from deployments.config import Task
 from deployments.contracts.catalog import DEFAULT_MAX_TOKENS, ModelInfo, TextDelta
 from deployments.contracts.text_rules import check_context, check_text_disclosure
 from deployments.gateway.api.dependencies import Context, Gateway
+from deployments.gateway.api.streams import COMMENT_EVERY_S, LeasedStream, Waited
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape, Tally
 from deployments.gateway.api.text_schemas import GenerationRequest
 from deployments.gateway.ticket import Cost, Ticket
@@ -25,8 +25,6 @@ from tenants.lease import Tokens
 
 MAX_CHARACTERS_PER_TOKEN = 64
 """Of a model whose tokenizer may leave out parts of a text, so that no length is too long for it."""
-_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-"""No proxy on the way is to wait for more of a stream."""
 _LEAST_ANSWER = 16
 """Tokens that an answer of the default length may be cut to, where a limit leaves no more."""
 
@@ -73,12 +71,14 @@ async def generate(
             most = max(longest) + -ticket.lease.short // (body.n * len(prompts))
         params = body.params(most, asked.logprobs)
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompts, asked.field, params, tally)))
-        # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
-        first = await anext(deltas)
         if body.stream:
+            waited = await stack.enter_async_context(aclosing(Waited(deltas)))
+            # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
+            await waited.ready(COMMENT_EVERY_S)
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return _LeasedStream(asked.shape.events(first, deltas, tally, include_usage), stack.pop_all())
-        pieces = [first] + [delta async for delta in deltas]
+            events = asked.shape.events(waited.or_pauses(COMMENT_EVERY_S), tally, include_usage)
+            return LeasedStream(events, stack.pop_all(), ticket.deadline)
+        pieces = [delta async for delta in deltas]
     return JSONResponse(asked.shape.whole(pieces, tally))
 
 
@@ -149,15 +149,3 @@ async def _metered(
         except Exception as error:  # which a stream that has begun tells its client inside itself
             ticket.lease.broke(error)
             raise
-
-
-class _LeasedStream(StreamingResponse):
-    """Server-sent events that hold a request's lease, and release it even where the client leaves before the first."""
-
-    def __init__(self, events: AsyncIterator[str], stack: AsyncExitStack) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=_STREAM)
-        self._stack = stack
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stack:
-            await super().__call__(scope, receive, send)

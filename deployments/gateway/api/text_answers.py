@@ -12,6 +12,7 @@ from typing import Any
 
 from deployments.contracts.catalog import TextDelta, TokenLogprob
 from deployments.gateway.api.errors import error_object
+from deployments.gateway.api.streams import COMMENT
 from policies.errors import ServiceError
 
 logger = logging.getLogger("deployments.gateway.api")
@@ -69,15 +70,19 @@ class Shape(ABC):
         return {**self.base, "object": self.object, "choices": choices, "usage": tally.usage()}
 
     async def events(
-        self, first: TextDelta, deltas: AsyncIterator[TextDelta], tally: Tally, include_usage: bool
+        self, deltas: AsyncIterator[TextDelta | None], tally: Tally, include_usage: bool
     ) -> AsyncIterator[str]:
-        """The answers as server-sent events, ending with [DONE]; an error becomes the last event before it."""
+        """The answers as server-sent events, ending with [DONE]; an error becomes the last event before it.
+
+        Where None comes in a piece's place, so does a comment in an event's.
+        """
         extra = {"usage": None} if include_usage else {}
         told: set[int] = set()
         try:
-            for event in self._events(first, told):
-                yield _sse(event | extra)
             async for delta in deltas:
+                if delta is None:
+                    yield COMMENT
+                    continue
                 for event in self._events(delta, told):
                     yield _sse(event | extra)
             if include_usage:
