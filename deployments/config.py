@@ -240,6 +240,11 @@ class GatewaySettings(BaseModel):
 class GatewayArgs(GatewaySettings):
     """The tenant-policy gateway as it is built; a change here restarts the application."""
 
+    admin_api: bool = Field(
+        default=False,
+        description="whether /admin/v1 is served, for people with admin keys (`tenants admin-key create`). It needs the"
+        " URL of the store's user admin in AIM_ADMIN_REDIS_URL, but for the embedded store",
+    )
     scaling: Scaling = Scaling()
 
     @property

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from deployments.config import StoreArgs, resolve_path
 from tenants import installation
-from tenants.seed import ENV_FILE, read_env
+from tenants.seed import ADMIN_FILE, read_env
 from tenants.store import TenantStore
 
 
@@ -16,6 +16,9 @@ class Access(Protocol):
 
     async def connect(self) -> TenantStore:
         """A connection to the store. Raises ValueError, Unavailable."""
+
+    def for_admin(self) -> Access:
+        """The way of administration over HTTP, which has a user of the store of its own."""
 
     async def noise_secret(self, store: TenantStore) -> bytes:
         """As `noise_secret`."""
@@ -56,12 +59,19 @@ def store_url(args: StoreArgs, *, replica: bool = False) -> str:
     """`embedded`, or the store's URL; the environment goes before the configuration.
 
     That is REDIS_URL, and for replicas AIM_REPLICA_REDIS_URL before it, in which they have a user of their own. A
-    shell that has read `demo.env` exports the embedded store's own URL, which means that store and no other.
+    shell that has read `admin.env` exports the embedded store's own URL, which means that store and no other.
     """
     own = os.environ.get("AIM_REPLICA_REDIS_URL") if replica else None
     url = own or os.environ.get("REDIS_URL") or args.redis_url
-    demo = read_env(args.folder / ENV_FILE).get("REDIS_URL")
-    return args.redis_url if url == demo else url
+    return args.redis_url if url in read_env(args.folder / ADMIN_FILE).values() else url
+
+
+def admin_url() -> str:
+    """The store's URL for administration over HTTP. Raises ValueError where the environment has none."""
+    url = os.environ.get("AIM_ADMIN_REDIS_URL", "")
+    if not url:
+        raise ValueError("gateway.admin_api needs the store's URL of its user admin in AIM_ADMIN_REDIS_URL")
+    return url
 
 
 def is_embedded(args: StoreArgs) -> bool:

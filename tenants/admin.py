@@ -1,204 +1,234 @@
-"""Changes to tiers, tenants and keys: validated before they are written, and each noted in the audit stream."""
+"""Changes to tiers, tenants and keys: validated before they are written, and each noted in the audit log.
+
+The one service behind the `tenants` command and the administration over HTTP.
+"""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import TypeVar
 
-from tenants import edits, keyspace
-from tenants.directory import Directory, no_tenant
-from tenants.edits import AdminError, Changes
-from tenants.fields import iso
-from tenants.records import (
-    LIMIT_FIELDS,
-    KeyRecord,
-    RawHash,
-    RecordError,
-    TenantRecord,
-    TierRecord,
-    parse_key,
-    parse_tenant,
-    parse_tier,
-)
-from tenants.store import Command, TenantStore
+from tenants import catalog, edits, index, keyspace, schedule
+from tenants.audit import Entry
+from tenants.edits import AdminError, Changes, Conflict, Edit, Found, Missing
+from tenants.key_admin import KeyAdmin
+from tenants.records import RawHash, RecordError, TenantRecord, TierRecord, parse_tenant, parse_tier
+from tenants.store import READ_BATCH
+from tenants.usage import read_usage
 
 Record = TypeVar("Record")
+LATEST = 253402300799.0
+REMEMBERED_MONTHS = 14
+"""Usage is kept for 400 days."""
 
 
-class TenantAdmin(Directory):
-    """What the `tenants` command does. Methods raise AdminError, RecordError (key and field) or Unavailable."""
-
-    def __init__(self, store: TenantStore, who: str | None = None) -> None:
-        super().__init__(store)
-        self._who = who or edits.os_user()
+class TenantAdmin(KeyAdmin):
+    """What admins do. Methods raise AdminError, RecordError (key and field) or Unavailable; arguments as `KeyAdmin`."""
 
     async def create_tier(self, name: str, fields: Changes) -> TierRecord:
         """Create a tier; `utility` is required."""
         return await self._write(keyspace.tier(name), name, fields, parse_tier, create=True)
 
-    async def set_tier(self, name: str, changes: Changes) -> TierRecord:
-        """Change fields of a tier."""
-        return await self._write(keyspace.tier(name), name, changes, parse_tier)
+    async def set_tier(
+        self, name: str, changes: Changes, *, expect: str | None = None, at: float | None = None
+    ) -> TierRecord:
+        """Change fields of a tier, at a moment (unix seconds) where one is given."""
+        return await self._write(keyspace.tier(name), name, _later(changes, at), parse_tier, expect=expect)
 
     async def create_tenant(
-        self, tenant_id: str, *, tier: str, name: str = "", fields: Changes | None = None
+        self, tenant_id: str, *, tier: str, name: str = "", fields: Changes | None = None, reuse: bool = False
     ) -> TenantRecord:
-        """Create a tenant of an existing tier."""
-        base = {"tier": tier, "name": name or tenant_id, "status": "active"}
-        return await self._write_tenant(tenant_id, {**base, **(fields or {})}, create=True)
-
-    async def set_tenant(self, tenant_id: str, changes: Changes) -> TenantRecord:
-        """Change fields of a tenant; a tier field is an override."""
-        return await self._write_tenant(tenant_id, changes)
-
-    async def set_focus(self, tenant_id: str, model: str, strengths: Mapping[str, float]) -> TenantRecord:
-        """Set a tenant's standing focus on a model, term by term; 0 removes one."""
-        if not keyspace.is_model(model):
-            raise AdminError(f"'{model}' is not a model id.")
-        for term, strength in strengths.items():
-            if not -1.0 < strength < 1.0:  # also catches NaN
-                raise AdminError(f"The strength of '{term}' must lie strictly between -1 and 1, not {strength:g}.")
-        return await self._write_tenant(
-            tenant_id, {f"focus:{model}:{term}": repr(f) if f else None for term, f in strengths.items()}
-        )
-
-    async def create_key(
-        self,
-        tenant_id: str,
-        *,
-        label: str = "",
-        expires_at: float | None = None,
-        scopes: Collection[str] | None = None,
-        limits: Changes | None = None,
-    ) -> tuple[str, KeyRecord]:
-        """A new key of a tenant: the secret, which nothing keeps, and its record. `expires_at` in unix seconds.
+        """Create a tenant of an existing tier.
 
         Args:
-            scopes: `inference`, `entitlements`, `model:<id>`; None is everything.
-            limits: limits of this key beside its tenant's, such as {"rpm": "60"}.
+            reuse: whether the name may be one that a deleted tenant had, whose usage it then goes on with.
         """
-        secret = keyspace.new_secret(tenant_id)
-        digest = keyspace.key_digest(secret)
-        key = keyspace.apikey(digest)
-        fields = {
-            "tenant": (await self.tenant(tenant_id)).id,
-            **({"label": label} if label else {}),
-            "prefix": f"sk-{tenant_id}-…{secret[-4:]}",
-            "status": "active",
-            "created_at": iso(time.time()),
-            **({} if expires_at is None else {"expires_at": iso(expires_at)}),
-            **({} if scopes is None else {"scopes": ",".join(sorted(scopes))}),
-            **(limits or {}),
-        }
-        after, commands = edits.changed(key, {}, fields)
-        try:
-            record = parse_key(digest, after)
-        except RecordError as error:  # its record's name says nothing yet to anyone
-            raise AdminError(f"{error.field}: {error.problem}") from None
-        await self._store.edit(key, lambda _: [*commands, self._note("key create", tenant_id, record.id)])
-        return secret, record
+        base = {"tier": tier, "name": name or tenant_id, "status": "active"}
+        if not reuse and keyspace.is_name(tenant_id):
+            await self._refuse_used_name(tenant_id)
+        return await self._write_tenant(tenant_id, {**base, **(fields or {})}, create=True)
 
-    async def rotate_key(self, reference: str, *, overlap_s: float) -> tuple[str, KeyRecord, KeyRecord]:
-        """A new key like an old one, which goes on for `overlap_s` seconds: secret, new record, old record."""
-        old = await self.find_key(reference)
-        if old.status == "revoked" or old.expired(time.time()):
-            raise AdminError(f"Key {old.id} is no longer valid; create a new one: tenants key create {old.tenant}")
-        ends = time.time() + overlap_s
-        if old.expires_at is not None:
-            ends = min(ends, old.expires_at)
-        limits = {name: str(limit) for name in LIMIT_FIELDS if (limit := getattr(old, name)) is not None}
-        secret, new = await self.create_key(
-            old.tenant, label=old.label, expires_at=old.expires_at, scopes=old.scopes, limits=limits
-        )
-        ended = await self._set_key(old.digest, "key rotate", {"expires_at": iso(ends)}, f"{old.id} to {new.id}")
-        return secret, new, ended
+    async def set_tenant(
+        self,
+        tenant_id: str,
+        changes: Changes,
+        *,
+        expect: str | None = None,
+        at: float | None = None,
+        until: float | None = None,
+    ) -> TenantRecord:
+        """Change fields of a tenant; a tier field is an override.
 
-    async def set_key(self, reference: str, changes: Changes) -> KeyRecord:
-        """Change limits, scopes, label or expiry of the key with this id, prefix or secret."""
-        for field in changes:
-            if field not in (*LIMIT_FIELDS, "label", "scopes", "expires_at"):
-                raise AdminError(f"'{field}' of a key cannot be set; what can: label, scopes, expires_at and limits.")
-        digest = await self.find_digest(reference)
-        return await self._set_key(digest, "key set", changes, json.dumps({"key": digest[:12], **changes}))
+        Args:
+            at: when, in unix seconds; None: now.
+            until: when each field is again what it is before; None: never.
+        """
+        wanted = dict(_later(changes, at))
+        if until is not None:
+            if until <= (at or 0.0):
+                raise AdminError("The end of a change must come after its beginning.", "until")
+            found = await self.found(keyspace.tenant(tenant_id))
+            expect = expect or found.version  # what each field is before must be so when this is written
+            now = schedule.folded(edits.texts(found.whole))
+            wanted |= _later({field: now.get(field) for field in changes}, until)
+        return await self._write_tenant(tenant_id, wanted, expect=expect)
 
-    async def revoke_key(self, reference: str) -> KeyRecord:
-        """Revoke the key with this id (8 digits or more), prefix (`sk-acme-…abcd`) or secret."""
-        digest = await self.find_digest(reference)
-        return await self._set_key(digest, "key revoke", {"status": "revoked"}, digest[:12])
+    async def set_focus(
+        self, tenant_id: str, model: str, strengths: Mapping[str, float], *, expect: str | None = None
+    ) -> TenantRecord:
+        """Set a tenant's standing focus on a model, term by term; 0 removes one."""
+        if not keyspace.is_model(model):
+            raise AdminError(f"'{model}' is not a model id.", "model")
+        for term, strength in strengths.items():
+            if not term:
+                raise AdminError("A class or a term must not be empty.", "focus")
+            if not -1.0 < strength < 1.0:  # also catches NaN
+                raise AdminError(
+                    f"The strength of '{term}' must lie strictly between -1 and 1, not {strength:g}.", term
+                )
+        changes = {f"focus:{model}:{term}": repr(f) if f else None for term, f in strengths.items()}
+        return await self._write_tenant(tenant_id, changes, expect=expect)
 
-    async def _set_key(self, digest: str, action: str, changes: Changes, detail: str) -> KeyRecord:
-        key = keyspace.apikey(digest)
-        written: list[KeyRecord] = []
-
-        def build(raw: RawHash) -> list[Command]:
-            if not raw:
-                raise AdminError("This key was deleted meanwhile.")
-            after, commands = edits.changed(key, raw, changes)
-            written[:] = [parse_key(digest, after)]
-            return [*commands, self._note(action, written[0].tenant, detail)]
-
-        await self._store.edit(key, build)
-        return written[0]
-
-    async def delete_tenant(self, tenant_id: str) -> int:
+    async def delete_tenant(self, tenant_id: str, *, expect: str | None = None) -> int:
         """Delete a tenant and its keys; its usage stays. How many keys there were."""
         # Not `tenant()`: one that does not validate must be deletable.
-        key = keyspace.tenant(tenant_id)
-        try:
-            await self._record(key, no_tenant(tenant_id))
-        except RecordError:
-            pass
-        # Not `keys()`: one that does not validate now would be the next tenant's of that name, once it is mended.
-        digests = await self.names(keyspace.APIKEY, where=("tenant", tenant_id))
+        found = await self.found(keyspace.tenant(tenant_id))
+        edits.expect(found, expect, f"Tenant '{tenant_id}'")
+        # Not `keys()`: one that does not validate now would be the next tenant's of that name, once it is mended. And
+        # by a scan: one that was written by hand is in no index.
+        digests = await self.scan(keyspace.APIKEY, where=("tenant", tenant_id))
         for digest in digests:
-            await self._store.execute("DEL", keyspace.apikey(digest))
-        await self._delete(key, "tenant delete", tenant_id, f"{len(digests)} keys")
+            await self._delete(keyspace.apikey(digest), Entry("key delete", tenant_id, detail=digest[:12]), None)
+        await self._delete(found.key, Entry("tenant delete", tenant_id, detail=f"{len(digests)} keys"), expect)
         return len(digests)
 
-    async def delete_tier(self, name: str) -> None:
+    async def delete_tier(self, name: str, *, expect: str | None = None) -> None:
         """Delete a tier that no tenant is of."""
-        key = keyspace.tier(name)
-        try:
-            await self._record(key, f"There is no tier '{name}'.")
-        except RecordError:
-            pass
-        users = await self.names(keyspace.TENANT, where=("tier", name))
-        if users:
-            raise AdminError(f"Tier '{name}' has {len(users)} tenants, such as '{users[0]}'; move them first.")
-        await self._delete(key, "tier delete", name, "")
+        found = await self.found(keyspace.tier(name))
+        users = await self.scan(keyspace.TENANT, where=("tier", name))
+        soon = [key.removeprefix(keyspace.TENANT) for key in await index.belonging(self._store, found.key)]
+        if users := sorted({*users, *soon}):
+            raise Conflict(f"Tier '{name}' has {len(users)} tenants, such as '{users[0]}'; move them first.")
+        await self._delete(found.key, Entry("tier delete", name), expect)
 
-    async def _delete(self, key: str, action: str, subject: str, detail: str) -> None:
-        await self._store.execute("DEL", key)
-        await self._store.execute(*self._note(action, subject, detail))
+    async def check(self) -> list[RecordError]:
+        """As `Directory.check`, with misspelt models and classes; what was written by hand is entered first."""
+        await self.enter_edits_by_hand()
+        problems = await super().check()
+        served = await catalog.read(self._store)
+        await self._write_down()
+        for prefix in index.KINDS if served else ():
+            for found in await self.all_found(prefix):
+                wrong = catalog.misspelt(served, edits.texts(found.raw))
+                problems += [RecordError(found.key, field, problem) for field, problem in wrong]
+        return sorted(problems, key=lambda problem: (problem.key, problem.field))
 
-    async def _write_tenant(self, tenant_id: str, changes: Changes, *, create: bool = False) -> TenantRecord:
-        tier = changes.get("tier")
-        if tier and not (await self._store.hashes(keyspace.tier(tier)))[0]:
-            raise AdminError(f"There is no tier '{tier}'.")
-        return await self._write(keyspace.tenant(tenant_id), tenant_id, changes, parse_tenant, create=create)
+    async def enter_edits_by_hand(self) -> int:
+        """Put what somebody wrote, changed or deleted without a command in the audit log and the index; how many."""
+        entered = 0
+        for prefix in index.KINDS:
+            listed = set((await index.beginning(self._store, prefix))[0])
+            keys = sorted(listed | {prefix + name for name in await self.scan(prefix)})
+            for start in range(0, len(keys), READ_BATCH):
+                for found in await edits.read_many(self._store, keys[start : start + READ_BATCH]):
+                    kept = edits.told(found.raw) == (found.known or {}) and (found.key in listed) == bool(found.raw)
+                    if not kept:
+                        entered += found.by_hand() is not None
+                        await edits.edit(self._store, self.log, found.key, lambda now: Edit(now.raw, (), None))
+        return entered
+
+    async def to_come(self) -> list[tuple[float, str, str, str | None]]:
+        """Every change of a tier or a tenant that is still to come: when (unix seconds), whose, field, value."""
+        found = []
+        for prefix in (keyspace.TIER, keyspace.TENANT):
+            for record in await self.all_found(prefix):
+                for field, value in schedule.folded(edits.texts(record.raw)).items():
+                    if parsed := schedule.parse(field):
+                        at, changed, removed = parsed
+                        found.append((at, record.key.replace(":", " ", 1), changed, None if removed else value))
+        return sorted(found, key=lambda change: (change[0], change[1], change[2]))
+
+    async def _write_down(self) -> None:
+        """Put changes whose moment has come in their fields, where replicas look for the levels that are sold."""
+        for prefix in (keyspace.TIER, keyspace.TENANT):
+            for record in await self.all_found(prefix):
+                if schedule.due(edits.texts(record.raw)):
+                    kind, _, name = record.key.partition(":")
+                    entry = Entry(f"{kind} set", name, detail="as scheduled")
+
+                    def build(found: Found, entry: Entry = entry) -> Edit:
+                        after, commands = edits.changed(found, {})
+                        return Edit(after, commands, entry)
+
+                    await edits.edit(self._store, self.log, record.key, build)
+
+    async def _refuse_used_name(self, tenant_id: str) -> None:
+        """Raises Conflict where a tenant had the name, whose usage, quotas included, the new one would go on with."""
+        if (await edits.read(self._store, keyspace.tenant(tenant_id))).raw:
+            return  # which is said by who writes
+        now = datetime.now(UTC)
+        ahead = [now.year * 12 + now.month - 1 - back for back in range(REMEMBERED_MONTHS)]
+        months = [f"{number // 12:04d}-{number % 12 + 1:02d}" for number in ahead]
+        used = [u.period for u in await read_usage(self._store, tenant_id, *months) if any(u.total.values())]
+        if used:
+            raise Conflict(
+                f"A tenant '{tenant_id}' was deleted whose usage is kept (last of {used[0]}), and quotas would"
+                " count it; choose another id, or go on with its usage by --reuse."
+            )
+
+    async def _delete(self, key: str, entry: Entry, expect: str | None) -> None:
+        def build(found: Found) -> Edit:
+            edits.expect(found, expect, f"{entry.action.partition(' ')[0].capitalize()} '{entry.subject}'")
+            return Edit({}, (("DEL", key),), entry)
+
+        await edits.edit(self._store, self.log, key, build)
+
+    async def _write_tenant(
+        self, tenant_id: str, changes: Changes, *, create: bool = False, expect: str | None = None
+    ) -> TenantRecord:
+        for tier in {value for field, value in changes.items() if schedule.sets(field) == "tier" and value}:
+            if not (keyspace.is_name(tier) and (await self._store.hashes(keyspace.tier(tier)))[0]):
+                raise AdminError(f"There is no tier '{tier}'.", "tier")
+        key = keyspace.tenant(tenant_id)
+        return await self._write(key, tenant_id, changes, parse_tenant, create=create, expect=expect)
 
     async def _write(
-        self, key: str, name: str, changes: Changes, parse: Callable[[str, RawHash], Record], *, create: bool = False
+        self,
+        key: str,
+        name: str,
+        changes: Changes,
+        parse: Callable[[str, RawHash, float | None], Record],
+        *,
+        create: bool = False,
+        expect: str | None = None,
     ) -> Record:
         kind = key.partition(":")[0]
         if not keyspace.is_name(name):
             raise AdminError(f"'{name}' is not a {kind}'s name: use letters, digits, '.', '_' and '-', 64 at most.")
+        await self._spelt(key, changes)
         written: list[Record] = []
 
-        def build(raw: RawHash) -> list[Command]:
-            if create and raw:
-                raise AdminError(f"There already is a {kind} '{name}'.")
-            if not create and not raw:
-                raise AdminError(f"There is no {kind} '{name}'.")
-            after, commands = edits.changed(key, raw, changes)
-            written[:] = [parse(name, after)]
-            detail = json.dumps(dict(changes), ensure_ascii=False)
-            return [*commands, self._note(f"{kind} {'create' if create else 'set'}", name, detail)]
+        def build(found: Found) -> Edit:
+            if create and (found.raw or not found.is_hash):
+                raise Conflict(f"There already is a {kind} '{name}'.")
+            if not create and found.is_hash and not found.raw:
+                raise Missing(f"There is no {kind} '{name}'.")
+            edits.expect(found, expect, f"{kind.capitalize()} '{name}'")
+            after, commands = edits.changed(found, changes)
+            written[:] = [parse(name, after, None)]
+            for moment in schedule.moments(edits.texts(after)):
+                parse(name, after, moment)  # what it will be must be valid too
+            return Edit(after, commands, Entry(f"{kind} {'create' if create else 'set'}", name))
 
-        await self._store.edit(key, build)
+        await edits.edit(self._store, self.log, key, build)
         return written[0]
 
-    def _note(self, action: str, subject: str, detail: str) -> Command:
-        return edits.note(self._who, action, subject, detail)
+
+def _later(changes: Changes, at: float | None) -> Changes:
+    """Changes as fields that make them at a moment; as they are where none is given."""
+    if at is None:
+        return changes
+    if not 0.0 < at < LATEST:
+        raise AdminError("A moment must lie before the year 10000.", "at")
+    return {schedule.name(at, field, value): "-" if value is None else value for field, value in changes.items()}

@@ -32,6 +32,8 @@ TOUCH_FLUSH_S = 5.0
 TOUCH_KEPT_S = 400 * 86400
 _NEVER = float("-inf")
 INVALID = "invalid_api_key"
+NOTHING_THERE = "store_empty"
+EMPTY = "the tenant store is empty: it has no installation in it; restore it from a backup, or run `tenants init`"
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -61,6 +63,12 @@ class _Entry:
     def edited(self) -> bool:
         return any(source.edited for source in self.sources)
 
+    @property
+    def outdated(self) -> bool:
+        """Whether a record behind it was edited, or has changed by itself since."""
+        changes_at = self.resolution.changes_at
+        return self.edited or (changes_at is not None and time.time() >= changes_at)
+
 
 class EntitlementCache:
     """Entitlements by API key, for one gateway replica.
@@ -85,6 +93,7 @@ class EntitlementCache:
         self._session = _Session()
         self._epoch = 0
         self._last_tier: tuple[str, ...] = ()
+        self._installed: bool | None = None
         self._touched: dict[str, float] = {}
         self._to_note: set[str] = set()
         self._feed = InvalidationFeed(store, self)
@@ -109,6 +118,8 @@ class EntitlementCache:
         """Whether the store answers, and what is wrong; for readiness, never for liveness."""
         if problem := self._store.problem:
             return False, problem
+        if self._installed is False:
+            return False, EMPTY
         if not self._feed.connected:
             refused = self._feed.problem.startswith("the server refuses")
             return refused, f"edits of entitlements are not announced: {self._feed.problem}"
@@ -126,7 +137,8 @@ class EntitlementCache:
             Unauthenticated: no key, or one that is unknown, revoked or expired (`invalid_api_key`).
             NotEntitled: the tenant is suspended (`tenant_suspended`), or its records are broken
                 (`entitlements_invalid`; key and field are in the log).
-            Unavailable: the store is away and the key not known, or the grace is over.
+            Unavailable: the store is away and the key not known, or the grace is over; or the store is empty
+                (`store_empty`), so that nobody's key is known.
         """
         if not api_key:
             raise Unauthenticated("No API key was given; send it as `Authorization: Bearer <key>`.", code=INVALID)
@@ -148,7 +160,7 @@ class EntitlementCache:
         if entry is not None:
             self._entries.move_to_end(digest)
             fresh = entry.session is self._session and now - entry.fetched_at < self._fresh_for()
-            return entry.resolution if fresh and not entry.edited else None
+            return entry.resolution if fresh and not entry.outdated else None
         if self._unknown.get(digest, _NEVER) > now:
             raise _unknown_key()
         return None
@@ -174,6 +186,9 @@ class EntitlementCache:
             likely = (keyspace.apikey(digest), keyspace.tenant(named_tenant), *self._last_tier)
         try:
             found = await resolve(self._store, digest, likely)
+            if found is None and not await self._is_installed():
+                said = "The records of this service are not there; its operator must restore them."
+                return Unavailable(said, retry_after=30, code=NOTHING_THERE)
         except Unavailable as error:
             return error
         now = time.monotonic()
@@ -194,16 +209,29 @@ class EntitlementCache:
             self._entries.popitem(last=False)
         return found
 
+    async def _is_installed(self) -> bool:
+        """Whether the store is an installation's; else a key that it lacks may be good."""
+        if self._installed is not True or not self._feed.connected:
+            epoch = self._epoch
+            found = await self._store.execute("GET", keyspace.INSTALLATION) is not None
+            if not found and self._installed is not False:
+                logger.error("%s", EMPTY)
+            if epoch == self._epoch:  # else it may have been put there, or taken away, meanwhile
+                self._installed = found
+            return found
+        return True
+
     def _despite(self, digest: str, error: Unavailable) -> Resolution:
         """What is known while the store is away."""
         entry = self._entries.get(digest)
         # What was edited is not even good for an outage.
-        if entry is not None and not entry.edited:
+        if entry is not None and not entry.outdated:
             announced = self._feed.connected and entry.session is self._session
             current_until = max(entry.fetched_at, self._feed.alive_at if announced else entry.session.until)
             if time.monotonic() - current_until <= self._grace:
                 return entry.resolution
-        raise Unavailable(error.message, retry_after=error.retry_after, code="store_unavailable")
+        code = error.code if error.code == NOTHING_THERE else "store_unavailable"
+        raise Unavailable(error.message, retry_after=error.retry_after, code=code)
 
     def _log_refusal(self, known: _Entry | None, found: Resolution) -> None:
         problem = found.problem
@@ -213,6 +241,8 @@ class EntitlementCache:
     def changed(self, key: str | None) -> None:
         """`key` was edited, or everything (None): what came from it is not used again."""
         self._epoch += 1
+        if key is None or key == keyspace.INSTALLATION:
+            self._installed = None
         if key is None:
             self._entries.clear()
             self._unknown.clear()
@@ -224,6 +254,7 @@ class EntitlementCache:
     def resumed(self) -> None:
         """The feed is up again; what was edited meanwhile is not known, so every entry is asked for at its next use."""
         self._epoch += 1
+        self._installed = None
         self._unknown.clear()
         self._session = _Session()
 

@@ -11,22 +11,42 @@ from tenants import (
     cli_keys,
     cli_manifest,
     cli_models,
+    cli_operators,
     cli_receipts,
     cli_tiers,
     cli_usage,
     installation,
     keyspace,
+    schedule,
     served_levels,
     show,
+    views,
 )
 from tenants.admin import TenantAdmin
-from tenants.console import Assignments, Json, TenantId, Yes, assignments, complete_tier, failure, run
+from tenants.console import (
+    Assignments,
+    At,
+    Chosen,
+    Json,
+    Remove,
+    TenantId,
+    Yes,
+    assignments,
+    complete_tier,
+    failure,
+    given,
+    moment,
+    run,
+    strengths,
+    when,
+)
 from tenants.served import ServedModels
 from tenants.store import TenantStore
 
 app = typer.Typer(help="Manage tiers, tenants and API keys.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(cli_tiers.app, name="tier")
 app.add_typer(cli_keys.app, name="key")
+app.add_typer(cli_operators.app, name="admin-key")
 app.add_typer(cli_usage.app, name="usage")
 app.command()(cli_installation.init)
 app.command()(cli_manifest.apply)
@@ -40,11 +60,15 @@ app.command()(cli_receipts.verify)
 def main(
     context: typer.Context,
     redis_url: Annotated[
-        str, typer.Option(envvar="REDIS_URL", help="The store; default: what .data/demo.env says.", show_envvar=True)
-    ] = "",
+        str | None,
+        typer.Option(envvar="REDIS_URL", help="The store; default: what .data/admin.env says.", show_envvar=True),
+    ] = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Take models and classes too that no replica has served yet.")
+    ] = False,
 ) -> None:
     """Manage tiers, tenants and API keys. Edits reach every gateway at once."""
-    context.obj = redis_url
+    context.obj = Chosen(given("--redis-url", redis_url) or "", unchecked)
 
 
 @app.command("list")
@@ -57,8 +81,8 @@ def list_tenants(
     """List tenants in the order of their ids, a page at a time."""
 
     async def read(admin: TenantAdmin, _: TenantStore) -> Any:
-        ids = [name for name in await admin.names(keyspace.TENANT) if name > after]
-        return await admin.tenants(ids[:limit]), len(ids) - limit
+        ids, left = await admin.page(keyspace.TENANT, after=after, limit=limit)
+        return await admin.tenants(ids), left
 
     page, left = run(context, read)
     show.tenants(page, as_json)
@@ -78,19 +102,44 @@ def create_tenant(
     tenant: TenantId,
     tier: Annotated[str, typer.Option(help="An existing tier.", autocompletion=complete_tier)],
     name: Annotated[str, typer.Option(help="Name for people; default: the id.")] = "",
+    until: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="A trial: of that tier until 2030-01-31, or for 14d.")
+    ] = None,
+    then: Annotated[
+        str | None, typer.Option(metavar="TIER", help="Its tier after that.", autocompletion=complete_tier)
+    ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Go on with the usage of a deleted tenant of this id.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Create a tenant."""
-    record = run(context, lambda admin, _: admin.create_tenant(tenant, tier=tier, name=name))
-    show.done(show.tenant_fields(record), f"Created {tenant} ({tier}). Next: tenants key create {tenant}", as_json)
+    if (until is None) != (then is None):
+        raise failure("--until and --then go together: when a trial ends, and which tier follows.")
+    ends = moment("--until", until)
+    later = {schedule.name(ends, "tier", then): given("--then", then)} if ends else {}
+    record = run(context, lambda admin, _: admin.create_tenant(tenant, tier=tier, name=name, fields=later, reuse=reuse))
+    show.done(views.tenant_fields(record), f"Created {tenant} ({tier}). Next: tenants key create {tenant}", as_json)
 
 
 @app.command("set")
-def set_tenant(context: typer.Context, tenant: TenantId, fields: Assignments, as_json: Json = False) -> None:
+def set_tenant(
+    context: typer.Context,
+    tenant: TenantId,
+    fields: Assignments = None,
+    remove: Remove = None,
+    at: At = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Then each is again what it is now: 2030-01-31, or 14d.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Set fields of a tenant: tier=gold rpm=600 utility:resnet18-cifar10=0.8."""
-    changes = assignments(fields)
-    record = run(context, lambda admin, _: admin.set_tenant(tenant, changes))
-    show.done(show.tenant_fields(record), f"Set {', '.join(changes)} of {tenant}.", as_json)
+    changes = assignments(fields or [], remove or [])
+    begins, ends = moment("--at", at), moment("--until", until)
+    record = run(context, lambda admin, _: admin.set_tenant(tenant, changes, at=begins, until=ends))
+    done = f"Set {', '.join(changes)} of {tenant}{when(begins, ends)}."
+    show.done(views.tenant_fields(record), done, as_json)
 
 
 @app.command("focus")
@@ -98,14 +147,14 @@ def set_focus(
     context: typer.Context,
     tenant: TenantId,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model id.")],
-    strengths: Annotated[
+    terms: Annotated[
         list[str] | None,
         typer.Argument(metavar="CLASS=STRENGTH", help="In (-1, 1); 0 removes it; none: show the focus."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Set a tenant's standing focus on a model: pedestrian=0.9."""
-    wanted = {term: _strength(term, text) for term, text in assignments(strengths or []).items()}
+    wanted = strengths(terms or [])
     if wanted:
         record = run(context, lambda admin, _: admin.set_focus(tenant, model, wanted))
     else:
@@ -119,14 +168,14 @@ def set_focus(
 def suspend(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
     """Refuse every request of a tenant, until it is activated."""
     record = run(context, lambda admin, _: admin.set_tenant(tenant, {"status": "suspended"}))
-    show.done(show.tenant_fields(record), f"Suspended {tenant}.", as_json)
+    show.done(views.tenant_fields(record), f"Suspended {tenant}.", as_json)
 
 
 @app.command()
 def activate(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
     """Take a suspended tenant's requests again."""
     record = run(context, lambda admin, _: admin.set_tenant(tenant, {"status": "active"}))
-    show.done(show.tenant_fields(record), f"Activated {tenant}.", as_json)
+    show.done(views.tenant_fields(record), f"Activated {tenant}.", as_json)
 
 
 @app.command("delete")
@@ -138,14 +187,31 @@ def delete_tenant(context: typer.Context, tenant: TenantId, yes: Yes = False, as
     show.done({"deleted": tenant, "keys": keys}, f"Deleted {tenant} and {keys} keys.", as_json)
 
 
+@app.command("schedule")
+def to_come(context: typer.Context, as_json: Json = False) -> None:
+    """Show what tiers and tenants will change by themselves."""
+    show.schedule(run(context, lambda admin, _: admin.to_come()), as_json)
+
+
 @app.command()
 def audit(
     context: typer.Context,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=100_000, help="How many.")] = 50,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that no line was changed or taken out; status 1 if one was.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the last changes made by this command, the newest first."""
-    show.audit(run(context, lambda admin, _: admin.audit(count)), as_json)
+    """Show the last changes with old and new values, the newest first."""
+    if not verify:
+        show.audit(run(context, lambda admin, _: admin.log.read(count)), as_json)
+        return
+    found = run(context, lambda admin, _: admin.log.verify())
+    wrong = ", ".join(str(number) for number in found["broken"][:20])
+    said = f"lines that do not follow the one before: {wrong}" if wrong else "every line follows the one before"
+    show.done(found, f"{found['entries']} entries, {said}. Head: {found['head']}", as_json)
+    if wrong:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -155,23 +221,17 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     async def read(admin: TenantAdmin, store: TenantStore) -> Any:
         reports = await ServedModels(store).reports()
         strangers = await installation.strangers(store, reports)
-        return [*await admin.check(), *strangers], served_levels.drifted(reports)
+        problems = await admin.check()
+        return [*problems, *strangers, *await installation.unmarked(store)], served_levels.drifted(reports)
 
     problems, drifted = run(context, read)
     lines = [str(problem) for problem in problems] or ["All records are valid."]
     lines += [show.drift(*level) for level in drifted]
-    found = [show.problem(problem) for problem in problems]
+    found = [views.problem(problem) for problem in problems]
     found += [{"key": m, "field": f"{own.level:g}", "problem": show.drift(m, group, own)} for m, group, own in drifted]
     show.done(found, "\n".join(lines), as_json)
     if found:
         raise typer.Exit(1)
-
-
-def _strength(term: str, text: str | None) -> float:
-    try:
-        return float(text or "0")
-    except ValueError:
-        raise failure(f"the strength of '{term}' must be a number in (-1, 1), not '{text}'.") from None
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def _running(context: typer.Context, embedded: Path | None) -> Iterator[None]:
         raise failure(f"{embedded} is not the data folder of an embedded store.")
     try:
         with EmbeddedValkey(embedded) as server:
-            context.obj = server.url
+            context.obj.url = server.url
             yield
     except EmbeddedError as error:
         raise failure(str(error)) from None

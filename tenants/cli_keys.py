@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import time
 from typing import Annotated, Any
 
 import typer
 
-from tenants import show
+from tenants import show, views
 from tenants.admin import TenantAdmin
-from tenants.console import Assignments, Json, KeyReference, TenantId, assignments, failure, run
-from tenants.fields import iso, parse_moment
-from tenants.records import KeyRecord
+from tenants.console import Assignments, Json, KeyReference, Remove, TenantId, assignments, given, moment, run, span
+from tenants.fields import iso
+from tenants.records import KeyRecord, RecordError
 from tenants.store import TenantStore
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @app.command("create")
@@ -24,19 +21,19 @@ def create_key(
     context: typer.Context,
     tenant: TenantId,
     label: Annotated[str, typer.Option(help="A note for people.")] = "",
-    expires: Annotated[str, typer.Option(help="A span such as 30d, 12h, 45m, or a date.")] = "",
+    expires: Annotated[str | None, typer.Option(help="A span such as 30d, 12h, 45m, or a date.")] = None,
     scopes: Annotated[
-        str, typer.Option(help="Comma list of inference, entitlements (read only), model:<id>; default: all.")
-    ] = "",
+        str | None, typer.Option(help="Comma list of inference, entitlements (read only), model:<id>; default: all.")
+    ] = None,
     limit: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="A limit of this key, such as rpm=60; repeat it.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Create a key. It is shown once."""
-    expires_at = _expiry(expires) if expires else None
-    wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()] if scopes else None
-    limits = assignments(limit or [])
+    expires_at = moment("--expires", expires)
+    wanted = None if given("--scopes", scopes) is None else [s.strip() for s in (scopes or "").split(",") if s.strip()]
+    limits = assignments(limit) if limit else {}
     secret, record = run(
         context,
         lambda admin, _: admin.create_key(tenant, label=label, expires_at=expires_at, scopes=wanted, limits=limits),
@@ -52,7 +49,7 @@ def rotate_key(
     as_json: Json = False,
 ) -> None:
     """Make a new key like an old one, which ends after an overlap."""
-    secret, record, old = run(context, lambda admin, _: admin.rotate_key(key, overlap_s=_span(overlap, "--overlap")))
+    secret, record, old = run(context, lambda admin, _: admin.rotate_key(key, overlap_s=span(overlap, "--overlap")))
     _say(secret, record, as_json, replaces=old)
 
 
@@ -68,45 +65,30 @@ def list_keys(context: typer.Context, tenant: TenantId, as_json: Json = False) -
 
 
 @app.command("set")
-def set_key(context: typer.Context, key: KeyReference, fields: Assignments, as_json: Json = False) -> None:
+def set_key(
+    context: typer.Context, key: KeyReference, fields: Assignments = None, remove: Remove = None, as_json: Json = False
+) -> None:
     """Set limits, scopes, label or expires_at of a key: rpm=60 scopes=model:resnet18-cifar10."""
-    changes = assignments(fields)
+    changes = assignments(fields or [], remove or [])
     record = run(context, lambda admin, _: admin.set_key(key, changes))
-    show.done(show.key(record), f"Set {', '.join(changes)} of key {record.id}.", as_json)
+    show.done(views.key(record), f"Set {', '.join(changes)} of key {record.id}.", as_json)
 
 
 @app.command("revoke")
 def revoke_key(context: typer.Context, key: KeyReference, as_json: Json = False) -> None:
     """Revoke a key: its next request is refused."""
     record = run(context, lambda admin, _: admin.revoke_key(key))
-    show.done(show.key(record), f"Revoked key {record.id} of {record.tenant}.", as_json)
+    if isinstance(record, RecordError):
+        show.done(views.problem(record), f"Revoked, though its record is not valid: {record}", as_json)
+    else:
+        show.done(views.key(record), f"Revoked key {record.id} of {record.tenant}.", as_json)
 
 
 def _say(secret: str, record: KeyRecord, as_json: bool, *, replaces: KeyRecord | None = None) -> None:
     if as_json:
-        show.done({"key": secret, **show.key(record)}, "", True)
+        show.done({"key": secret, **views.key(record)}, "", True)
         return
     typer.echo(secret)
     until = f" It expires at {iso(record.expires_at)}." if record.expires_at else ""
     old = f" Key {replaces.id} ends at {iso(replaces.expires_at or 0.0)}." if replaces else ""
     typer.echo(f"Key {record.id} of {record.tenant}. Keep it now: it is not shown again.{until}{old}", err=True)
-
-
-def _span(text: str, option: str) -> int:
-    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if match is None:
-        raise failure(f"{option} takes a span such as 24h, 30m or 0s, not '{text}'.")
-    return int(match[1]) * _SECONDS[match[2]]
-
-
-def _expiry(text: str) -> float:
-    """Unix seconds at which a key expires that is given a span or a date."""
-    if re.fullmatch(r"\d{1,6}[smhd]", text):
-        return time.time() + _span(text, "--expires")
-    try:
-        moment = parse_moment(text)
-    except ValueError:
-        raise failure(f"--expires takes 30d, 12h, 45m or a date such as 2030-01-31, not '{text}'.") from None
-    if moment <= time.time():
-        raise failure(f"--expires lies in the past: {text}.")
-    return moment

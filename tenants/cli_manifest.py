@@ -30,8 +30,8 @@ def apply(
     except UnicodeDecodeError:
         raise failure(f"{file} is not UTF-8 text.") from None
 
-    async def planned(admin: TenantAdmin, store: TenantStore) -> list[manifest.Step]:
-        return manifest.plan(manifest.parse(text), await manifest.current(store, admin), prune=prune)
+    async def planned(admin: TenantAdmin, _: TenantStore) -> list[manifest.Step]:
+        return manifest.plan(manifest.parse(text), await manifest.current(admin), prune=prune)
 
     steps = run(context, planned)
     show.steps(steps, as_json)
@@ -48,5 +48,5 @@ def apply(
 
 def export(context: typer.Context, as_json: Json = False) -> None:
     """Print all tiers and tenants as a file for `tenants apply`."""
-    records = run(context, lambda admin, store: manifest.current(store, admin))
+    records = run(context, lambda admin, _: manifest.current(admin)).records
     show.done(records, manifest.export(records).rstrip(), as_json)

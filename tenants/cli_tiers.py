@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tenants import show
-from tenants.console import Assignments, Json, TierName, Yes, assignments, run
+from tenants.console import Assignments, At, Json, Remove, TierName, Yes, assignments, moment, run, when
 
 app = typer.Typer(help="Tiers: what is sold.", no_args_is_help=True)
 
@@ -23,19 +23,28 @@ def show_tier(context: typer.Context, tier: TierName, as_json: Json = False) -> 
 
 
 @app.command("create")
-def create_tier(context: typer.Context, tier: TierName, fields: Assignments, as_json: Json = False) -> None:
+def create_tier(context: typer.Context, tier: TierName, fields: Assignments = None, as_json: Json = False) -> None:
     """Create a tier: tenants tier create bronze utility=0.8 rpm=60."""
-    changes = assignments(fields)
+    changes = assignments(fields or [])
     record = run(context, lambda admin, _: admin.create_tier(tier, changes))
     show.tier(record, True) if as_json else typer.echo(f"Created tier {tier}.")
 
 
 @app.command("set")
-def set_tier(context: typer.Context, tier: TierName, fields: Assignments, as_json: Json = False) -> None:
+def set_tier(
+    context: typer.Context,
+    tier: TierName,
+    fields: Assignments = None,
+    remove: Remove = None,
+    at: At = None,
+    as_json: Json = False,
+) -> None:
     """Set fields of a tier: utility=0.8 rpm=60."""
-    changes = assignments(fields)
-    record = run(context, lambda admin, _: admin.set_tier(tier, changes))
-    show.tier(record, True) if as_json else typer.echo(f"Set {', '.join(changes)} of tier {tier}.")
+    changes = assignments(fields or [], remove or [])
+    begins = moment("--at", at)
+    record = run(context, lambda admin, _: admin.set_tier(tier, changes, at=begins))
+    done = f"Set {', '.join(changes)} of tier {tier}{when(begins, None)}."
+    show.tier(record, True) if as_json else typer.echo(done)
 
 
 @app.command("delete")

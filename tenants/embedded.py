@@ -64,7 +64,7 @@ class EmbeddedValkey:
         return f"redis://default:{self._password}@{HOST}:{self._port}/0"
 
     def url_of(self, user: str) -> str:
-        """The URL of a user with the rights of `rights.USERS`, `gateway` or `replica`. A secret likewise."""
+        """The URL of a user with the rights of `rights.USERS`, `gateway`, `replica` or `admin`. A secret likewise."""
         return f"redis://{user}:{self._password_of(user)}@{HOST}:{self._port}/0"
 
     def _password_of(self, user: str) -> str:
@@ -166,7 +166,7 @@ class EmbeddedValkey:
             shutil.rmtree(private, ignore_errors=True)
 
     def _add_users(self, wire: _Wire) -> None:
-        for user in ("gateway", "replica"):
+        for user in ("gateway", "replica", "admin"):
             rules = (*rights.USERS[user].split(), rights.NEWER)
             told = wire.ask("ACL", "SETUSER", user, "reset", "on", f">{self._password_of(user)}", *rules)
             if told != "OK":

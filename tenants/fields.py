@@ -28,6 +28,15 @@ def listed(names: Iterable[str]) -> str:
     return ",".join(wanted) if plain else json.dumps(wanted, ensure_ascii=False)
 
 
+def names_of(text: str) -> list[str]:
+    """The names of a list as a record holds it, sorted; none of `*`, or where it does not validate."""
+    try:
+        found = _listed(text)
+    except ValueError:
+        return []
+    return sorted(found or ())
+
+
 def json_names(text: str) -> list[str]:
     """A JSON list of names. Raises ValueError."""
     try:

@@ -8,7 +8,8 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
-from tenants import edits, keyspace
+from tenants import keyspace
+from tenants.audit import AuditLog, Entry
 from tenants.edits import AdminError
 from tenants.records import RecordError
 from tenants.served import ReplicaReport
@@ -56,8 +57,26 @@ async def create_secrets(
         created = await store.execute("SET", key, draw(), "NX")
         told.append(f"Created the {name} ({key}): back it up." if created else f"The {name} ({key}) is there already.")
         if created:
-            await store.execute(*edits.note(who or edits.os_user(), "secret create", key, ""))
+            await AuditLog(store, who).append(Entry("secret create", key))
+    if await mark(store):
+        await AuditLog(store, who).append(Entry("installation create", keyspace.INSTALLATION))
     return told
+
+
+async def mark(store: TenantStore) -> bool:
+    """Mark the store as an installation's, unless it is; whether it was not.
+
+    In one without a mark, which is empty or was flushed, no key is known: gateways then say that the store is not
+    ready, and not that keys are wrong.
+    """
+    return bool(await store.execute("SET", keyspace.INSTALLATION, secrets.token_hex(8), "NX"))
+
+
+async def unmarked(store: TenantStore) -> list[RecordError]:
+    """What is wrong with a store that has records and no mark."""
+    if await store.execute("EXISTS", keyspace.INSTALLATION):
+        return []
+    return [RecordError(keyspace.INSTALLATION, "", "there is none: unknown keys are answered 503; run `tenants init`")]
 
 
 async def noise_secret(store: TenantStore) -> str:

@@ -9,10 +9,21 @@ import secrets
 TIER = "tier:"
 TENANT = "tenant:"
 APIKEY = "apikey:"
-TRACKED_PREFIXES = (TIER, TENANT, APIKEY)
+INSTALLATION = "installation"
+"""That this store is an installation's, and which: without it nobody's key is called unknown."""
+TRACKED_PREFIXES = (TIER, TENANT, APIKEY, INSTALLATION)
 """What entitlements are resolved from: the prefixes whose edits the server announces."""
 
-AUDIT = "audit"
+ADMIN_KEY = "adminkey:"
+INDEX = "index"
+"""Sorted set of the records' keys, and of who belongs to whom, so that a list need not scan the keyspace."""
+AUDIT = "audit:log"
+"""List of one JSON line a change, each with the hash of the one before. A list, since RPUSH can only add: whoever may
+XADD to a stream may trim it by the same command."""
+AUDIT_BEFORE = "audit"
+"""The stream in which changes were noted before `AUDIT` was; nothing writes it."""
+CATALOG = "catalog"
+"""Hash of every model that has been served to its classes (JSON), or to null where it answers in words."""
 CALIBRATION = "calibration:"
 FIELD = "field:"
 AUDIT_MODELS = "audit:models"
@@ -65,6 +76,15 @@ def named_tenant(secret: str) -> str | None:
     """The tenant that a key of the form of `new_secret` names, whosever it is; None for one of another form."""
     name = secret[3 : -_RANDOM - 1] if secret.startswith("sk-") and secret[-_RANDOM - 1 : -_RANDOM] == "-" else ""
     return name if is_name(name) else None
+
+
+def admin_key(digest: str) -> str:
+    return ADMIN_KEY + digest
+
+
+def known(record: str) -> str:
+    """A record's fields as the last audited change left them (JSON), in the record's own slot of a Cluster."""
+    return f"known:{{{record}}}"
 
 
 def calibration(fingerprint: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from policies.terms import FOCUS_LIMIT, Level, Strength
-from tenants import keyspace, seal
+from tenants import keyspace, schedule, seal
 from tenants.fields import Limit, Moment, Names, iso, listed, unbounded
 
 RawHash = Mapping[bytes, bytes]
@@ -90,6 +90,13 @@ class TierRecord(BaseModel):
 
     name: str
     terms: Terms
+    scheduled: Mapping[str, str] = Field(default_factory=dict)
+    """Fields of `tenants.schedule` whose moment is still to come."""
+
+    @property
+    def changes_at(self) -> float | None:
+        """When the record changes next by itself, in unix seconds."""
+        return min(schedule.moments(self.scheduled), default=None)
 
 
 class TenantRecord(BaseModel):
@@ -104,6 +111,13 @@ class TenantRecord(BaseModel):
     focus_locked: bool = False
     standing_focus: Mapping[str, Mapping[str, Strength]] = Field(default_factory=dict)
     overrides: Terms = Field(default_factory=Terms)
+    scheduled: Mapping[str, str] = Field(default_factory=dict)
+    """Fields of `tenants.schedule` whose moment is still to come."""
+
+    @property
+    def changes_at(self) -> float | None:
+        """When the record changes next by itself, in unix seconds."""
+        return min(schedule.moments(self.scheduled), default=None)
 
 
 class KeyRecord(LimitFields):
@@ -151,26 +165,29 @@ _KEY_FIELDS = frozenset(KeyRecord.model_fields) - {"digest"}
 _Record = TypeVar("_Record", bound=BaseModel)
 
 
-def parse_tier(name: str, raw: RawHash) -> TierRecord:
-    """Parse `tier:<name>`. Raises RecordError, naming key and field."""
+def parse_tier(name: str, raw: RawHash, now: float | None = None) -> TierRecord:
+    """Parse `tier:<name>` as it is at a moment, None: now. Raises RecordError, naming key and field."""
     key = keyspace.tier(name)
-    terms, rest, _ = _split(key, raw)
+    fields, scheduled = _at(_decode(key, raw), now)
+    terms, rest, _ = _split(key, fields)
     _refuse_unknown(key, rest, frozenset())
     parsed = _validate(Terms, key, terms)
     if parsed.utility is None:
         raise RecordError(key, "utility", "is missing; a tier needs a level in (0, 1]")
-    return TierRecord(name=name, terms=parsed)
+    return TierRecord(name=name, terms=parsed, scheduled=scheduled)
 
 
-def parse_tenant(tenant_id: str, raw: RawHash) -> TenantRecord:
-    """Parse `tenant:<id>`. Raises RecordError, naming key and field."""
+def parse_tenant(tenant_id: str, raw: RawHash, now: float | None = None) -> TenantRecord:
+    """Parse `tenant:<id>` as it is at a moment, None: now. Raises RecordError, naming key and field."""
     key = keyspace.tenant(tenant_id)
-    terms, rest, focus = _split(key, raw)
+    fields, scheduled = _at(_decode(key, raw), now)
+    terms, rest, focus = _split(key, fields)
     _refuse_unknown(key, rest, _TENANT_FIELDS)
     if not keyspace.is_name(rest.get("tier", "")):
         raise RecordError(key, "tier", "is missing or no tier's name")
     overrides = _validate(Terms, key, terms)
     values = {"name": tenant_id, **rest, "id": tenant_id, "standing_focus": focus, "overrides": overrides}
+    values["scheduled"] = scheduled
     return _validate(TenantRecord, key, values)
 
 
@@ -204,7 +221,7 @@ def dump_tenant(record: TenantRecord) -> dict[str, str]:
         fields["focus_locked"] = "true"
     for model, terms in record.standing_focus.items():
         fields |= {f"focus:{model}:{term}": _text(strength) for term, strength in terms.items()}
-    return fields | dump_terms(record.overrides)
+    return fields | dump_terms(record.overrides) | dict(record.scheduled)
 
 
 def dump_key(record: KeyRecord) -> dict[str, str]:
@@ -248,25 +265,32 @@ def _decode(key: str, raw: RawHash) -> dict[str, str]:
         except UnicodeDecodeError:
             raise RecordError(key, field, "is not UTF-8 text") from None
     if name := seal.lost(values):
-        raise RecordError(key, name, "was lost; set it again, or remove it by an empty value")
+        raise RecordError(key, name, "was lost; set it again, or remove it (--remove)")
     values.pop(seal.FIELD, None)
     return values
 
 
-def _split(key: str, raw: RawHash) -> tuple[dict[str, Any], dict[str, str], dict[str, dict[str, str]]]:
+def _at(fields: Mapping[str, str], now: float | None) -> tuple[dict[str, str], dict[str, str]]:
+    """A record's fields at a moment, and those that change it later."""
+    whole = schedule.folded(fields, now)
+    later = {name: value for name, value in whole.items() if schedule.parse(name) is not None}
+    return {name: value for name, value in whole.items() if name not in later}, later
+
+
+def _split(key: str, fields: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str], dict[str, dict[str, str]]]:
     """The fields of `Terms`, the others, and the standing focus."""
     terms: dict[str, Any] = {}
     by_model: dict[str, str] = {}
     limits: dict[str, dict[str, str]] = {}
     rest: dict[str, str] = {}
     focus: dict[str, dict[str, str]] = {}
-    for name, value in _decode(key, raw).items():
+    for name, value in fields.items():
         kind, _, subject = name.partition(":")
         if name in _TERM_FIELDS:
             terms[name] = value
         elif kind == "utility" and keyspace.is_model(subject):
             by_model[subject] = value
-        elif kind in LIMIT_FIELDS and keyspace.is_name(subject):
+        elif kind in LIMIT_FIELDS and keyspace.is_model(subject):
             limits.setdefault(subject, {})[kind] = value
         elif kind == "focus" and key.startswith(keyspace.TENANT):
             model, _, term = subject.partition(":")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from policies.terms import Tier
-from tenants import entitlements, keyspace
+from tenants import entitlements, keyspace, schedule
 from tenants.entitlements import Entitlements, Limits
 from tenants.records import RawHash, RecordError, parse_key, parse_tenant, parse_tier
 from tenants.store import TenantStore
@@ -35,6 +36,8 @@ class Resolution:
     keys: tuple[str, ...]
     expires_at: float | None = None
     problem: RecordError | None = None
+    changes_at: float | None = None
+    """When a record behind it changes by itself, in unix seconds: it is not good from then on."""
 
 
 async def resolve(store: TenantStore, digest: str, likely: tuple[str, ...] = ()) -> Resolution | None:
@@ -60,19 +63,29 @@ async def resolve(store: TenantStore, digest: str, likely: tuple[str, ...] = ())
         tier = parse_tier(tenant.tier, await reader.need(keyspace.tier(tenant.tier)))
     except RecordError as problem:
         return Resolution(BROKEN, (*reader.used, *({problem.key} - set(reader.used))), expires_at, problem)
+    changes_at = min((at for at in (tenant.changes_at, tier.changes_at) if at is not None), default=None)
     if tenant.status == "suspended":
-        return Resolution(SUSPENDED, tuple(reader.used), expires_at)
-    merged = entitlements.merge(tenant, tier, record, entitlements.digest(reader.used.items()))
-    return Resolution(_shared(merged, reader), tuple(reader.used), expires_at)
+        return Resolution(SUSPENDED, tuple(reader.used), expires_at, changes_at=changes_at)
+    # What a record has become by itself is another version of it.
+    come = [(key, _folded(raw)) for key, raw in reader.used.items()]
+    merged = entitlements.merge(tenant, tier, record, entitlements.digest(come))
+    return Resolution(_shared(merged, come), tuple(reader.used), expires_at, changes_at=changes_at)
+
+
+def _folded(raw: RawHash) -> RawHash:
+    if not any(name.startswith(b"at:") for name in raw):
+        return raw
+    texts = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in raw.items()}
+    return {name.encode(): value.encode() for name, value in schedule.folded(texts).items()}
 
 
 _tiers: WeakValueDictionary[str, Tier] = WeakValueDictionary()
 _limits: WeakValueDictionary[str, Limits] = WeakValueDictionary()
 
 
-def _shared(own: Entitlements, reader: _Reader) -> Entitlements:
+def _shared(own: Entitlements, records: Sequence[tuple[str, RawHash]]) -> Entitlements:
     """The same, with the terms of its tenant's other keys: many keys then take little memory."""
-    terms = entitlements.digest(list(reader.used.items())[1:])  # all but the API key's own record
+    terms = entitlements.digest(records[1:])  # all but the API key's own record
     tier, limits = _tiers.setdefault(terms, own.tier), _limits.setdefault(terms, own.limits)
     return dataclasses.replace(own, tier=tier, limits=limits)
 

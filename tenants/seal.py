@@ -19,7 +19,12 @@ def names(text: str) -> set[str]:
 
 def over(fields: Iterable[str]) -> str:
     """The seal over fields of these names."""
-    return ",".join(sorted(f for f in fields if f not in (FIELD, "last_used") and not f.startswith("focus:")))
+    return ",".join(sorted(f for f in fields if f not in (FIELD, "last_used") and not _steers(f)))
+
+
+def _steers(field: str) -> bool:
+    """Whether a field is standing focus, now or later; its name may hold commas."""
+    return field.startswith("focus:") or (field.startswith("at:") and ":focus:" in field)
 
 
 def lost(values: Mapping[str, str]) -> str:

@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from policies.audit import LevelReport, Tally
-from tenants import edits, keyspace, scripts
+from tenants import keyspace, scripts
+from tenants.audit import AuditLog, Entry, models_note
 from tenants.edits import AdminError
 from tenants.fields import iso
 from tenants.jobs import AUTO, LIVE, REST_S, SOURCES, Job, read_job
@@ -136,7 +137,7 @@ class ServedModels:
 
         Args:
             source: as in `Job`.
-            who: asks; None: the user of this process.
+            who: asks; None: as of `AuditLog`.
 
         Raises:
             AdminError: no replica serves the model, or a refit of it is under way; the message says whose, and since
@@ -147,8 +148,10 @@ class ServedModels:
             known = f"those that run: {', '.join(sorted(reports))}" if reports else "no model runs now"
             raise AdminError(f"No replica serves a model '{model}'; {known}.")
         chosen = max(reports[model], key=lambda report: (report.inputs, report.replica))
-        job = Job(model, chosen.replica, source, who or edits.os_user())
-        await self._put(job, keyspace.AUDIT)
+        log = AuditLog(self._store, who)
+        job = Job(model, chosen.replica, source, await log.who())
+        await self._put(job)
+        await log.append(Entry("model calibrate", model, detail=_detail(job)))
         return job
 
     async def ask_of_itself(self, model: str, replica: str) -> Job:
@@ -158,11 +161,12 @@ class ServedModels:
             AdminError: a refit of the model is under way.
         """
         job = Job(model, replica, LIVE, AUTO)
-        await self._put(job, keyspace.AUDIT_MODELS)
+        await self._put(job)
+        await self._store.execute(*models_note(job.who, "model calibrate", model, _detail(job)))
         return job
 
-    async def _put(self, job: Job, audit: str) -> None:
-        """Put a refit in its place and note it."""
+    async def _put(self, job: Job) -> None:
+        """Put a refit in its place."""
         while True:
             stored = await self._read(job.key)
             if (other := read_job(stored)) and other.under_way:
@@ -172,8 +176,6 @@ class ServedModels:
                 )
             if await self._swap(job.key, stored, job):
                 break
-        detail = json.dumps({"source": SOURCES.get(job.source, job.source)})
-        await self._store.execute(*edits.note(job.who, "model calibrate", job.model, detail, audit))
 
     async def rest(self, calibration: str, why: str, seconds: int = REST_S) -> None:
         """Let no refit of a calibration begin by itself for so long."""
@@ -242,3 +244,7 @@ class ServedModels:
                 return False
             if await self._swap(job.key, read, by):
                 return True
+
+
+def _detail(job: Job) -> str:
+    return json.dumps({"source": SOURCES.get(job.source, job.source)})

@@ -117,8 +117,8 @@ class Sold:
     @property
     def label(self) -> str:
         """Its name among what was sold on a day; `-` is a name that a record does not allow."""
-        names = (name if keyspace.is_name(name) else "-" for name in (self.model, self.tier, self.key))
-        model, tier, key = names
+        model = self.model if keyspace.is_model(self.model) else "-"
+        tier, key = (name if keyspace.is_name(name) else "-" for name in (self.tier, self.key))
         return f"{model}:{self.level:g}:{tier}:{key}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from policies.audit import LevelReport, Tally
+from tenants import views
 from tenants.fields import iso
 from tenants.jobs import BEFORE, Job
 from tenants.manifest import Step
-from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
+from tenants.operators import Operator
+from tenants.records import KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
 from tenants.served_levels import ServedLevels, level_fields
 
 
@@ -27,7 +28,7 @@ def tenants(records: Mapping[str, TenantRecord | RecordError], as_json: bool) ->
     if as_json:
         return print_json(
             [
-                tenant_fields(record) if isinstance(record, TenantRecord) else _error(record)
+                views.tenant_fields(record) if isinstance(record, TenantRecord) else views.broken(record)
                 for record in records.values()
             ]
         )
@@ -43,14 +44,19 @@ def tenants(records: Mapping[str, TenantRecord | RecordError], as_json: bool) ->
 
 def tenant(record: TenantRecord, as_json: bool) -> None:
     """One tenant, field by field."""
-    print_json(tenant_fields(record)) if as_json else print_table(("field", record.id), dump_tenant(record).items())
+    print_json(views.tenant_fields(record)) if as_json else print_table(
+        ("field", record.id), dump_tenant(record).items()
+    )
 
 
 def tiers(records: Mapping[str, TierRecord | RecordError], as_json: bool) -> None:
     """Table or JSON of tiers."""
     if as_json:
         return print_json(
-            [_tier(record) if isinstance(record, TierRecord) else _error(record) for record in records.values()]
+            [
+                views.tier_fields(record) if isinstance(record, TierRecord) else views.broken(record)
+                for record in records.values()
+            ]
         )
     rows = []
     for name, record in records.items():
@@ -65,7 +71,9 @@ def tiers(records: Mapping[str, TierRecord | RecordError], as_json: bool) -> Non
 
 def tier(record: TierRecord, as_json: bool) -> None:
     """One tier, field by field."""
-    print_json(_tier(record)) if as_json else print_table(("field", record.name), dump_terms(record.terms).items())
+    print_json(views.tier_fields(record)) if as_json else print_table(
+        ("field", record.name), dump_terms(record.terms).items()
+    )
 
 
 def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
@@ -74,25 +82,56 @@ def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
         (record for record in records.values() if isinstance(record, KeyRecord)),
         key=lambda own: -(own.created_at or 0.0),
     )
+    broken = [record for record in records.values() if isinstance(record, RecordError)]
     if as_json:
-        return print_json([key(record) for record in found])
+        return print_json([*(views.key(record) for record in found), *(views.broken_key(error) for error in broken)])
     # Days are enough for people; --json has the seconds.
-    moments = [[_moment(m)[:10] for m in (own.expires_at, own.last_used)] for own in found]
+    moments = [[views.moment(m)[:10] for m in (own.expires_at, own.last_used)] for own in found]
     rows = [
-        (own.id, own.prefix, _status(own), *times, own.label, _terms(own))
+        (own.id, own.prefix, views.key_status(own), *times, own.label, _terms(own))
         for own, times in zip(found, moments, strict=True)
     ]
+    rows += [(views.key_id(error), "", "invalid", "", "", "", f"{error.field}: {error.problem}") for error in broken]
     print_table(("id", "prefix", "status", "expires", "last used", "label", "scopes and limits"), rows, whole=5)
 
 
-def audit(entries: Iterable[Mapping[str, str]], as_json: bool) -> None:
+def operators(found: Mapping[str, Operator], as_json: bool) -> None:
+    """Table or JSON of admin keys."""
+    if as_json:
+        return print_json([views.operator(own) for own in found.values()])
+    rows = [
+        (own.id, own.name, own.role, views.operator_status(own), views.moment(own.expires_at)[:10], own.prefix)
+        for own in found.values()
+    ]
+    print_table(("id", "name", "role", "status", "expires", "prefix"), rows)
+
+
+def audit(entries: Iterable[Mapping[str, Any]], as_json: bool) -> None:
     """Table or JSON of changes."""
     if as_json:
-        return print_json([{**entry, "time": iso(float(entry["time"]))} for entry in entries])
-    names = ("who", "action", "subject", "detail")
-    print_table(
-        ("time", *names), ((iso(float(entry["time"])), *(entry.get(n, "") for n in names)) for entry in entries)
-    )
+        return print_json([{**entry, "time": iso(entry["time"])} for entry in entries])
+    names = ("who", "action", "subject")
+    rows = ((iso(e["time"]), *(str(e.get(n, "")) for n in names), _changes(e)) for e in entries)
+    print_table(("time", *names, "changes"), rows)
+
+
+def _changes(entry: Mapping[str, Any]) -> str:
+    changes = entry.get("changes")
+    pairs = changes.items() if isinstance(changes, dict) else ()
+    said = [f"{name}: {_new(*change)}" for name, change in pairs if isinstance(change, list) and len(change) == 2]
+    return ", ".join([*said, *([str(entry["detail"])] if entry.get("detail") else [])])
+
+
+def _new(old: object, new: object) -> str:
+    return f"{new}" if old is None else f"{old} (removed)" if new is None else f"{old} → {new}"
+
+
+def schedule(changes: Iterable[tuple[float, str, str, str | None]], as_json: bool) -> None:
+    """Table or JSON of changes to come."""
+    rows = [(iso(at), whose, field, value) for at, whose, field, value in changes]
+    if as_json:
+        return print_json([dict(zip(("time", "record", "field", "value"), row, strict=True)) for row in rows])
+    print_table(("time", "record", "field", "value"), [(*row[:3], row[3] or "(removed)") for row in rows])
 
 
 def steps(planned: Iterable[Step], as_json: bool) -> None:
@@ -179,48 +218,9 @@ def done(value: Any, sentence: str, as_json: bool) -> None:
     print_json(value) if as_json else print(sentence)
 
 
-def problem(error: RecordError) -> dict[str, str]:
-    """A broken record."""
-    return {"key": error.key, "field": error.field, "problem": error.problem}
-
-
-def tenant_fields(record: TenantRecord) -> dict[str, Any]:
-    """A tenant, as the strings of its record."""
-    return {"id": record.id, **dump_tenant(record)}
-
-
-def _tier(record: TierRecord) -> dict[str, Any]:
-    return {"tier": record.name, **dump_terms(record.terms)}
-
-
-def key(record: KeyRecord) -> dict[str, Any]:
-    """A key without its secret, which nobody has."""
-    moments = {"created_at": record.created_at, "expires_at": record.expires_at, "last_used": record.last_used}
-    scopes = None if record.scopes is None else sorted(record.scopes)
-    head = {"id": record.id, "tenant": record.tenant, "label": record.label, "prefix": record.prefix}
-    times = {name: _moment(moment) or None for name, moment in moments.items()}
-    return {**head, "scopes": scopes, **_limits(record), "status": _status(record), **times}
-
-
-def _error(error: RecordError) -> dict[str, Any]:
-    return {"key": error.key, "invalid": {"field": error.field, "problem": error.problem}}
-
-
-def _limits(record: KeyRecord) -> dict[str, int]:
-    return {name: limit for name in LIMIT_FIELDS if (limit := getattr(record, name)) is not None}
-
-
 def _terms(record: KeyRecord) -> str:
     scopes = [] if record.scopes is None else sorted(record.scopes)
-    return ", ".join([*scopes, *(f"{name}={limit}" for name, limit in _limits(record).items())])
-
-
-def _status(key: KeyRecord) -> str:
-    return "expired" if key.status == "active" and key.expired(time.time()) else key.status
-
-
-def _moment(moment: float | None) -> str:
-    return "" if moment is None else iso(moment)
+    return ", ".join([*scopes, *(f"{name}={limit}" for name, limit in views.limits(record).items())])
 
 
 def print_json(value: Any) -> None:

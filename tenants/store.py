@@ -16,7 +16,7 @@ from redis.exceptions import NoScriptError, RedisClusterException, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from policies.errors import Unavailable
-from tenants import keyspace, refusals, scripts, tasks
+from tenants import keyspace, refusals, tasks
 from tenants.breaker import CircuitBreaker
 from tenants.connection import SOCKET_TIMEOUT_S, Link, describe
 from tenants.patience import Patience
@@ -33,7 +33,6 @@ READ_BATCH = 500
 SETTING_UP = 2.0
 """How much longer than an answer a new connection may take: names, TLS and Sentinel come before it."""
 _AWAY = (RedisConnectionError, RedisTimeoutError, RedisClusterException, SlotNotCoveredError, OSError, TimeoutError)
-_EDIT = scripts.load("edit")
 
 Command = tuple[Any, ...]
 Call = tuple[Sequence[str], Sequence[Any]]
@@ -102,7 +101,7 @@ class TenantStore:
 
     @property
     def clustered(self) -> bool:
-        """Whether it is a Cluster, of which one slot may be away alone."""
+        """Whether its keys live on several nodes, so that no script may touch any two of them."""
         return self._link.clustered
 
     async def identity(self) -> str:
@@ -157,28 +156,6 @@ class TenantStore:
             # A name may lead to another server since a failover: new connections ask for it again.
             await self._link.drop_idle()
         return answers
-
-    async def edit(self, key: str, build: Callable[[RawHash], Sequence[Command]]) -> None:
-        """Read a hash, then apply the commands built from it, all or none, if nobody changed it meanwhile.
-
-        In a Cluster, commands on other keys follow the change instead of joining it.
-
-        Raises:
-            RecordError: the key holds something else than a hash.
-        """
-        for _ in range(5):
-            raw = (await self.hashes(key))[0]
-            commands = build(raw)
-            apart = [command for command in commands if self._link.clustered and command[1] != key]
-            together = [command for command in commands if command not in apart]
-            others = sorted({command[1] for command in together} - {key})
-            before = [word for pair in raw.items() for word in pair]
-            words = [word for command in together for word in (len(command), *command)]
-            if await self.run(_EDIT, [key, *others], [len(before), *before, *words]):
-                for command in apart:
-                    await self.execute(*command)
-                return
-        raise Unavailable("The record keeps changing; try again.")
 
     async def hashes(self, *keys: str) -> list[RawHash]:
         """Several records in one round trip; a missing one is empty. Raises RecordError where a key is no hash."""

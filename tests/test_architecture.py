@@ -100,8 +100,16 @@ def test_a_room_loads_only_what_it_may_by_whatever_way(room: str, forbidden: set
 
 def test_the_gateways_service_knows_no_http() -> None:
     for path in modules("deployments/gateway"):
-        if path.parent.name != "api":
+        if "api" not in path.parts:
             assert not HTTP & set(reached(named(path))), path
+
+
+def test_administration_over_http_is_a_face_of_the_tenants_room_alone() -> None:
+    allowed = {"deployments.gateway.api.errors", "deployments.gateway.api.schemas"}
+    for path in modules("deployments/gateway/api/admin"):
+        ours = {name for name in everywhere(path) if name in LOADED and name.startswith("deployments.")}
+        wrong = {name for name in ours - allowed if ".api.admin" not in name}
+        assert wrong <= {"deployments.gateway.api", "deployments"}, f"{path.name} imports {wrong}"
 
 
 @pytest.mark.parametrize("package", ["policies", "tenants", "deployments/engines"])

@@ -53,7 +53,9 @@ def checked(built: GatewayArgs, user_config: Mapping[str, Any]) -> GatewaySettin
         ValueError: one line that names each wrong field and what was expected.
     """
     try:
-        settings = GatewaySettings.model_validate(built.model_dump(exclude={"scaling"}) | dict(user_config))
+        settings = GatewaySettings.model_validate(
+            {**built.model_dump(include=set(GatewaySettings.model_fields)), **user_config}
+        )
     except ValidationError as error:
         faults = (f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors())
         raise ValueError("; ".join(faults)) from None

@@ -12,6 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.config import AppArgs
 from deployments.environment import Access
+from deployments.gateway.api.admin.app import build_admin
 from deployments.gateway.api.api import build_api
 from deployments.gateway.receipts import Receipts
 from deployments.gateway.service import Gateway
@@ -38,6 +39,7 @@ class TenantGateway:
         self, args: AppArgs, models: Mapping[str, DeploymentHandle[Any]], access: Access
     ) -> None:
         self.fleet = Fleet(models, applications)
+        self.admin_store = await access.for_admin().connect() if args.gateway.admin_api else None
         self.store = await access.connect()
         grace = args.store.stale_grace_s
         self.cache = EntitlementCache(self.store, ttl_s=args.store.cache_ttl_s, stale_grace_s=grace)
@@ -51,7 +53,7 @@ class TenantGateway:
         _freeze_heap()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self.service)
+        return build_api(self.service, None if self.admin_store is None else build_admin(self.admin_store))
 
     def reconfigure(self, user_config: dict[str, Any] | None, rank: object = None) -> None:
         """Called by Serve at the start and at each change of `user_config`; for its `rank` also where there is none."""
@@ -59,8 +61,8 @@ class TenantGateway:
 
     async def __del__(self) -> None:
         """Called by Serve at shutdown: what is not settled yet is."""
-        for part in ("fleet", "service", "receipts", "admission", "cache", "store"):
-            if hasattr(self, part):
+        for part in ("fleet", "service", "receipts", "admission", "cache", "store", "admin_store"):
+            if getattr(self, part, None) is not None:
                 await getattr(self, part).aclose()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,6 +18,7 @@ from deployments.config import StoreArgs
 from deployments.contracts.console import FAILED, announce
 from policies.errors import Unavailable
 from tenants import installation
+from tenants.connection import SOCKET_TIMEOUT_S
 from tenants.edits import AdminError
 from tenants.embedded import EmbeddedValkey
 from tenants.seed import seed_demo
@@ -27,6 +28,8 @@ logger = logging.getLogger("deployments.serving.store")
 
 STARTUP_PATIENCE_S = 600.0
 STARTUP_PAUSE_S = 0.5
+ADMIN_TIMEOUT_S = 5.0
+"""A person can wait, and lists are long."""
 ONE_NODE = (
     "redis_url: embedded is a store for one machine, but this cluster has several nodes; name a store that all of them"
     ' reach, in REDIS_URL or store.redis_url (docs/operations.md, "Several nodes")'
@@ -46,7 +49,8 @@ class EmbeddedStore:
             except (AdminError, OSError) as error:
                 announce("store", f"{FAILED} {error} Add `--embedded {args.folder}` to the command.")
                 raise
-            demo = await seed_demo(store, args.folder, args.public_url)
+            admin_url = self._valkey.url_of("admin")
+            demo = await seed_demo(store, args.folder, args.public_url, admin_url=admin_url)
         # Printed from a worker, so Ray logs it: the place of the keys, never the keys.
         announce("store", f"embedded Valkey is up; demo keys are in {demo}")
 
@@ -59,8 +63,10 @@ class EmbeddedStore:
         return own_node()
 
     def url(self, user: str) -> str:
-        """The server's URL for `gateway` or `replica`. A secret: it travels by handle, never in arguments, which Ray
-        logs."""
+        """The server's URL for `gateway`, `replica` or `admin`.
+
+        A secret: it travels by handle, never in arguments, which Ray logs.
+        """
         return self._valkey.url_of(user)
 
     def __del__(self) -> None:
@@ -76,6 +82,7 @@ class StoreAccess:
         embedded: handle of `EmbeddedStore`, or None.
         args: `store` of the configuration; the environment's URLs go before its `redis_url`.
         replica: whether it is a replica's, which has a store user of its own.
+        admin: whether it is for administration over HTTP, likewise.
         elsewhere: whether the embedded store is another application's, `args.application`.
     """
 
@@ -83,6 +90,7 @@ class StoreAccess:
     args: StoreArgs
     replica: bool = False
     elsewhere: bool = False
+    admin: bool = False
 
     async def connect(self) -> TenantStore:
         """A connection to the store; waits for one that is away, so that Serve gives a new replica no requests.
@@ -106,7 +114,8 @@ class StoreAccess:
 
     async def _connect(self) -> TenantStore:
         if self.embedded is None and not self.elsewhere:
-            return await TenantStore.connect(environment.store_url(self.args, replica=self.replica))
+            url = environment.admin_url() if self.admin else environment.store_url(self.args, replica=self.replica)
+            return await TenantStore.connect(url, timeout_s=ADMIN_TIMEOUT_S if self.admin else SOCKET_TIMEOUT_S)
         embedded: Any = self.embedded or _of_application(self.args.application)
 
         if await embedded.node.remote() != own_node():
@@ -114,10 +123,15 @@ class StoreAccess:
 
         async def locate() -> str:
             # A restarted server may find its port taken, and then listens on another.
-            url: str = await embedded.url.remote("replica" if self.replica else "gateway")
+            url: str = await embedded.url.remote("admin" if self.admin else "replica" if self.replica else "gateway")
             return url
 
-        return await TenantStore.connect(await locate(), locate=locate)
+        patience = ADMIN_TIMEOUT_S if self.admin else SOCKET_TIMEOUT_S
+        return await TenantStore.connect(await locate(), timeout_s=patience, locate=locate)
+
+    def for_admin(self) -> StoreAccess:
+        """The same for administration over HTTP."""
+        return replace(self, replica=False, admin=True)
 
     async def noise_secret(self, store: TenantStore) -> bytes:
         """As `environment.noise_secret`."""

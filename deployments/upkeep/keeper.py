@@ -8,7 +8,7 @@ import logging
 import time
 from dataclasses import replace
 
-from deployments.config import ModelSpec, Refit, resolve_path
+from deployments.config import ModelSpec, Refit, Task, resolve_path
 from deployments.contracts.console import announce
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.environment import Access
@@ -18,7 +18,7 @@ from deployments.upkeep.fields import NoiseField, calibration_key
 from deployments.upkeep.jobs import Solving
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
-from tenants import installation, tasks
+from tenants import catalog, installation, tasks
 from tenants.directory import Directory
 from tenants.jobs import Job
 from tenants.records import RecordError
@@ -102,6 +102,7 @@ class Keeper:
             field = NoiseField(engine, spec, secret, store)
             await field.join()
             keeper = cls(engine, store, field, Calibrator(spec, secret, threads, gpu_share), replica)
+            await keeper._enter()
             # Before the calibration: one that is replaced in between is then taken again, not missed.
             keeper._version = await keeper._served.version(keeper._key)
             stored = await store.load_calibration(keeper._key)
@@ -203,9 +204,15 @@ class Keeper:
                 await self._auto.look()
         if now > self._sold:
             began = time.monotonic()
+            await self._enter()
             sold = await Directory(self._store).levels(self._spec.id)
             await asyncio.to_thread(self._engine.keep, sold)
             self._sold = time.monotonic() + max(LEVELS_S, 20 * (time.monotonic() - began))
+
+    async def _enter(self) -> None:
+        """Say what the model's classes are, so that an admin's slip is noticed when it is made."""
+        words = self._spec.task is Task.TEXT
+        await catalog.enter(self._store, self._spec.id, None if words else getattr(self._engine, "classes", ()))
 
     async def _report(self) -> None:
         inputs, levels = await asyncio.to_thread(lambda: self._engine.live.inputs), tuple(self._engine.reports())

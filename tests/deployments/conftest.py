@@ -76,6 +76,7 @@ async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     hurry(monkeypatch)
     with EmbeddedValkey(tmp_path / "store") as server:
         async with await TenantStore.connect(server.url, timeout_s=5.0) as connected:
+            await installation.mark(connected)
             yield connected
 
 

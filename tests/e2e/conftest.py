@@ -80,10 +80,10 @@ class Application:
             if state == {"status": "ok", "reasons": []}:
                 break
             if state.get("status") == "partial" and not self.met:
-                self.env = read_env(self.data / "demo.env")
+                self.env = read_env(self.data / "demo.env") | read_env(self.data / "admin.env")
                 self.met = {"readiness": (200, state)} | {tier: self._asked(tier) for tier in ("gold", "free")}
             time.sleep(0.5)
-        self.env = read_env(self.data / "demo.env")
+        self.env = read_env(self.data / "demo.env") | read_env(self.data / "admin.env")
 
     def _asked(self, tier: str) -> tuple[int, Any]:
         body = {"model": TEXT, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "temperature": 0}
@@ -142,7 +142,9 @@ class Application:
         if shutil.which("redis-cli") is None:
             pytest.skip("needs redis-cli (Debian: redis-tools)")
         done = subprocess.run(
-            ["redis-cli", "-u", self.env["REDIS_URL"], "--no-auth-warning", *command], capture_output=True, text=True
+            ["redis-cli", "-u", self.env["OWNER_REDIS_URL"], "--no-auth-warning", *command],
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

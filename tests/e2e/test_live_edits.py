@@ -116,6 +116,6 @@ def test_a_models_own_level_and_the_models_list_are_followed(
 
 
 def test_gateways_and_replicas_wanted_no_right_that_they_do_not_have(app: Application) -> None:
-    assert set(app.redis("ACL", "USERS").split()) == {"default", "gateway", "replica"}
+    assert set(app.redis("ACL", "USERS").split()) == {"default", "gateway", "replica", "admin"}
     refused = app.redis("ACL", "LOG").splitlines()
-    assert "gateway" not in refused and "replica" not in refused, "\n".join(refused)
+    assert "gateway" not in refused and "replica" not in refused and "admin" not in refused, "\n".join(refused)

@@ -108,7 +108,7 @@ def test_a_restart_by_make_serve_changes_no_answer_keeps_every_key_and_says_how_
 def test_no_secret_is_in_any_output(app: Application) -> None:
     secrets = [value for name, value in app.env.items() if name.endswith("_KEY")]
     secrets.append(NOISE_SECRET)
-    secrets.append(app.env["REDIS_URL"].split("@")[0].removeprefix("redis://default:"))
+    secrets += [app.env[name].split("@")[0].rpartition(":")[2] for name in ("REDIS_URL", "OWNER_REDIS_URL")]
     secrets += app.created
     assert app.created
     logs = [
@@ -156,6 +156,7 @@ def dump(app: Application) -> str:
         "string": ("GET",),
         "stream": ("XRANGE", "-", "+"),
         "zset": ("ZRANGE", "0", "-1"),
+        "list": ("LRANGE", "0", "-1"),
     }
     texts = []
     for key in app.redis("--scan").splitlines():

@@ -21,6 +21,7 @@ import pytest_asyncio
 from typer.testing import CliRunner, Result
 
 from policies.errors import NotEntitled, Unauthenticated
+from tenants import installation
 from tenants.admin import TenantAdmin
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
@@ -144,6 +145,7 @@ async def store(shared_backend: Backend) -> AsyncIterator[TenantStore]:
     # These tests are not about a store that is slow, and a busy machine may be.
     async with await TenantStore.connect(shared_backend.url, timeout_s=5.0) as connected:
         await connected.execute("FLUSHALL")
+        await installation.mark(connected)
         yield connected
 
 

@@ -137,6 +137,7 @@ async def test_a_refused_request_leaves_nothing_but_its_counter(store: TenantSto
         await admission.admit(tenant(concurrency=0, rpm=5, tpm=50), model=MODEL, tokens=5).__aenter__()
     assert await admission.drain()
     assert {key async for key in store.scan("")} == {
+        keyspace.INSTALLATION,
         keyspace.usage_period("acme", today()),
         keyspace.usage_period("acme", today()[:7]),
     }

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from policies.errors import Unauthenticated
-from tenants import keyspace
+from policies.errors import ServiceError, Unauthenticated, Unavailable
+from tenants import installation, keyspace
 from tenants.admin import TenantAdmin
 from tenants.cache import EntitlementCache
 from tenants.fields import iso
@@ -212,11 +212,46 @@ async def test_a_mended_record_works_again(admin: TenantAdmin, cache: Entitlemen
     await until(mended)
 
 
-async def test_a_flushed_store_is_noticed(admin: TenantAdmin, cache: EntitlementCache, store: TenantStore) -> None:
+async def code_of(cache: EntitlementCache, key: str) -> str | None:
+    try:
+        await cache.authenticate(key)
+    except ServiceError as error:
+        return error.code
+    return None
+
+
+async def test_a_flushed_store_is_an_outage_and_calls_no_key_wrong(
+    admin: TenantAdmin, cache: EntitlementCache, store: TenantStore
+) -> None:
     key = await populate(admin)
     await cache.authenticate(key)
+    assert await code_of(cache, "sk-acme-unknown") == "invalid_api_key"
     await store.execute("FLUSHALL")
-    await until(lambda: refused(cache, key, "invalid_api_key"))
+
+    async def out_of_order() -> bool:
+        return await code_of(cache, key) == "store_empty"
+
+    await until(out_of_order)
+    with pytest.raises(Unavailable):
+        await cache.authenticate("sk-acme-unknown")
+    assert not cache.healthy[0] and "tenants init" in cache.healthy[1]
+    await installation.create_secrets(store)
+
+    async def mended() -> bool:
+        return cache.healthy[0] and await code_of(cache, key) == "invalid_api_key"
+
+    await until(mended)
+
+
+async def test_an_empty_store_is_an_outage_also_to_a_gateway_that_hears_of_no_edits(store: TenantStore) -> None:
+    await store.execute("FLUSHALL")
+    unstarted = EntitlementCache(store)
+    assert await code_of(unstarted, "sk-a-b") == "store_empty"
+    await installation.mark(store)
+    assert await code_of(unstarted, "sk-a-b") == "invalid_api_key"
+    await store.execute("FLUSHALL")
+    assert await code_of(unstarted, "sk-a-c") == "store_empty"
+    await unstarted.aclose()
 
 
 async def test_edits_are_noticed_by_the_time_to_live_without_announcements(

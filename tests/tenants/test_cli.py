@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.store import TenantStore
 from tests.tenants.conftest import REPOSITORY, Run, prepare, refused, until
@@ -125,7 +126,7 @@ async def test_every_change_is_in_the_audit_trail_without_secrets(tenants: Run) 
     actions = ["key revoke", "tenant set", "key create", "tenant create", "tier create", "tier create"]
     assert [entry["action"] for entry in entries] == actions
     assert all(entry["who"] and entry["time"].endswith("Z") for entry in entries)
-    assert json.loads(entries[1]["detail"]) == {"focus:m:sky": "0.5"}
+    assert entries[1]["changes"] == {"focus:m:sky": [None, "0.5"]}
     assert key not in json.dumps(entries)
     assert "tier create" in await tenants("audit")
 
@@ -155,11 +156,36 @@ async def test_check_names_key_and_field_of_everything_that_is_wrong(
         assert any(line.startswith(start) for line in lines), (start, lines)
 
 
-async def test_the_demo_file_of_the_working_folder_names_the_store(store: TenantStore, tmp_path: Path) -> None:
+async def test_the_admins_file_of_the_working_folder_names_the_store(store: TenantStore, tmp_path: Path) -> None:
     (tmp_path / ".data").mkdir()
-    (tmp_path / ".data" / "demo.env").write_text(f"REDIS_URL='{store.url}'\n")
+    (tmp_path / ".data" / "admin.env").write_text(f"REDIS_URL='{store.url}'\n")
     command = [sys.executable, "-m", "tenants.cli", "check"]
     run = await asyncio.to_thread(
         subprocess.run, command, cwd=tmp_path, env={"PYTHONPATH": REPOSITORY}, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "All records are valid.\n", "")
+
+
+async def test_a_value_may_hold_the_mark_and_a_class_too(tenants: Run) -> None:
+    await prepare(tenants)
+    await tenants("set", "acme", "name=R&D = x", "focus:m:a=b=0.5")
+    shown = json.loads(await tenants("show", "acme", "--json"))
+    assert (shown["name"], shown["focus:m:a=b"]) == ("R&D = x", "0.5")
+
+
+async def test_a_deleted_tenants_name_does_not_hand_its_usage_on(
+    tenants: Run, invoke: Run, store: TenantStore, admission: Admission
+) -> None:
+    await prepare(tenants)
+    key = (await tenants("key", "create", "acme")).strip()
+    own = await EntitlementCache(store).authenticate(key)
+    async with admission.admit(own, model="m", tokens=5) as lease:
+        lease.settle(tokens_in=3, tokens_out=2)
+    assert await admission.drain(20.0)
+    await tenants("delete", "acme", "--yes")
+    refused = await invoke("create", "acme", "--tier", "gold")
+    assert refused.exit_code == 1 and "usage is kept" in refused.stderr and "--reuse" in refused.stderr
+    await tenants("create", "acme", "--tier", "gold", "--reuse")
+    await tenants("create", "other", "--tier", "gold")
+    await tenants("delete", "other", "--yes")
+    await tenants("create", "other", "--tier", "gold")

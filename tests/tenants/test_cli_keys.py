@@ -23,7 +23,7 @@ async def test_a_tenants_life_from_its_tier_to_its_revoked_key(tenants: Run, cac
     await tenants("set", "acme", "tier=gold", "rpm=600")
     shown = json.loads(await tenants("show", "acme", "--json"))
     assert shown == {"id": "acme", "name": "Acme", "tier": "gold", "status": "active", "rpm": "600"}
-    await tenants("set", "acme", "rpm=")
+    await tenants("set", "acme", "--remove", "rpm")
     assert "rpm" not in json.loads(await tenants("show", "acme", "--json"))
     listed = json.loads(await tenants("key", "list", "acme", "--json"))
     assert len(listed) == 1 and (listed[0]["label"], listed[0]["status"]) == ("ci", "active")

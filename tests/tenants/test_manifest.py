@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from tenants import manifest
-from tenants.edits import AdminError
+from tenants.admin import TenantAdmin
+from tenants.edits import AdminError, Conflict
 from tenants.records import RecordError
 from tenants.store import TenantStore
 from tests.tenants.conftest import Run, prepare
@@ -93,7 +94,7 @@ async def test_what_is_exported_applies_without_a_change_even_to_an_empty_store(
 )
 def test_a_mistake_in_the_file_is_named_before_anything_is_written(text: str, said: str) -> None:
     with pytest.raises((AdminError, RecordError), match=said):
-        manifest.plan(manifest.parse(text), {"tiers": {}, "tenants": {}})
+        manifest.plan(manifest.parse(text), manifest.Stored({"tiers": {}, "tenants": {}}, {}))
 
 
 async def test_a_file_that_cannot_be_read_is_one_line(invoke: Run, tmp_path: Path) -> None:
@@ -115,3 +116,58 @@ async def test_names_that_hold_commas_survive_file_store_and_file(tenants: Run, 
     assert "Nothing to change" in await tenants("apply", str(file), "--yes")
     await tenants("focus", "acme", "m", "tench, Tinca tinca=0.25")
     assert '["goldfish", "tench, Tinca tinca"]' in await tenants("tier", "show", "fish")
+
+
+async def test_a_suspended_tenant_stays_so_where_the_file_says_nothing_of_it(tenants: Run, tmp_path: Path) -> None:
+    await prepare(tenants)
+    await tenants("suspend", "acme")
+    file = tmp_path / "tenants.yaml"
+    file.write_text("tenants: {acme: {tier: gold, name: Acme}}")
+    await tenants("apply", str(file), "--yes")
+    shown = json.loads(await tenants("show", "acme", "--json"))
+    assert (shown["status"], shown["tier"]) == ("suspended", "gold")
+    file.write_text("tenants: {acme: {tier: gold, name: Acme, status: active}}")
+    await tenants("apply", str(file), "--yes")
+    assert json.loads(await tenants("show", "acme", "--json"))["status"] == "active"
+
+
+@pytest.mark.parametrize("prune", [False, True])
+async def test_what_somebody_changed_since_the_plan_is_not_overwritten(admin: TenantAdmin, prune: bool) -> None:
+    await admin.create_tier("gold", {"utility": "1.0"})
+    await admin.create_tenant("acme", tier="gold")
+    text = "tiers: {new: {utility: 0.1}}\ntenants: {}" if prune else "tenants: {acme: {tier: gold, rpm: 5}}"
+    steps = manifest.plan(manifest.parse(text), await manifest.current(admin), prune=prune)
+    await admin.set_tenant("acme", {"tpm": "7"})
+    with pytest.raises(Conflict, match="'acme' was changed since it was read.*apply the file again"):
+        await manifest.apply(admin, steps)
+    assert (await admin.tenant("acme")).overrides.tpm == 7
+
+
+async def test_yaml_words_are_names_and_texts_as_they_stand(tenants: Run, tmp_path: Path) -> None:
+    file = tmp_path / "tenants.yaml"
+    file.write_text(
+        "tiers: {no: {utility: 1.0, lower_utility: no}, 1e3: {utility: .5}, 010: {utility: 1}}\n"
+        "tenants: {no: {tier: no, name: no}, on: {tier: 1e3}, 2026-01-02: {tier: 010, name: 1.10}}\n"
+    )
+    await tenants("apply", str(file), "--yes")
+    listed = {t["id"]: (t["tier"], t["name"]) for t in json.loads(await tenants("list", "--json"))}
+    assert listed == {"no": ("no", "no"), "on": ("1e3", "on"), "2026-01-02": ("010", "1.10")}
+    assert json.loads(await tenants("tier", "show", "no", "--json"))["lower_utility"] == "false"
+    assert "Nothing to change" in await tenants("apply", str(file), "--yes")
+    file.write_text(await tenants("export"))
+    assert "Nothing to change" in await tenants("apply", str(file), "--yes", "--prune")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tiers: {a: {utility: 1, utility: 0.5}}", "'utility' stands there twice"),
+        ("tiers: {a: {utility: 1}, a: {utility: 1}}", "'a' stands there twice"),
+        ("tiers: {~: {utility: 1}}", "expected a name before"),
+        ("tiers: {a: {utility: }}", "tiers.a.utility: expected a text"),
+        ("tiers: " + "[" * 2000, "not YAML"),
+    ],
+)
+def test_what_yaml_would_swallow_is_refused(text: str, said: str) -> None:
+    with pytest.raises(AdminError, match=said):
+        manifest.parse(text)

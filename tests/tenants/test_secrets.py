@@ -22,6 +22,7 @@ from tenants.store import TenantStore
 from tests.tenants.conftest import Backend, until
 
 READS = {b"hash": ("HGETALL",), b"string": ("GET",), b"stream": ("XRANGE", "-", "+"), b"zset": ("ZRANGE", "0", "-1")}
+READS[b"list"] = ("LRANGE", "0", "-1")
 
 
 async def everything(store: TenantStore) -> str:

@@ -17,9 +17,11 @@ async def test_three_tenants_of_three_tiers_have_keys_that_work(
     store: TenantStore, cache: EntitlementCache, tmp_path: Path
 ) -> None:
     path = await seed_demo(store, tmp_path, "http://127.0.0.1:8000")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for file in (path, tmp_path / "admin.env"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
     values = read_env(path)
-    assert (values["BASE_URL"], values["REDIS_URL"]) == ("http://127.0.0.1:8000", store.url)
+    assert values["BASE_URL"] == "http://127.0.0.1:8000" and store.url not in path.read_text()
+    assert len(values) == 4 and not any("REDIS" in name for name in values)
     for name, utility, weight in (("gold", 1.0, 4.0), ("silver", 0.9, 2.0), ("free", 0.7, 1.0)):
         own = await cache.authenticate(values[f"{name.upper()}_KEY"])
         assert (own.tenant, own.tier.name, own.tier.utility, own.limits.weight) == (
@@ -45,7 +47,11 @@ async def test_a_later_start_keeps_keys_and_edits_and_rewrites_the_addresses(
     assert {k: v for k, v in first.items() if k.endswith("_KEY")} == {
         k: v for k, v in second.items() if k.endswith("_KEY")
     }
-    assert (second["BASE_URL"], second["REDIS_URL"]) == ("http://b", "redis://elsewhere")
+    assert second["BASE_URL"] == "http://b"
+    assert read_env(tmp_path / "admin.env") == {
+        "REDIS_URL": "redis://elsewhere",
+        "OWNER_REDIS_URL": "redis://elsewhere",
+    }
     assert (await admin.tier("free")).terms.utility == 0.5
     assert set(await admin.tenants()) == {"demo-gold", "demo-free"}
     assert len(await admin.names(keyspace.APIKEY)) == 3
@@ -64,10 +70,10 @@ async def test_a_lost_file_is_written_again_with_new_keys(
 
 async def test_a_shell_reads_the_file(store: TenantStore, tmp_path: Path) -> None:
     path = await seed_demo(store, tmp_path, "http://h/a b$c'd")
-    script = f'. "{path}"; printf "%s|%s|%s" "$BASE_URL" "$GOLD_KEY" "$REDIS_URL"'
+    script = f'. "{path}"; . "{tmp_path}/admin.env"; printf "%s|%s|%s" "$BASE_URL" "$GOLD_KEY" "$REDIS_URL"'
     shown = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
     values = read_env(path)
-    assert shown == f"http://h/a b$c'd|{values['GOLD_KEY']}|{values['REDIS_URL']}"
+    assert shown == f"http://h/a b$c'd|{values['GOLD_KEY']}|{store.url}"
 
 
 async def test_no_key_and_no_password_is_logged_or_kept_in_the_store(
@@ -82,7 +88,8 @@ async def test_no_key_and_no_password_is_logged_or_kept_in_the_store(
     stored = []
     async for key in store.scan(""):
         kind = (await store.execute("TYPE", key)).decode()
-        command = {"hash": ("HGETALL", key), "stream": ("XRANGE", key, "-", "+"), "string": ("GET", key)}[kind]
+        commands = {"hash": ("HGETALL", key), "list": ("LRANGE", key, 0, -1), "zset": ("ZRANGE", key, 0, -1)}
+        command = (commands | {"stream": ("XRANGE", key, "-", "+"), "string": ("GET", key)})[kind]
         stored.append(repr(await store.execute(*command)) + key)
     assert not any(secret in text for secret in secrets for text in stored)
     assert any(keyspace.key_digest(secrets[0]) in text for text in stored)

@@ -81,19 +81,6 @@ async def test_a_refused_command_is_unavailable_and_leaves_the_store_usable(stor
     assert await store.execute("PING")
 
 
-async def test_an_edit_starts_over_when_another_client_writes_first(
-    store: TenantStore, shared_backend: Backend
-) -> None:
-    async with await TenantStore.connect(shared_backend.url, timeout_s=5.0) as other:
-
-        async def add(client: TenantStore) -> None:
-            await client.edit("n", lambda raw: [("HSET", "n", "v", int(raw.get(b"v", b"0")) + 1)])
-
-        for _ in range(10):
-            await asyncio.gather(add(store), add(other))
-    assert await store.execute("HGET", "n", "v") == b"20"
-
-
 async def test_dropping_idle_connections_disturbs_no_command_under_way(store: TenantStore) -> None:
     async def ask() -> None:
         for _ in range(200):

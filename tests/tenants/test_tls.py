@@ -129,7 +129,23 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
     [
         ("gateway", ("HSET", "tier:silver", "utility", "1.0")),
         ("gateway", ("DEL", "apikey:x")),
-        ("gateway", ("XADD", "audit", "*", "who", "nobody")),
+        ("gateway", ("RPUSH", "audit:log", "{}")),
+        *(
+            (user, command)
+            for user in ("admin", "installer")
+            for command in (
+                ("DEL", "audit:log"),
+                ("SET", "audit:log", ""),
+                ("LSET", "audit:log", 0, "{}"),
+                ("LTRIM", "audit:log", 1, 0),
+                ("LPOP", "audit:log"),
+                ("XADD", "audit", "MAXLEN", 0, "*", "who", "nobody"),
+                ("EVAL", "return redis.call('DEL', 'audit:log')", 0),
+                ("EVAL", "return redis.call('SET', KEYS[1], '')", 1, "audit:log"),
+                ("EVAL", "return redis.call('RENAME', KEYS[1], 'tier:x')", 1, "audit:log"),
+            )
+        ),
+        ("admin", ("DEL", "installation")),
         ("gateway", ("SCAN", "0")),
         ("gateway", ("KEYS", "*")),
         ("gateway", ("CONFIG", "GET", "requirepass")),
@@ -168,6 +184,8 @@ async def test_no_user_may_do_more(server: TlsServer, user: str, command: tuple[
 
 async def test_the_command_does_all_it_can_with_an_admins_rights(server: TlsServer) -> None:
     environment = {"REDIS_URL": server.url("admin"), "COLUMNS": "200"}
+    async with await TenantStore.connect(server.url("installer"), timeout_s=5.0) as installer:
+        await installation.create_secrets(installer)
 
     async def tenants(*words: str, text: str | None = None) -> str:
         run = CliRunner().invoke
@@ -179,7 +197,7 @@ async def test_the_command_does_all_it_can_with_an_admins_rights(server: TlsServ
     await tenants("tier", "set", "gold", "rpm=60")
     await tenants("create", "acme", "--tier", "gold")
     await tenants("set", "acme", "rpm=5")
-    await tenants("set", "acme", "rpm=")
+    await tenants("set", "acme", "--remove", "rpm")
     await tenants("focus", "acme", "m", "sky=0.5")
     await tenants("suspend", "acme")
     await tenants("activate", "acme")
@@ -197,7 +215,9 @@ async def test_the_command_does_all_it_can_with_an_admins_rights(server: TlsServ
     assert json.loads(await tenants("levels", "--json")) == {}
     await tenants("delete", "acme", "--yes")
     await tenants("tier", "delete", "gold", "--yes")
-    assert len(json.loads(await tenants("audit", "--json"))) == 16
+    entries = json.loads(await tenants("audit", "--json"))
+    assert {entry["who"] for entry in entries} == {"admin", "installer"} and len(entries) == 19 + 2
+    assert "every line follows" in await tenants("audit", "--verify")
     assert denials(server) == []
 
 

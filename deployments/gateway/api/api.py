@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from deployments.gateway.api import entitlements, errors, health, openai, vision
+from deployments.gateway.api.admin.app import PREFIX
 from deployments.gateway.api.browsers import Browsers
 from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders, Unexpected
@@ -23,8 +24,12 @@ answer was given at.
 """
 
 
-def build_api(gateway: Gateway) -> FastAPI:
-    """The HTTP surface of a gateway."""
+def build_api(gateway: Gateway, admin: FastAPI | None = None) -> FastAPI:
+    """The HTTP surface of a gateway.
+
+    Args:
+        admin: administration as well, of `admin.app.build_admin`.
+    """
     app = FastAPI(
         title="Tiered model serving",
         version=version("aim-serve"),
@@ -41,4 +46,6 @@ def build_api(gateway: Gateway) -> FastAPI:
     errors.install(app)
     for router in (openai.router, vision.router, entitlements.router, health.router):
         app.include_router(router)
+    if admin is not None:
+        app.mount(PREFIX, admin)
     return app

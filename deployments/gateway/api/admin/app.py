@@ -1,0 +1,69 @@
+"""Administration over HTTP, `/admin/v1/*`: the second face of `tenants.admin`, beside the command."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from deployments.gateway.api import errors
+from deployments.gateway.api.admin import file, keys, models, people, records, tenants, tiers
+from deployments.gateway.api.admin.identity import NeedsVersion
+from tenants.edits import AdminError, Changed, Conflict, Missing
+from tenants.records import RecordError
+from tenants.store import TenantStore
+
+PREFIX = "/admin/v1"
+DESCRIPTION = """\
+All that the `tenants` command does but `tenants init` and `tenants trace`. Send an admin key as `Authorization: Bearer
+adm-...`; `tenants admin-key create NAME --role owner` makes the first.
+
+Roles: `viewer` reads; `support` also makes, limits, rotates and revokes API keys, suspends and activates, and sets
+standing focus; `billing` reads, suspends and activates, and changes tenants and tiers; `owner` does all.
+
+A tier, a tenant or an API key is answered with an `ETag`. To change or delete it send that in `If-Match` (428 without,
+`*` for whatever is there): where somebody changed it meanwhile the answer is 412, and nothing is written.
+"""
+_STATUS: tuple[tuple[type[Exception], int, str], ...] = (
+    (Changed, 412, "changed"),
+    (Missing, 404, "not_found"),
+    (Conflict, 409, "conflict"),
+    (NeedsVersion, 428, "if_match_required"),
+    (AdminError, 400, "invalid_value"),
+)
+
+
+def build_admin(store: TenantStore) -> FastAPI:
+    """The HTTP surface of administration, to be mounted at `PREFIX`.
+
+    Args:
+        store: connected as a user with the rights of `rights.USERS["admin"]`.
+    """
+    app = FastAPI(title="Administration of tenants", version=version("aim-serve"), description=DESCRIPTION)
+    app.state.store = store
+    errors.install(app)
+    app.add_exception_handler(AdminError, _refused)
+    app.add_exception_handler(RecordError, _broken)
+    for module in (tiers, tenants, keys, records, models, file, people):
+        app.include_router(module.router)
+    return app
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    status, code = next((status, code) for kind, status, code in _STATUS if isinstance(error, kind))
+    return _answer(status, str(error), getattr(error, "field", ""), code)
+
+
+async def _broken(request: Request, error: Exception) -> JSONResponse:
+    # What is read is the store's fault; what is written, whoever's who sent it.
+    status = 409 if request.method == "GET" else 400
+    field = error.field if isinstance(error, RecordError) else ""
+    return _answer(status, str(error), field, "invalid_record")
+
+
+def _answer(status: int, message: str, param: str, code: str) -> JSONResponse:
+    said, named = (text.encode("utf-8", "replace").decode() for text in (message, param))
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = {"message": said, "type": kind, "param": named or None, "code": code}
+    return JSONResponse({"error": body}, status_code=status)

@@ -1,0 +1,127 @@
+"""Tenants, their standing focus and their usage."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import date
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+
+from deployments.gateway.api.admin.identity import Asker, Version, tagged
+from deployments.gateway.api.admin.schemas import NAME, REFUSALS, After, Fields, Limit, Name, NewTenant, texts
+from policies.errors import InvalidRequest
+from tenants import keyspace, schedule, views
+from tenants.operators import Right
+from tenants.records import RecordError, parse_tenant
+from tenants.usage import days_between, last_days, read_usage
+
+router = APIRouter(prefix="/tenants", tags=["tenants"], responses=REFUSALS)
+Model = Annotated[str, Path(pattern=NAME, description="Model id.")]
+
+
+def rights_of(fields: Fields) -> set[Right]:
+    """What somebody must be entitled to who changes these fields of a tenant."""
+    rights = {"status": Right.STATUS, "focus_locked": Right.FOCUS}
+    names = {schedule.subject(name) for name in fields}  # what is to come is changed by the same right
+    return {Right.FOCUS if name.startswith("focus:") else rights.get(name, Right.TENANTS) for name in names}
+
+
+@router.get("", summary="List tenants")
+async def list_tenants(who: Asker, limit: Limit = 100, after: After = "") -> dict[str, Any]:
+    """Tenants in the order of their ids, a page at a time."""
+    who.need(Right.READ)
+    ids, left = await who.admin.page(keyspace.TENANT, after=after, limit=limit)
+    found = (await who.admin.tenants(ids)).values()
+    shown = [views.broken(t) if isinstance(t, RecordError) else views.tenant_fields(t) for t in found]
+    return {"data": shown, "left": left}
+
+
+@router.post("", status_code=201, summary="Create a tenant")
+async def create_tenant(who: Asker, body: NewTenant, response: Response) -> dict[str, Any]:
+    """409 where there is one of that id, or was, whose usage is kept."""
+    who.need(Right.TENANTS, *rights_of(body.fields))
+    await who.admin.create_tenant(body.id, tier=body.tier, name=body.name, fields=texts(body.fields), reuse=body.reuse)
+    return await show_tenant(who, body.id, response)
+
+
+@router.get("/{name}", summary="Show a tenant")
+async def show_tenant(who: Asker, name: Name, response: Response) -> dict[str, Any]:
+    """Its fields, and its version as ETag."""
+    who.need(Right.READ)
+    found = await who.admin.found(keyspace.tenant(name))
+    tagged(response, found.version)
+    return views.tenant_fields(parse_tenant(name, found.whole))
+
+
+@router.patch("/{name}", summary="Change a tenant")
+async def set_tenant(who: Asker, name: Name, body: Fields, version: Version, response: Response) -> dict[str, Any]:
+    """Field to value; null removes a field. A tier's field is an override."""
+    who.need(*(rights_of(body) or {Right.TENANTS}))
+    await who.admin.set_tenant(name, texts(body), expect=version)
+    return await show_tenant(who, name, response)
+
+
+@router.delete("/{name}", summary="Delete a tenant")
+async def delete_tenant(who: Asker, name: Name, version: Version) -> dict[str, Any]:
+    """With its keys. Its usage stays."""
+    who.need(Right.TENANTS, Right.KEYS)
+    return {"deleted": name, "keys": await who.admin.delete_tenant(name, expect=version)}
+
+
+@router.post("/{name}/suspend", summary="Suspend a tenant")
+async def suspend(who: Asker, name: Name, response: Response) -> dict[str, Any]:
+    """Every request of it is refused from now on."""
+    who.need(Right.STATUS)
+    await who.admin.set_tenant(name, {"status": "suspended"})
+    return await show_tenant(who, name, response)
+
+
+@router.post("/{name}/activate", summary="Activate a tenant")
+async def activate(who: Asker, name: Name, response: Response) -> dict[str, Any]:
+    """Its requests are taken again."""
+    who.need(Right.STATUS)
+    await who.admin.set_tenant(name, {"status": "active"})
+    return await show_tenant(who, name, response)
+
+
+@router.get("/{name}/focus/{model}", summary="Show the standing focus on a model")
+async def show_focus(who: Asker, name: Name, model: Model, response: Response) -> dict[str, float]:
+    """Strength by class or term."""
+    who.need(Right.READ)
+    found = await who.admin.found(keyspace.tenant(name))
+    tagged(response, found.version)
+    return dict(parse_tenant(name, found.whole).standing_focus.get(model, {}))
+
+
+@router.patch("/{name}/focus/{model}", summary="Set the standing focus on a model")
+async def set_focus(
+    who: Asker, name: Name, model: Model, body: dict[str, float], version: Version, response: Response
+) -> dict[str, float]:
+    """Strengths in (-1, 1) by class or term; 0 removes one."""
+    who.need(Right.FOCUS)
+    await who.admin.set_focus(name, model, body, expect=version)
+    return await show_focus(who, name, model, response)
+
+
+@router.get("/{name}/usage", summary="What a tenant has used")
+async def usage(
+    who: Asker,
+    name: Name,
+    first: Annotated[date | None, Query(alias="from", description="First UTC day.")] = None,
+    last: Annotated[date | None, Query(alias="to", description="Last UTC day; default: today.")] = None,
+    days: Annotated[int, Query(ge=1, le=400, description="How many days back, without `from`.")] = 7,
+    month: Annotated[str, Query(pattern=r"^(\d{4}-(0[1-9]|1[0-2]))?$", description="A month's total instead.")] = "",
+    key: Annotated[str, Query(pattern=r"^[0-9a-f]{0,64}$", description="Only what this key used.")] = "",
+) -> list[dict[str, Any]]:
+    """By UTC day and model."""
+    who.need(Right.READ)
+    if last is not None and (last.year < 1970 or last.year > 9000):
+        raise InvalidRequest("`to` lies out of reach.", param="to")
+    periods = [month] if month else days_between(first, last) if first else last_days(days, last)
+    if not periods or len(periods) > 4000:
+        raise InvalidRequest("`from` must not be after `to`, nor more than ten years before it.", param="from")
+    found = await read_usage(who.store, name, *periods, key_id=key)
+    if not any(any(period.total.values()) for period in found):
+        await who.admin.found(keyspace.tenant(name))  # a tenant that is gone may still have used something
+    return [asdict(period) for period in found]
