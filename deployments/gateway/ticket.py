@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Model
+from policies.errors import DeadlineExceeded
 from policies.terms import Modulation, Share
-from tenants.admission import Lease
 from tenants.entitlements import Entitlements
+from tenants.lease import Lease, Tokens
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,10 @@ class Cost:
     """What a request may use at most, for admission."""
 
     images: int = 0
-    tokens: int = 0
+    tokens: Tokens = field(default_factory=Tokens)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ticket:
     """An admitted request: whose it is, the terms it is answered at, and the lease to settle."""
 
@@ -34,6 +36,12 @@ class Ticket:
     remote: Model
     context: RequestContext
     deadline: float
+    cut: bool = False
+    """A call has begun and has not come to its own end."""
+    answered: int = 0
+    """Calls that have."""
+    numbers: list[str] = field(default_factory=list)
+    """By which a replica knows each."""
 
     @property
     def share(self) -> Share:
@@ -42,16 +50,45 @@ class Ticket:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the model's replica; waits no longer than the request's deadline."""
-        with self.context.waiting():
-            return await self.remote.call(method, *args, self.modulation, self.share, deadline=self.deadline)
+        with self.context.waiting(), self._to_its_end():
+            answer = await self.remote.call(method, *args, *self._terms(), deadline=self.deadline)
+        self.answered += 1
+        return answer
 
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """Stream from a method of the model's replica; closing the iterator cancels the work."""
-        items = self.remote.stream(method, *args, self.modulation, self.share, deadline=self.deadline)
-        async with aclosing(items):
-            while True:
-                with self.context.waiting():
-                    item = await anext(items, None)
-                if item is None:
-                    return
-                yield item
+        items = self.remote.stream(method, *args, *self._terms(), deadline=self.deadline)
+        with self._to_its_end():
+            async with aclosing(items):
+                while True:
+                    with self.context.waiting():
+                        item = await anext(items, None)
+                    if item is None:
+                        return
+                    yield item
+
+    async def book(self) -> None:
+        """Where a call was cut short, settle what its replica says that it had used: more than had come here."""
+        if not self.cut:
+            return
+        told = [spent for number in self.numbers if (spent := await self.remote.spent(number))]
+        if told:
+            self.lease.settle(
+                tokens_in=sum(spent.tokens_in for spent in told),
+                tokens_out=sum(spent.tokens_out for spent in told),
+                images=self.answered + sum(spent.images for spent in told),
+            )
+
+    def _terms(self) -> tuple[Any, ...]:
+        """What every call of a replica ends with; its number is its own, of several under way together, too."""
+        self.numbers.append(f"{self.lease.id}-{len(self.numbers)}" if self.numbers else self.lease.id)
+        return self.modulation, self.share, self.numbers[-1]
+
+    @contextmanager
+    def _to_its_end(self) -> Iterator[None]:
+        """Remembers a call that is cut short, by a client that leaves or by the deadline."""
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit, DeadlineExceeded):
+            self.cut = True
+            raise

@@ -33,8 +33,11 @@ class Script:
         self.settled: dict[str, int] = {}
         self.encoded: list[Any] = []
         self.released = 0
+        self.short = 0
+        self.broken: list[Exception] = []
         self.fails = False
         self.reads: asyncio.Event | None = None
+        self.pause_s = 0.0
 
     async def authenticate(self, context: Any, api_key: str) -> Any:
         context.entitlements = SimpleNamespace(tenant="own", tier=self.tier, share=lambda: Share(flow="own"))
@@ -54,9 +57,11 @@ class Script:
 
     @asynccontextmanager
     async def admit(self, context: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
-        self.costs.append(cost.tokens)
+        self.costs.append(cost.tokens.most)
         try:
-            yield SimpleNamespace(stream=self.stream, lease=SimpleNamespace(settle=self.settled.update))
+            lease = SimpleNamespace(settle=self.settled.update, short=self.short, broke=self.broken.append)
+            deadline = asyncio.get_running_loop().time() + 120
+            yield SimpleNamespace(stream=self.stream, lease=lease, deadline=deadline)
         finally:
             self.released += 1
 
@@ -72,9 +77,11 @@ class Script:
             if self.fails:
                 raise Unavailable("The text engine has stopped.", code="engine_stopped")
             await asyncio.sleep(60)
+        await asyncio.sleep(self.pause_s)
         for index in range(count):
             yield TextDelta("Hello", 2, None, 7, 2, index, LOGPROBS if told else ())
             if self.fails:
                 raise Unavailable("The text engine has stopped.", code="engine_stopped")
+        await asyncio.sleep(self.pause_s)
         for index in range(count):
             yield TextDelta(f" {index}", 1, "length" if index else "stop", 7, 3, index)
