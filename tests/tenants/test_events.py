@@ -33,7 +33,7 @@ async def events(store: TenantStore, *tenants: str, since: date = TODAY - timede
 
 async def test_usage_and_events_tell_model_level_tier_and_key(store: TenantStore, admission: Admission) -> None:
     own = tenant()
-    for level, model, focused in ((0.9, "a", False), (0.9, "a", True), (0.7, "a", False), (0.9, "b", False)):
+    for level, model, focused in ((0.9, "a", False), (0.9, "a", True), (0.7, "a", False), (0.9, "org/b", False)):
         async with admission.admit(own, model=model, images=2, tokens=50, level=level, focused=focused) as lease:
             lease.settle(tokens_in=3, tokens_out=4)
     assert await admission.drain()
@@ -41,11 +41,11 @@ async def test_usage_and_events_tell_model_level_tier_and_key(store: TenantStore
     (month,) = await read_usage(store, "acme", day.period[:7])
     for usage in (day, month):
         sold = {(s.model, s.level, s.tier, s.key): (s.counts["requests"], s.counts["images"]) for s in usage.sold}
-        names = {("a", "0.9"): (2, 4), ("a", "0.7"): (1, 2), ("b", "0.9"): (1, 2)}
+        names = {("a", "0.9"): (2, 4), ("a", "0.7"): (1, 2), ("org/b", "0.9"): (1, 2)}
         assert sold == {(*name, "silver", own.key_id): counts for name, counts in names.items()}
     found = await events(store)
     assert [(e.model, e.level, e.focus) for e in found] == [
-        ("a", 0.9, False), ("a", 0.9, True), ("a", 0.7, False), ("b", 0.9, False),
+        ("a", 0.9, False), ("a", 0.9, True), ("a", 0.7, False), ("org/b", 0.9, False),
     ]  # fmt: skip
     assert {(e.tenant, e.key, e.tier, e.requests, e.images, e.tokens_in, e.tokens_out, e.status) for e in found} == {
         ("acme", own.key_id, "silver", 1, 2, 3, 4, "served")
