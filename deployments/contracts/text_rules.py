@@ -7,23 +7,31 @@ from policies.terms import Disclosure
 
 
 def check_text_disclosure(
-    disclosure: Disclosure, *, logprobs: int | None, biased: bool, count_param: str = "top_logprobs"
+    disclosure: Disclosure,
+    *,
+    logprobs: int | None,
+    biased: bool,
+    grammar: str | None = None,
+    count_param: str = "top_logprobs",
 ) -> None:
     """Refuse what would reveal more than a level discloses.
 
-    A sweep of `logit_bias` measures logits as well as log-probabilities tell them, so both need the same grant.
+    A sweep of `logit_bias` measures logits as well as log-probabilities tell them, so both need the same grant. So does
+    a grammar: which of two texts comes, where nothing else may, tells which has the higher logits.
 
     Args:
         logprobs: how many likeliest tokens are asked for at each place; None where no log-probabilities are.
         biased: whether the request sets `logit_bias`.
+        grammar: the field that says what the answer must be, where one does.
         count_param: the field that `logprobs` came in.
 
     Raises:
         NotEntitled: names the parameter and the tier's field that would grant it.
     """
     if not disclosure.logprobs:
-        for param, asked in (("logprobs", logprobs is not None), ("logit_bias", biased)):
-            if asked:
+        asked = [("logprobs", logprobs is not None), ("logit_bias", biased), (grammar or "", grammar is not None)]
+        for param, is_asked in asked:
+            if is_asked:
                 raise NotEntitled(
                     f"{param} is not part of this key's terms at this level; its tier needs the field 'logprobs'.",
                     param=param,

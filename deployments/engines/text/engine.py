@@ -13,6 +13,7 @@ from torch import Tensor
 from deployments.config import ModelSpec
 from deployments.engines.live import LiveRows
 from deployments.engines.text.admission import SEATS_PER_ROW, WaitingLine
+from deployments.engines.text.grammars.matcher import Matcher
 from deployments.engines.text.loading.language_models import LanguageModel
 from deployments.engines.text.prefix_sharing import salted_id
 from deployments.engines.text.request import Progress, Request
@@ -95,12 +96,14 @@ class TextEngine:
         share: Share,
         choice: int = 0,
         features: list[Tensor] | None = None,
+        matcher: Matcher | None = None,
     ) -> AsyncGenerator[Progress]:
         """Answer one prompt, step by step, the steps that read it included. Closing it cancels.
 
         Args:
             choice: which of several answers of one seed this is.
             features: gets the final layer's input [H] float32 of each step.
+            matcher: keeps the answer to its grammar, and says whether it could.
 
         Raises:
             Unavailable: no head is there yet for the setting, too many of this flow are waiting, or the engine has
@@ -116,7 +119,7 @@ class TextEngine:
         self._loop = asyncio.get_running_loop()
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         key = seed_key(self.draw_secret, seed, choice)
-        seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow)
+        seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow, matcher=matcher)
         request = Request(share.flow, prompt, params, seat, salted_id(share.flow))
         self.line.push(share.flow, share.weight, request.pages, request)
         try:

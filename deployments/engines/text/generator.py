@@ -15,11 +15,14 @@ from deployments.config import ModelSpec
 from deployments.contracts.catalog import TextDelta
 from deployments.contracts.text_rules import check_context, check_text_disclosure
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
+from deployments.engines.errors import first_line
 from deployments.engines.live import Kept
 from deployments.engines.memory import free_share
 from deployments.engines.text.admission import SEATS_PER_ROW
 from deployments.engines.text.calibration import calibration_steps
 from deployments.engines.text.engine import TextEngine
+from deployments.engines.text.grammars.grammars import Grammars
+from deployments.engines.text.grammars.matcher import Matcher
 from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
 from deployments.engines.text.sampling import SamplingParams
 from deployments.engines.text.smoke import check_serves
@@ -67,6 +70,8 @@ class Generator(CalibratedEngine):
         self.depth = spec.depth or TEXT.depth
         self.device = next(self.final.parameters()).device
         self.slots = spec.max_batch_size * SEATS_PER_ROW
+        ends = language_model.end_tokens
+        self.grammars = Grammars(spec.id, self.tokenizer, self.vocabulary, ends)
         room = free_share(self.device, share)
         self.engine = TextEngine(language_model, spec, self.context, self.live, self.counts, room)
 
@@ -160,10 +165,14 @@ class Generator(CalibratedEngine):
 
         Raises:
             InvalidRequest: an empty prompt, one too long for the context, or a bias on what is no token.
-            NotEntitled: log-probabilities or a bias beyond the disclosure.
+            NotEntitled: log-probabilities, a bias or a grammar beyond the disclosure.
         """
-        biased = bool(params.logit_bias)
-        check_text_disclosure(modulation.disclosure, logprobs=params.logprobs, biased=biased)
+        check_text_disclosure(
+            modulation.disclosure,
+            logprobs=params.logprobs,
+            biased=bool(params.logit_bias),
+            grammar=params.grammar and params.grammar.param,
+        )
         check_context(self.model_id, self.context, len(prompt), params.max_tokens, param=param)
         self._check_tokens([token for token, _ in params.logit_bias], "logit_bias")
 
@@ -197,12 +206,13 @@ class Generator(CalibratedEngine):
             choice: which of several answers of one seed this is.
 
         Raises:
-            InvalidRequest: as `check` and `setting`.
+            InvalidRequest: as `check` and `setting`; a grammar that is none, or cannot be followed to its end.
             NotEntitled: as `check`.
             Unavailable: as `setting`; too many of this flow are waiting, or the engine has stopped.
         """
         self.check(prompt, params, modulation, param=param)
         setting = await asyncio.to_thread(self.setting, modulation)
+        matcher = params.grammar and await self.grammars.matcher(params.grammar, share)
         digits = modulation.disclosure.digits
         text = Transcript(
             self.tokenizer.backend_tokenizer,
@@ -212,8 +222,10 @@ class Generator(CalibratedEngine):
             lambda logprob: logprob if digits is None else round(logprob, digits),
         )
         seen, most = 0, params.logprobs or 0
-        async with aclosing(self.engine.run(prompt, params, setting, share, choice)) as steps:
+        async with aclosing(self.engine.run(prompt, params, setting, share, choice, matcher=matcher)) as steps:
             async for step in steps:
+                if matcher is not None and matcher.fault is not None:
+                    raise _unfollowed(matcher)
                 seen += len(step.tokens)
                 piece = text.push(step.tokens, step.records, most) + (text.flush() if step.last else "")
                 reason = self._finish_reason(step.tokens, step.last, text.stopped)
@@ -233,6 +245,7 @@ class Generator(CalibratedEngine):
     def close(self) -> None:
         """Stop the engine for good; what is running or waiting fails as unavailable."""
         self.engine.close()
+        self.grammars.close()
 
     def _check_tokens(self, ids: Sequence[int], param: str) -> None:
         if wrong := [token for token in ids if not 0 <= token < self.vocabulary]:
@@ -248,3 +261,12 @@ class Generator(CalibratedEngine):
         if not last:
             return None
         return "stop" if tokens and tokens[-1] in self.language_model.end_tokens else "length"
+
+
+def _unfollowed(matcher: Matcher) -> InvalidRequest:
+    said = first_line(ValueError(matcher.fault))
+    return InvalidRequest(
+        f"The answer could not be kept to {matcher.param} to its end ({said}); make it simpler.",
+        param=matcher.param,
+        code="invalid_value",
+    )

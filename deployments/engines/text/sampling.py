@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deployments.contracts.grammar import Grammar
+
 _FEW = 1024
 """Most likely tokens among which a nucleus is looked for first."""
 
@@ -27,6 +29,7 @@ class SamplingParams:
         presence_penalty: taken off once where the answer has it at all.
         logit_bias: (token, added to its logit) pairs.
         logprobs: log-probabilities of the answer's tokens with so many of the likeliest beside each; None: none.
+        grammar: what the answer must be; None: anything.
     """
 
     max_tokens: int
@@ -39,6 +42,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def random(self) -> bool:

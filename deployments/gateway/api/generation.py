@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.config import Task
 from deployments.contracts.catalog import DEFAULT_MAX_TOKENS, ModelInfo, TextDelta
+from deployments.contracts.grammar import Grammar
 from deployments.contracts.text_rules import check_context, check_text_disclosure
 from deployments.gateway.api.dependencies import Context, Gateway
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape, Tally
@@ -40,6 +41,7 @@ class Generation:
         max_tokens: most tokens of an answer; None: the default, as far as the context has room.
         logprobs: likeliest tokens to tell beside each; None: no log-probabilities.
         shape: how the answer looks.
+        grammar: what it must be; None: anything.
     """
 
     prompt: list[dict[str, str]] | list[str | list[int]]
@@ -47,6 +49,7 @@ class Generation:
     max_tokens: int | None
     logprobs: int | None
     shape: ChatShape | CompletionShape
+    grammar: Grammar | None = None
 
 
 async def generate(
@@ -62,7 +65,7 @@ async def generate(
         ticket = await stack.enter_async_context(
             gateway.admit(context, model_id, cost, utility=body.utility, focus=body.focus)
         )
-        params = body.params(asked.max_tokens, asked.logprobs)
+        params = body.params(asked.max_tokens, asked.logprobs, asked.grammar)
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, asked, params, tally)))
         # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
         first = await anext(deltas)
@@ -93,6 +96,7 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
         entitlements.tier.disclosure(level),
         logprobs=asked.logprobs,
         biased=bool(body.logit_bias),
+        grammar=asked.grammar and asked.grammar.param,
         count_param="top_logprobs" if asked.field == "messages" else "logprobs",
     )
 

@@ -43,6 +43,7 @@ async def complete(body: CompletionRequest, gateway: Gateway, context: Context) 
         max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS,
         logprobs=body.logprobs,
         shape=CompletionShape(model_id, body.logprobs is not None),
+        grammar=body.grammar(),
     )
     return await generate(gateway, context, model_id, body, asked)
 
@@ -88,5 +89,6 @@ async def _chat(gateway: Gateway, context: Context, model_id: str, body: ChatReq
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         shape=ChatShape(model_id, body.logprobs),
+        grammar=body.grammar(),
     )
     return await generate(gateway, context, model_id, body, asked)

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from deployments.contracts.grammar import Grammar
 from deployments.gateway.api.schemas import FocusField, StrictModel, UtilityField, short
+from deployments.gateway.api.text_grammars import Constrained
 from policies.errors import InvalidRequest
 
 MAX_CHOICES = 128
@@ -58,13 +60,7 @@ class StreamOptions(StrictModel):
     include_usage: bool = Field(default=False, description="Send token usage in a last chunk before [DONE].")
 
 
-class ResponseFormat(StrictModel):
-    """Format of the answer."""
-
-    type: Literal["text"] = Field(description="Only free text is supported.")
-
-
-class GenerationRequest(StrictModel):
+class GenerationRequest(Constrained):
     """What chat and text completions share."""
 
     model: str = Field(description="Model id; GET /v1/models lists them.", examples=["smollm2-135m-instruct"])
@@ -133,7 +129,7 @@ class GenerationRequest(StrictModel):
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(mended(stop) for stop in given if stop)
 
-    def params(self, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+    def params(self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None) -> dict[str, Any]:
         """What the engine is told: its `SamplingParams` by name, and `n`."""
         return {
             "n": self.n,
@@ -147,7 +143,7 @@ class GenerationRequest(StrictModel):
             "presence_penalty": self.presence_penalty,
             "logit_bias": tuple(self.logit_bias.items()),
             "logprobs": logprobs,
-        }
+        } | ({} if grammar is None else {"grammar": grammar})
 
 
 class ChatRequest(GenerationRequest):
@@ -159,7 +155,6 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(default=None, ge=1, description="OpenAI's newer name of max_tokens.")
     logprobs: bool = Field(default=False, description="Tell the log-probability of each token; needs the tier's grant.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Likeliest tokens to tell beside each.")
-    response_format: ResponseFormat | None = Field(default=None, description="Only {'type': 'text'}.")
 
     @model_validator(mode="after")
     def _agree(self) -> ChatRequest:
