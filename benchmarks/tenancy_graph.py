@@ -34,12 +34,12 @@ class CountingText:
         """What the gateway needs to know of this model."""
         return self._info
 
-    async def count(self, prompt: list[str], share: Share) -> list[int]:
-        """As `TextReplica.count`."""
-        return [len(text.split()) for text in prompt]
+    async def encode(self, prompt: list[str], share: Share) -> list[list[int]]:
+        """As `TextReplica.encode`."""
+        return [[0] * len(text.split()) for text in prompt]
 
     async def generate(
-        self, prompt: list[str], params: dict[str, Any], modulation: Modulation, share: Share
+        self, prompts: list[list[int]], param: str, params: dict[str, Any], modulation: Modulation, share: Share
     ) -> AsyncIterator[TextDelta]:
         """As `TextReplica.generate`, of one text."""
         last = params["max_tokens"]
@@ -49,7 +49,7 @@ class CountingText:
                 text="word ",
                 tokens=1,
                 finish_reason="length" if step == last else None,
-                prompt_tokens=sum(await self.count(prompt, share)),
+                prompt_tokens=sum(map(len, prompts)),
                 completion_tokens=step,
             )
 

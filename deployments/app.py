@@ -13,6 +13,7 @@ from ray.serve import Application, Deployment
 from deployments.config import AppArgs, GatewayArgs, ModelArgs, ModelSpec, Scaling, Task
 from deployments.environment import is_embedded
 from deployments.serving.cores import Threads
+from deployments.serving.fleet import deployment_name
 from deployments.serving.ingress import TenantGateway
 from deployments.serving.store import EmbeddedStore, StoreAccess
 
@@ -45,7 +46,7 @@ def _model(
     from deployments.serving.replicas import TextReplica, VisionReplica
 
     threads, scaled = Threads(spec.threads, sharing), _options(gateway, spec.scaling, share_of_gpu)
-    options: dict[str, Any] = {"name": spec.id, "health_check_period_s": 5, **scaled}
+    options: dict[str, Any] = {"name": deployment_name(spec.id), "health_check_period_s": 5, **scaled}
     # The calibrator holds the model a second time; beside a replica that has whole cards it takes what these have free.
     gpus = options["ray_actor_options"]["num_gpus"]
     share = gpus if gpus < 1 else 0.0

@@ -44,12 +44,18 @@ class Scaling(BaseModel):
     )
 
 
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
+
+
 class ModelSpec(BaseModel):
     """One model to serve: its id, its task, where it comes from, and what calibrates it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the id that clients name")]
+    id: ModelName = Field(description="the id that clients name, such as mine or org/mine")
+    aliases: tuple[ModelName, ...] = Field(
+        default=(), description="other names that clients may call it by; it is admitted and counted under its id"
+    )
     task: Task
     source: str = Field(
         description="`torchvision:<architecture>`, a local folder, a hub id; for text also a .gguf file (of a split one"
@@ -181,6 +187,16 @@ class GatewayArgs(BaseModel):
     max_held_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=512 * 2**20, description="of all bodies under way at a time"
     )
+    strict: bool = Field(
+        default=False,
+        description="refuse every parameter that is not served, also where its value asks for nothing, more than four"
+        " stop strings, and max_tokens beside max_completion_tokens or beyond the context",
+    )
+    default_max_tokens: Annotated[int, Field(ge=1)] = Field(
+        default=2048,
+        description="most tokens of a chat answer whose request sets no limit, as far as the context has room: so many"
+        " are admitted and kept free in the cache for each",
+    )
     cors_origins: tuple[str, ...] = Field(
         default=(),
         description="origins, such as https://app.example.com, whose pages may call from a browser; `*`: any. A key in"
@@ -207,9 +223,9 @@ class AppArgs(BaseModel):
     @field_validator("models")
     @classmethod
     def _unique(cls, models: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
-        ids = [model.id for model in models]
-        if twice := {name for name in ids if ids.count(name) > 1}:
-            raise ValueError(f"model ids must be unique; given twice: {', '.join(sorted(twice))}")
+        names = [name for model in models for name in (model.id, *model.aliases)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"model ids and aliases must be unique; given twice: {', '.join(sorted(twice))}")
         return models
 
 

@@ -101,3 +101,8 @@ class Unavailable(ServiceError):
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.retry_after = retry_after
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, short enough for one line of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -55,7 +55,7 @@ class TenantAdmin(Directory):
 
     async def set_focus(self, tenant_id: str, model: str, strengths: Mapping[str, float]) -> TenantRecord:
         """Set a tenant's standing focus on a model, term by term; 0 removes one."""
-        if not keyspace.is_name(model):
+        if not keyspace.is_model(model):
             raise AdminError(f"'{model}' is not a model id.")
         for term, strength in strengths.items():
             if not -1.0 < strength < 1.0:  # also catches NaN

@@ -16,6 +16,7 @@ from tenants.limits import Judgement, Standing
 from tenants.local import LocalLimits
 from tenants.settlement import Settlement, Settler, today
 from tenants.store import TenantStore
+from tenants.told import Told
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Admission:
     def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
         self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
         self.local = LocalLimits()
+        self.told = Told()
         self._store = store
         self._grace = stale_grace_s
         self._away_since: float | None = None
@@ -68,6 +70,21 @@ class Admission:
             return await self.ask("look", lease)
         except Unavailable:
             return self.local.judge(entitlements, 0, 0)
+
+    def check_rate(self, entitlements: Entitlements) -> None:
+        """Refuse one more request, without asking the store, where this process alone has admitted all that it may.
+
+        Raises:
+            LimitExceeded: `rate_limit_exceeded` or `concurrency_limit_exceeded`.
+        """
+        judgement = self.local.judge(entitlements, 1, 0, surely=True)
+        if judgement.verdict:
+            raise limits.exceeded(entitlements, judgement)
+
+    def headers(self, entitlements: Entitlements) -> dict[str, str]:
+        """The `x-ratelimit-*` headers as of the last admission here; none before there was one. Asks no store."""
+        known = self.told.now(entitlements)
+        return {} if known is None else limits.headers(entitlements, known)
 
     async def remaining(self, entitlements: Entitlements) -> dict[str, float]:
         """What is left of each limit that is set, by name."""
@@ -105,6 +122,7 @@ class Admission:
         arguments = (mode, lease.id, round(lease.lease_s * 1000), lease.model, *amounts, *ended)
         answer = limits.read_answer(await self._store.run(_ADMIT, keys, arguments))
         self._away_since = None
+        self.told.tell(own, answer)
         return answer
 
     def ask_locally(self, lease: Lease, error: Unavailable) -> Judgement:

@@ -30,8 +30,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` may name a tenant, a tier or a model: letters, digits, `.`, `_`, `-`, 64 characters at most."""
+    """Whether `text` may name a tenant or a tier: letters, digits, `.`, `_`, `-`, 64 characters at most."""
     return _NAME.fullmatch(text) is not None
+
+
+def is_model(text: str) -> bool:
+    """Whether `text` may name a model: a name, or two with a slash between them."""
+    return len(parts := text.split("/")) <= 2 and all(map(is_name, parts))
 
 
 def tier(name: str) -> str:

@@ -43,23 +43,33 @@ class LocalLimits:
             counts = self._counts(entitlements.tenant, key_id)
             counts.running = max(0, counts.running - 1)
 
-    def judge(self, entitlements: Entitlements, requests: int, tokens: int) -> Judgement:
-        """As `admit.lua` answers, without quotas and without counting the request."""
+    def judge(self, entitlements: Entitlements, requests: int, tokens: int, *, surely: bool = False) -> Judgement:
+        """As `admit.lua` answers, without quotas and without counting the request.
+
+        Args:
+            surely: refuse only what the store refuses too: it knows what was given back of tokens that were reserved,
+                and its seconds begin at other times than this process's.
+        """
         verdict, of_key, wait_ms = "", False, 0
         standings = []
         for key_id, limits in scopes(entitlements):
-            name, wait, standing = self._judge(self._counts(entitlements.tenant, key_id), limits, requests, tokens)
+            counts = self._counts(entitlements.tenant, key_id)
+            name, wait, standing = self._judge(counts, limits, requests, tokens, surely)
             if name and not verdict:
                 verdict, of_key, wait_ms = name, bool(key_id), wait
             standings.append(standing)
         return Judgement(verdict, of_key, wait_ms, standings[0], standings[1] if len(standings) > 1 else None)
 
-    def _judge(self, counts: _Counts, limits: LimitFields, requests: int, tokens: int) -> tuple[str, int, Standing]:
+    def _judge(
+        self, counts: _Counts, limits: LimitFields, requests: int, tokens: int, surely: bool
+    ) -> tuple[str, int, Standing]:
         now = time.monotonic()
-        used = [sum(bucket[i] for bucket in counts.buckets.values()) for i in (0, 1)]
+        oldest = int(now) - WINDOW_S if surely else -1
+        used = [sum(bucket[i] for at, bucket in counts.buckets.items() if at > oldest) for i in (0, 1)]
         reset_ms = math.ceil((max(counts.buckets) + WINDOW_S + 1 - now) * 1000) if counts.buckets else 0
         standing = Standing(used[0], reset_ms, used[1], reset_ms, counts.running)
-        for i, (name, limit, amount) in enumerate((("rpm", limits.rpm, requests), ("tpm", limits.tpm, tokens))):
+        tpm = None if surely else limits.tpm
+        for i, (name, limit, amount) in enumerate((("rpm", limits.rpm, requests), ("tpm", tpm, tokens))):
             if limit is not None and used[i] + amount > limit:
                 wait = self._wait_ms(counts, i, used[i] + amount - limit, now) if amount <= limit else -1
                 return name, wait, standing

@@ -121,7 +121,7 @@ class KeyRecord(LimitFields):
     @classmethod
     def _scopes_are_known(cls, value: frozenset[str] | None) -> frozenset[str] | None:
         for scope in value or ():
-            names_model = scope.startswith(MODEL_SCOPE) and keyspace.is_name(scope.removeprefix(MODEL_SCOPE))
+            names_model = scope.startswith(MODEL_SCOPE) and keyspace.is_model(scope.removeprefix(MODEL_SCOPE))
             if scope not in SCOPES and not names_model:
                 raise ValueError(f"expected {', '.join(SCOPES)} or {MODEL_SCOPE}<id>")
         return value
@@ -250,11 +250,11 @@ def _split(key: str, raw: RawHash) -> tuple[dict[str, Any], dict[str, str], dict
         kind, _, subject = name.partition(":")
         if name in _TERM_FIELDS:
             terms[name] = value
-        elif kind == "utility" and keyspace.is_name(subject):
+        elif kind == "utility" and keyspace.is_model(subject):
             by_model[subject] = value
         elif kind == "focus" and key.startswith(keyspace.TENANT):
             model, _, term = subject.partition(":")
-            if not keyspace.is_name(model) or not term:
+            if not keyspace.is_model(model) or not term:
                 raise RecordError(key, name, "expected focus:<model>:<class or term>")
             focus.setdefault(model, {})[term] = value
         else:

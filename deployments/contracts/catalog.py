@@ -8,10 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments.config import Task
 
-DEFAULT_MAX_TOKENS = 512
-"""Of a chat answer whose request sets no limit, as far as the context has room."""
 DEFAULT_COMPLETION_TOKENS = 16
-"""Of a text completion's, as in OpenAI's API."""
+"""Of a text completion whose request sets no limit, as in OpenAI's API."""
 
 
 class ModelInfo(BaseModel):
@@ -29,6 +27,12 @@ class ModelInfo(BaseModel):
     """What it does not serve yet, in a few words: while there are any, level 1.0 without focus is all it serves."""
     context: int | None = None
     """Tokens of prompt and answer together, for a text model."""
+    form: str | None = None
+    """Digest of what makes its prompts into tokens, which a gateway asks for once; None: they are sent as text."""
+    characters: int | None = None
+    """Most that one of its tokens stands for, where that is known."""
+    aliases: tuple[str, ...] = ()
+    """Other names that clients may call it by."""
     created: int
     """Unix time at which the replica was ready."""
 
@@ -63,6 +67,7 @@ class TextDelta:
         completion_tokens: tokens of this answer generated so far.
         index: which of the request's answers this belongs to.
         logprobs: of the tokens that end in `text`, where they were asked for.
+        cached_tokens: of `prompt_tokens`, those that the model had in its cache.
     """
 
     text: str
@@ -72,3 +77,4 @@ class TextDelta:
     completion_tokens: int
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from policies.errors import Unauthenticated
 from tenants.entitlements import Entitlements
@@ -18,8 +19,8 @@ class RequestContext:
         until: loop time at which its deadline ends, once it has begun.
         headers: of its answer, whatever its status.
         sign: makes the signed receipt of an answer that begins, once a model's terms are resolved.
-        limits: asked for `x-ratelimit-*` where no admission gave them: a refusal, or an answer without a model.
-        model_seconds: spent waiting for a model.
+        limits: makes the `x-ratelimit-*` of answers to which no admission gave them: a refusal, or one without a model.
+        model_seconds: spent waiting for a model, or for several at once.
     """
 
     def __init__(self, number: str = "") -> None:
@@ -28,9 +29,10 @@ class RequestContext:
         self.until: float | None = None
         self.headers: dict[str, str] = {}
         self.sign: Callable[[], str | None] | None = None
-        self.limits: Callable[[], Awaitable[dict[str, str]]] | None = None
+        self.limits: Callable[[], dict[str, str]] | None = None
         self.model_seconds = 0.0
-        self._started = time.perf_counter()
+        self._started = self._waiting_since = time.perf_counter()
+        self._waiting = 0
 
     @property
     def caller(self) -> Entitlements:
@@ -38,6 +40,19 @@ class RequestContext:
         if self.entitlements is None:
             raise Unauthenticated("This request has not been authenticated.")
         return self.entitlements
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within, a model is waited for."""
+        if not self._waiting:
+            self._waiting_since = time.perf_counter()
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.model_seconds += time.perf_counter() - self._waiting_since
 
     def overhead_ms(self) -> float:
         """Milliseconds since the request arrived, less those spent waiting for a model."""

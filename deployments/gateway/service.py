@@ -6,23 +6,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 from urllib.parse import quote
 
 from deployments.config import GatewayArgs
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Models
+from deployments.gateway.prompts import SHORT, Prompt, Prompts, size
 from deployments.gateway.receipts import Receipts
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
 from policies.terms import Focus, Modulation, resolve
-from tenants import limits
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.entitlements import Entitlements
 
 PENDING_RETRY_S = 15
+FETCH_PERIOD_S = 0.5
+"""How often it is looked whether a tokenizer is missing."""
 
 
 class Gateway:
@@ -41,6 +42,8 @@ class Gateway:
     ) -> None:
         self.args, self.models = args, models
         self.cache, self.admission, self.receipts = cache, admission, receipts
+        self.prompts = Prompts()
+        self._fetching: asyncio.Task[None] | None = None
 
     async def authenticate(self, context: RequestContext, api_key: str) -> Entitlements:
         """Who calls: the key's tenant with its entitlements. Asked once a request, before its body is read.
@@ -50,17 +53,18 @@ class Gateway:
         """
         entitlements = await self.cache.authenticate(api_key)
         context.entitlements = entitlements
-        context.limits = partial(self._limits, entitlements)
+        context.limits = partial(self.admission.headers, entitlements)
         context.headers["x-tenant-tier"] = quote(entitlements.tier.name)
         context.headers["x-policy-version"] = entitlements.version
         return entitlements
 
     def entitle(self, entitlements: Entitlements, model_id: str) -> ModelInfo:
-        """What the tenant may use: the model, if it exists for it.
+        """What the tenant may use: the model of an id or an alias, if it exists for it.
 
         Raises:
             NotFound, NotEntitled, Unavailable (its replica is still starting).
         """
+        model_id = self._of_alias(model_id)
         if model_id not in self.models.known():
             known = ", ".join(m for m in self.models.known() if entitlements.may_use(m))
             raise NotFound(f"No model '{model_id}'. This key may use: {known}.", param="model", code="model_not_found")
@@ -73,6 +77,12 @@ class Gateway:
         if model_id not in self.models.infos:
             raise Unavailable(f"The model '{model_id}' is starting.", retry_after=5, code="model_starting")
         return self.models.infos[model_id]
+
+    def _of_alias(self, name: str) -> str:
+        """A model's id, by any of its names; of models that claim one alias, the first in order."""
+        if name in self.models.known():
+            return name
+        return min((info.id for info in self.models.infos.values() if name in info.aliases), default=name)
 
     @asynccontextmanager
     async def admit(
@@ -113,27 +123,42 @@ class Gateway:
             context.headers.update(lease.headers())
             raise
 
-    async def count_tokens(self, context: RequestContext, model_id: str, prompt: Any) -> list[int]:
-        """Tokens of a conversation, or of each of several texts, as the model's replica counts them for the caller.
+    async def encode(self, context: RequestContext, info: ModelInfo, prompt: Prompt) -> list[list[int]]:
+        """Token ids of a conversation, or of each of several texts, as the model's replicas read them.
 
         Raises:
-            DeadlineExceeded, Unavailable: as `Model.call`; what it takes is of the request's one deadline.
+            InvalidRequest: the model's template refuses it, or an id is no token.
+            LimitExceeded: it would take a while, and the caller's rate or concurrency is used up already.
+            DeadlineExceeded, Unavailable: as `Prompts.encode`; what it takes is of the request's one deadline.
         """
-        model, until = self.models.model(model_id), self._until(context)
-        counted: list[int] = await model.call("count", prompt, context.caller.share(), deadline=until)
-        return counted
+        if size(prompt) > SHORT:
+            self.admission.check_rate(context.caller)
+        model, until = self.models.model(info.id), self._until(context)
+        return await self.prompts.encode(info, model, prompt, context.caller.share(), deadline=until)
+
+    def start(self) -> None:
+        """Have each text model's tokenizer fetched as the model comes."""
+        self._fetching = asyncio.create_task(self._fetch(), name="tokenizers")
+
+    async def aclose(self) -> None:
+        """End what `start` began."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+        await self.prompts.aclose()
+
+    async def _fetch(self) -> None:
+        while True:
+            infos = list(self.models.infos.values())
+            self.prompts.keep(infos)
+            for info in infos:
+                self.prompts.want(info, self.models.model(info.id))
+            await asyncio.sleep(FETCH_PERIOD_S)
 
     def _until(self, context: RequestContext) -> float:
         """Loop time at which a request's deadline ends. It begins once, when a model is first waited for."""
         if context.until is None:
             context.until = asyncio.get_running_loop().time() + self.args.deadline_s
         return context.until
-
-    async def _limits(self, entitlements: Entitlements) -> dict[str, str]:
-        """The `x-ratelimit-*` headers of an answer to which no admission gave them."""
-        if all(held_to.rpm is held_to.tpm is None for _, held_to in limits.scopes(entitlements)):
-            return {}
-        return limits.headers(entitlements, await self.admission.look(entitlements))
 
     def models_for(self, entitlements: Entitlements) -> list[ModelInfo]:
         """The models that are ready and that the tenant may use."""

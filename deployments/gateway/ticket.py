@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -43,22 +42,16 @@ class Ticket:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the model's replica; waits no longer than the request's deadline."""
-        started = time.perf_counter()
-        try:
+        with self.context.waiting():
             return await self.remote.call(method, *args, self.modulation, self.share, deadline=self.deadline)
-        finally:
-            self.context.model_seconds += time.perf_counter() - started
 
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """Stream from a method of the model's replica; closing the iterator cancels the work."""
         items = self.remote.stream(method, *args, self.modulation, self.share, deadline=self.deadline)
         async with aclosing(items):
             while True:
-                started = time.perf_counter()
-                try:
+                with self.context.waiting():
                     item = await anext(items, None)
-                finally:
-                    self.context.model_seconds += time.perf_counter() - started
                 if item is None:
                     return
                 yield item

@@ -15,30 +15,39 @@ from policies.terms import Share
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _LEAST = 1e-4
-"""What an item costs before it is done, in seconds."""
+"""What an item costs at least before it is done, in seconds."""
 
 
 @dataclass(eq=False)
 class _Entry(Generic[Item, Result]):
     item: Item
     share: Share
+    cost: float
     future: asyncio.Future[Result]
 
 
 class FairPool(Generic[Item, Result]):
     """Runs items one by one in threads of its own; under contention each tenant gets its weight's share of them.
 
-    What an item costs is known only once it is done, as with a picture of few bytes and many pixels: the processor time
-    that it took, or took to fail, is then charged to its tenant, whose next item waits the longer.
+    What an item costs is known only once it is done: the processor time that it took, or took to fail, is then its
+    tenant's, in the place of what was expected of it.
 
     Args:
         run: one item to its result; called in a thread.
         workers: threads.
         queue_bound: items that one tenant may have waiting.
+        cost: what an item will take, in seconds of a processor, as far as that can be told beforehand.
     """
 
-    def __init__(self, run: Callable[[Item], Result], *, workers: int, queue_bound: int) -> None:
-        self._run, self._idle = run, workers
+    def __init__(
+        self,
+        run: Callable[[Item], Result],
+        *,
+        workers: int,
+        queue_bound: int,
+        cost: Callable[[Item], float] = lambda _: 0.0,
+    ) -> None:
+        self._run, self._idle, self._cost = run, workers, cost
         self._queue: FairQueue[_Entry[Item, Result]] = FairQueue(queue_bound)
         self._threads = ThreadPoolExecutor(workers, "fair-pool")
         self._running: set[asyncio.Task[None]] = set()
@@ -50,8 +59,9 @@ class FairPool(Generic[Item, Result]):
             Unavailable: this tenant's part of the queue is full.
             Exception: what `run` raised.
         """
-        entry = _Entry(item, share, asyncio.get_running_loop().create_future())
-        number = self._queue.push(share.flow, share.weight, _LEAST, entry)
+        cost = max(_LEAST, self._cost(item))
+        entry: _Entry[Item, Result] = _Entry(item, share, cost, asyncio.get_running_loop().create_future())
+        number = self._queue.push(share.flow, share.weight, cost, entry)
         self._start()
         try:
             result: Result = await entry.future
@@ -68,7 +78,7 @@ class FairPool(Generic[Item, Result]):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> None:
-        while self._idle and (entry := self._queue.pop()) is not None:
+        while self._idle and (entry := self._queue.pop(charged_later=True)) is not None:
             self._idle -= 1
             task = asyncio.create_task(self._work(entry))
             self._running.add(task)
@@ -76,7 +86,7 @@ class FairPool(Generic[Item, Result]):
 
     async def _work(self, entry: _Entry[Item, Result]) -> None:
         outcome, seconds = await asyncio.get_running_loop().run_in_executor(self._threads, self._timed, entry.item)
-        self._queue.charge(entry.share.flow, entry.share.weight, seconds)
+        self._queue.charge(entry.share.flow, entry.share.weight, seconds - entry.cost)
         self._idle += 1
         self._start()
         if entry.future.done():

@@ -85,6 +85,7 @@ class FairQueue(Generic[T]):
         self._idle: list[tuple[float, int, _Flow[T]]] = []
         """Heaps by cost served. An entry whose flow has been served since, or waits no more, has passed."""
         self._numbers = count()
+        self._at_work = 0
 
     def __len__(self) -> int:
         return len(self._places)
@@ -122,25 +123,32 @@ class FairQueue(Generic[T]):
         state = self._next()
         return next(iter(state.waiting.values()))[1] if state else None
 
-    def pop(self) -> T | None:
-        """Release the next item, or None where nothing waits; in the logarithm of the number of flows."""
+    def pop(self, *, charged_later: bool = False) -> T | None:
+        """Release the next item, or None where nothing waits; in the logarithm of the number of flows.
+
+        Args:
+            charged_later: `charge` will say what it cost in truth; until then nothing is forgotten of who was served.
+        """
         state = self._next()
         if state is None:
             return None
         heappop(self._ready)
+        self._at_work += charged_later
         number, (cost, item) = state.waiting.popitem(last=False)
         del self._places[number]
-        self._clock = state.served
+        self._clock = max(self._clock, state.served)
         state.served += cost / state.weight
         heappush(self._ready if state.waiting else self._idle, (state.served, number, state))
         self._forget_settled()
         return item
 
     def charge(self, flow: str, weight: float, cost: float) -> None:
-        """Add to what a flow was served: a cost that was known only afterwards. Keeps the debt of one that is idle."""
+        """Add to what a flow was served, or take off, what was known only after `pop`; no flow gets credit by it."""
+        self._at_work -= 1
         state = self._flows.setdefault(flow, _Flow(flow, weight, self._clock))
-        state.served += cost / weight
+        state.served = max(self._clock, state.served + cost / weight)
         heappush(self._ready if state.waiting else self._idle, (state.served, next(self._numbers), state))
+        self._forget_settled()
 
     def discard(self, number: int) -> bool:
         """Take back a waiting item, uncharged; False where it is not waiting. Its time does not grow with the queue."""
@@ -162,8 +170,8 @@ class FairQueue(Generic[T]):
         return None
 
     def _forget_settled(self) -> None:
-        """An idle flow at or behind the clock is as good as unknown; so is every idle flow once nothing waits."""
-        if not self._places:
+        """An idle flow at or behind the clock is as good as unknown; so is every flow once nothing waits or works."""
+        if not self._places and not self._at_work:
             self._flows.clear()
             self._ready.clear()
             self._idle.clear()

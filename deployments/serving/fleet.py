@@ -23,7 +23,7 @@ PENDING_PERIOD_S = 1.0
 """How often a model is asked whose levels are being solved."""
 STARTING_PERIOD_S = 0.5
 PREFIX = "model-"
-"""Begins the name of an application that is one model; its only deployment has the model's id for its name."""
+"""Begins the name of an application that is one model; its only deployment is named after the model's id."""
 Applications = Callable[[], Mapping[str, Mapping[str, DeploymentHandle[Any]]]]
 """Asks Serve for the applications that are models: of each a handle by id, none while it is built. May block."""
 
@@ -119,10 +119,20 @@ def applications() -> dict[str, dict[str, DeploymentHandle[Any]]]:
     if not in_replica():  # asked elsewhere, Serve would start a cluster
         return {}
     return {
-        name: {model_id: serve.get_deployment_handle(model_id, app_name=name) for model_id in state.deployments}
+        name: {model_id(own): serve.get_deployment_handle(own, app_name=name) for own in state.deployments}
         for name, state in serve.status().applications.items()
         if name.startswith(PREFIX) and state.status != "DELETING"
     }
+
+
+def deployment_name(model_id: str) -> str:
+    """What Serve calls a model: it makes file names of that, and an id may hold a slash. No id holds a colon."""
+    return model_id.replace("/", ":")
+
+
+def model_id(deployment_name: str) -> str:
+    """The model that Serve calls so."""
+    return deployment_name.replace(":", "/")
 
 
 def in_replica() -> bool:

@@ -47,6 +47,7 @@ class TenantGateway:
         await self.admission.start()
         self.receipts = await Receipts.start(lambda: access.receipt_secret(self.store))
         self.service = Gateway(args.gateway, self.fleet, self.cache, self.admission, self.receipts)
+        self.service.start()
         self.fleet.start()
         _freeze_heap()
 
@@ -55,7 +56,7 @@ class TenantGateway:
 
     async def __del__(self) -> None:
         """Called by Serve at shutdown: what is not settled yet is."""
-        for part in ("fleet", "receipts", "admission", "cache", "store"):
+        for part in ("fleet", "service", "receipts", "admission", "cache", "store"):
             if hasattr(self, part):
                 await getattr(self, part).aclose()
 

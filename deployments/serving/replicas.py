@@ -20,8 +20,9 @@ from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.decoding import decode_image
 from deployments.engines.images.items import ItemLogits
 from deployments.engines.images.segmenter import ImageSegmenter
-from deployments.engines.text.choices import Conversation, Texts, answer, encoded
+from deployments.engines.text.choices import answer
 from deployments.engines.text.generator import Generator
+from deployments.prompts.encoder import Conversation, Texts
 from deployments.queues.batching import FairBatcher
 from deployments.queues.fair_pool import FairPool
 from deployments.queues.fair_queue import FlowBound
@@ -36,8 +37,10 @@ LOWEST = 0.01
 MOST_DECODED_AT_ONCE = 4
 Decoded = tuple[tuple[int, int], torch.Tensor]
 """A picture's (height, width), and its pixels as the model takes them."""
-COUNTED_AT_ONCE = 16
-"""Long prompts of one tenant whose tokens wait to be counted."""
+ENCODED_AT_ONCE = 16
+"""Prompts of one tenant that wait to be encoded."""
+PART_BYTES = 2**20
+"""Of a tokenizer on its way to a gateway: Serve takes no message of more than 4 MiB."""
 
 
 class Replica:
@@ -52,7 +55,7 @@ class Replica:
         access: StoreAccess,
         threads: int,
         gpu_share: float,
-        context: int | None = None,
+        **of_text: Any,
     ) -> None:
         """Put the stored calibration in place, and keep it and the audit up to date from now on."""
         replica = serve.get_replica_context().replica_id.unique_id
@@ -61,7 +64,13 @@ class Replica:
             announce(spec.id, "level 1.0 is served; lower levels are about to be solved")
         classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
         self._info = ModelInfo(
-            id=spec.id, task=spec.task, classes=classes, floor=LOWEST, context=context, created=int(time.time())
+            id=spec.id,
+            aliases=spec.aliases,
+            task=spec.task,
+            classes=classes,
+            floor=LOWEST,
+            created=int(time.time()),
+            **of_text,
         )
         self._metrics = LevelMetrics(spec.id)
 
@@ -121,10 +130,12 @@ class VisionReplica(Replica):
             queue_bound=spec.max_queue_per_tenant,
         )
 
-    async def predict(
-        self, data: bytes, top_k: int | None, modulation: Modulation, share: Share
-    ) -> list[dict[str, str | float | None]]:
+    async def predict(self, data: bytes, top_k: int | None, form: str, modulation: Modulation, share: Share) -> Any:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
+
+        Args:
+            top_k: most labels of a classification.
+            form: of a segmentation, `masks` or `labelmap`.
 
         Raises:
             InvalidRequest: not an image, or a focus on an unknown class.
@@ -137,12 +148,11 @@ class VisionReplica(Replica):
             await asyncio.gather(*map(asyncio.wrap_future, held))
             size, pixels = await self._decoding.submit(data, share)
             item = await self._batcher.submit((pixels, modulation, share.flow), share)
-            answer: list[Any]
             if isinstance(self.engine, ImageClassifier):
-                answer = self.engine.answer(item, modulation, top_k)
-            else:
-                answer = await asyncio.to_thread(self.engine.answer, item, modulation, size)
-        return [part.to_json() for part in answer]
+                return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
+            if form == "labelmap":
+                return (await asyncio.to_thread(self.engine.label_map, item, modulation, size)).to_json()
+            return [part.to_json() for part in await asyncio.to_thread(self.engine.answer, item, modulation, size)]
 
     def _decoded(self, data: bytes) -> Decoded:
         """A picture's (height, width) and pixels for the model."""
@@ -176,33 +186,43 @@ class TextReplica(Replica):
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
             self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), gpu_share, say)
-            await self.start(self.engine, spec, access, threads.count(), gpu_share, self.engine.context)
-        # What is counted is not admitted yet: it gets a thread, and each tenant its part of it.
-        self._counting: FairPool[Conversation | Texts, tuple[str, list[list[int]]]] = FairPool(
-            partial(encoded, self.engine), workers=1, queue_bound=COUNTED_AT_ONCE
+            model = self.engine.language_model
+            form, characters, _ = await asyncio.to_thread(lambda: (model.form, model.characters, model.encoder))
+            of_text = {"context": self.engine.context, "form": form and form.digest, "characters": characters}
+            await self.start(self.engine, spec, access, threads.count(), gpu_share, **of_text)
+        # What is encoded is not admitted yet: it gets a thread, and each tenant its part of it.
+        self._encoding: FairPool[Conversation | Texts, tuple[str, list[list[int]]]] = FairPool(
+            lambda prompt: model.encoder.prompts(prompt), workers=1, queue_bound=ENCODED_AT_ONCE
         )
 
     async def generate(
-        self, prompt: Conversation | Texts, params: dict[str, Any], modulation: Modulation, share: Share
+        self, prompts: list[list[int]], param: str, params: dict[str, Any], modulation: Modulation, share: Share
     ) -> AsyncIterator[TextDelta]:
-        """Answer a conversation, or texts to continue, at a tenant's terms. Closing the iterator frees the slots.
+        """Answer prompts, which are token ids, at a tenant's terms. Closing the iterator frees the slots.
 
         Raises:
             InvalidRequest, NotEntitled, Unavailable: as `choices.answer`.
         """
-        async with aclosing(answer(self.engine, prompt, params, modulation, share)) as deltas:
+        async with aclosing(answer(self.engine, prompts, params, modulation, share, param=param)) as deltas:
             async for delta in deltas:
                 yield delta
 
-    async def count(self, prompt: Conversation | Texts, share: Share) -> list[int]:
-        """Tokens of a conversation, or of each text.
+    async def form(self) -> AsyncIterator[bytes]:
+        """In parts, what makes prompts into tokens: `Form.pack`. Gateways ask for it by `info`'s digest."""
+        form = self.engine.language_model.form
+        packed = await asyncio.to_thread(form.pack) if form else b""
+        for at in range(0, len(packed), PART_BYTES):
+            yield packed[at : at + PART_BYTES]
+
+    async def encode(self, prompt: Conversation | Texts, share: Share) -> list[list[int]]:
+        """Token ids of a conversation, or of each text, for a gateway that has not got the tokenizer.
 
         Raises:
-            InvalidRequest: as `choices.encoded`.
-            Unavailable: this tenant has many counted already.
+            InvalidRequest: as `Encoder.prompts`.
+            Unavailable: this tenant has many waiting already.
         """
-        _, prompts = await self._counting.submit(prompt, share)
-        return [len(tokens) for tokens in prompts]
+        _, prompts = await self._encoding.submit(prompt, share)
+        return prompts
 
     async def check_health(self) -> None:
         """Raises where the engine's loop has stopped, so that Serve restarts the replica."""

@@ -30,7 +30,7 @@ class Script:
         self.costs: list[int] = []
         self.asked: list[tuple[Any, dict[str, Any]]] = []
         self.settled: dict[str, int] = {}
-        self.counted = 0
+        self.encoded: list[Any] = []
         self.released = 0
         self.fails = False
         self.reads: asyncio.Event | None = None
@@ -45,9 +45,11 @@ class Script:
     def models_for(self, entitlements: Any) -> list[ModelInfo]:
         return [MODEL]
 
-    async def count_tokens(self, context: Any, model_id: str, prompt: Any) -> list[int]:
-        self.counted += 1
-        return [len(str(prompt)) // 4 + 1]
+    async def encode(self, context: Any, info: ModelInfo, prompt: Any) -> list[list[int]]:
+        """Tokens of four characters."""
+        self.encoded.append(prompt)
+        texts = [str(prompt)] if isinstance(prompt[0], dict) else prompt
+        return [text if isinstance(text, list) else list(range(len(text) // 4 + 1)) for text in texts]
 
     @asynccontextmanager
     async def admit(self, context: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
@@ -57,9 +59,11 @@ class Script:
         finally:
             self.released += 1
 
-    async def stream(self, method: str, prompt: Any, params: dict[str, Any]) -> AsyncGenerator[TextDelta]:
-        self.asked.append((prompt, params))
-        count = params["n"] * (1 if isinstance(prompt[0], dict) else len(prompt))
+    async def stream(
+        self, method: str, prompts: list[list[int]], field: str, params: dict[str, Any]
+    ) -> AsyncGenerator[TextDelta]:
+        self.asked.append((self.encoded[-1], params))
+        count = params["n"] * len(prompts)
         told = params["logprobs"] is not None
         if self.reads is not None:
             yield TextDelta("", 0, None, 5, 0)

@@ -41,8 +41,9 @@ def test_the_example_of_models_as_applications_is_valid_and_the_same_server() ->
     [
         ({"models": [MODEL | {"task": "image-classifier"}]}, ("models", 0, "task"), "image-classification"),
         ({"models": [MODEL | {"colour": "red"}]}, ("models", 0, "colour"), "not permitted"),
-        ({"models": [MODEL | {"id": "a/b"}]}, ("models", 0, "id"), "pattern"),
+        ({"models": [MODEL | {"id": "a/b/c"}]}, ("models", 0, "id"), "pattern"),
         ({"models": [MODEL, MODEL]}, ("models",), "given twice: m"),
+        ({"models": [MODEL | {"aliases": ["gpt", "m"]}]}, ("models",), "given twice: m"),
         ({"models": [MODEL | {"source": "x", "weights": "W"}]}, ("models", 0), "torchvision source only"),
         ({"gateway": {"deadline_s": 0}}, ("gateway", "deadline_s"), "greater than 0"),
         ({"store": {"redis": "x"}}, ("store", "redis"), "not permitted"),

@@ -7,6 +7,7 @@ profiles are ignored, as in training. Metadata never costs a good picture, and a
 
 from __future__ import annotations
 
+import colorsys
 import io
 import threading
 import warnings
@@ -23,6 +24,8 @@ MAX_SIDE = 16_384
 """Pixels. A mask of a long thin picture would be upsampled to gigabytes."""
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 MAX_PIXELS = 25_000_000
+MOST_COLOURS = 256
+"""Of a PNG's palette."""
 _ACCEPTED = "a complete JPEG, PNG, GIF, WebP or BMP file"
 _ORIENTATION_TAG = 0x0112
 _TO_8_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
@@ -83,6 +86,27 @@ def encode_mask(mask: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
+
+
+def encode_label_map(labels: np.ndarray, classes: int) -> bytes:
+    """Class numbers [height, width] as a PNG: of mode P, in colours told apart; of more than 256 classes of mode I;16."""
+    if classes > MOST_COLOURS:
+        image = Image.fromarray(labels.astype(np.uint16))
+    else:
+        image = Image.fromarray(labels.astype(np.uint8))
+        image.putpalette(_colours(classes))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def _colours(classes: int) -> list[int]:
+    """Red, green and blue of each class: hues a golden section apart, in three shades."""
+    return [
+        round(255 * part)
+        for k in range(classes)
+        for part in colorsys.hsv_to_rgb(k * 0.618034 % 1.0, 0.65, (0.95, 0.75, 0.55)[k % 3])
+    ]
 
 
 def shrink(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -6,15 +6,16 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from deployments.config import Task
-from deployments.engines.images.decoding import encode_mask
+from deployments.engines.images.decoding import encode_label_map, encode_mask
 from deployments.engines.images.duplicates import MOST_STEPS, Duplicate
 from deployments.engines.images.engine import VisionEngine
 from deployments.engines.images.items import ItemLogits
@@ -53,6 +54,30 @@ class Segment(NamedTuple):
         return {"label": self.label, "score": self.score, "mask": base64.b64encode(self.mask).decode()}
 
 
+class Region(NamedTuple):
+    """One class of a label map: its number among `classes`, and what of its score the terms disclose."""
+
+    index: int
+    label: str
+    score: float | None
+
+
+class LabelMap(NamedTuple):
+    """A picture's classes, and which pixel is of which.
+
+    Attributes:
+        map: PNG at the picture's size, pixels are indices of classes.
+    """
+
+    regions: tuple[Region, ...]
+    map: bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """The classes, and the PNG in base64."""
+        labels = [region._asdict() for region in self.regions]
+        return {"labels": labels, "map": base64.b64encode(self.map).decode()}
+
+
 class ImageSegmenter(VisionEngine):
     """A semantic segmenter; an audit row is a pixel of the answer, of which the audit takes some."""
 
@@ -76,16 +101,25 @@ class ImageSegmenter(VisionEngine):
     @torch.inference_mode()
     def answer(self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]) -> list[Segment]:
         """One picture's segments from its modulated logits, at (height, width). Safe from any thread."""
+        pixels, there = self._answered(item, modulation, size)
+        return [Segment(self.classes[k], score, encode_mask(pixels == k)) for k, score in there.items()]
+
+    @torch.inference_mode()
+    def label_map(self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]) -> LabelMap:
+        """As `answer`, in one picture."""
+        pixels, there = self._answered(item, modulation, size)
+        regions = tuple(Region(k, self.classes[k], score) for k, score in there.items())
+        return LabelMap(regions, encode_label_map(pixels, len(self.classes)))
+
+    def _answered(
+        self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]
+    ) -> tuple[np.ndarray, dict[int, float | None]]:
+        """Labels [height, width] int16, and of the classes among them the score that the terms disclose; counted."""
         labels, scores = self.read(item.logits, size)
         self._scales.append(max(1, round(size[0] / item.lines)))
         self._count_pixels(item, modulation.utility, size)
         shown = modulation.disclosure
-        pixels = labels.cpu().numpy()
-        return [
-            Segment(self.classes[k], shown.score(score), encode_mask(pixels == k))
-            for k, score in enumerate(scores)
-            if score > 0.0
-        ]
+        return labels.cpu().numpy(), {k: shown.score(score) for k, score in enumerate(scores) if score > 0.0}
 
     @torch.inference_mode()
     def read(self, logits: Tensor, size: tuple[int, int]) -> tuple[Tensor, list[float]]:

@@ -180,4 +180,4 @@ def prompt_of(model: LanguageModel, paragraph: str) -> list[int]:
         return ids[: max(1, min(len(ids) // 2, _MAX_PROMPT))]
     # Cut as text: cutting the template would lose the start of the assistant's turn.
     words = " ".join(paragraph.split(" ")[: _MAX_PROMPT // 2])
-    return model.chat.encode([{"role": "user", "content": words}])
+    return model.encoder.chat.encode([{"role": "user", "content": words}])

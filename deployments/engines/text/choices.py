@@ -9,41 +9,46 @@ from contextlib import aclosing
 from typing import Any
 
 from deployments.config import ModelSpec
-from deployments.contracts.catalog import DEFAULT_MAX_TOKENS, TextDelta
+from deployments.contracts.catalog import TextDelta
 from deployments.engines.text.generator import Generator, SamplingParams
 from policies.errors import InvalidRequest
 from policies.terms import Modulation, Share
 
-Conversation = Sequence[Mapping[str, str]]
-Texts = Sequence[str | list[int]]
-
 
 async def answer(
-    generator: Generator, prompt: Conversation | Texts, params: Mapping[str, Any], modulation: Modulation, share: Share
+    generator: Generator,
+    prompts: Sequence[list[int]],
+    params: Mapping[str, Any],
+    modulation: Modulation,
+    share: Share,
+    *,
+    param: str,
 ) -> AsyncGenerator[TextDelta]:
-    """Answer a conversation, or each of several texts, `n` times. Closing it cancels all that is not finished.
+    """Answer each of several prompts `n` times. Closing it cancels all that is not finished.
 
     Args:
-        prompt: messages, or texts to continue (a string, or token ids).
-        params: `SamplingParams` by name and `n`; None is the default: of `max_tokens` as far as the context has room,
-            of how tokens are drawn the model's own.
+        prompts: token ids of each.
+        params: `SamplingParams` by name and `n`; None is the default: of `max_tokens`, which never goes beyond it, all
+            that the context has room for; of how tokens are drawn the model's own.
+        param: the field that a refusal of a prompt names.
 
     Raises:
         InvalidRequest, NotEntitled, Unavailable: as `Generator.generate`; before anything is generated where a request
             cannot be answered as a whole.
     """
-    field, prompts = await asyncio.to_thread(encoded, generator, prompt)
+    for ids in prompts:
+        generator.language_model.encoder.checked(ids, param)
     given = {name: value for name, value in params.items() if value is not None}
     n, most = given.pop("n", 1), given.pop("max_tokens", None)
     _check_count(generator.spec, len(prompts), n)
     fields = {**generator.language_model.sampling, **given}
     asked = [SamplingParams(**fields, max_tokens=_most(generator, ids, most)) for ids in prompts]
     for ids, own in zip(prompts, asked, strict=True):
-        generator.check(ids, own, modulation, param=field)
-    read = [0] * len(prompts)
+        generator.check(ids, own, modulation, param=param)
+    read = [(0, 0)] * len(prompts)
     streams = [
         _numbered(
-            generator.generate(ids, own, modulation, share, param=field, choice=choice), at, at * n + choice, read
+            generator.generate(ids, own, modulation, share, param=param, choice=choice), at, at * n + choice, read
         )
         for at, (ids, own) in enumerate(zip(prompts, asked, strict=True))
         for choice in range(n)
@@ -51,17 +56,6 @@ async def answer(
     async with aclosing(_merged(streams)) as deltas:
         async for delta in deltas:
             yield delta
-
-
-def encoded(generator: Generator, prompt: Conversation | Texts) -> tuple[str, list[list[int]]]:
-    """The field that a prompt came in, and its tokens: one list for a conversation, one for each text.
-
-    Raises:
-        InvalidRequest: as `Generator.encode_chat` and `Generator.encode`.
-    """
-    if prompt and isinstance(prompt[0], Mapping):
-        return "messages", [generator.encode_chat(prompt)]  # type: ignore[arg-type]
-    return "prompt", [generator.encode(text) for text in prompt]  # type: ignore[arg-type]
 
 
 def _check_count(spec: ModelSpec, prompts: int, n: int) -> None:
@@ -78,18 +72,22 @@ def _check_count(spec: ModelSpec, prompts: int, n: int) -> None:
 
 
 def _most(generator: Generator, prompt: list[int], asked: int | None) -> int:
-    room = generator.context - len(prompt)
-    return max(1, min(DEFAULT_MAX_TOKENS, room)) if asked is None else asked
+    room = max(1, generator.context - len(prompt))
+    return room if asked is None else min(asked, room)
 
 
 async def _numbered(
-    deltas: AsyncGenerator[TextDelta], at: int, index: int, read: list[int]
+    deltas: AsyncGenerator[TextDelta], at: int, index: int, read: list[tuple[int, int]]
 ) -> AsyncGenerator[TextDelta]:
-    """The pieces of answer `index`, to prompt `at`; `read` is how much of each prompt any answer to it has read."""
+    """The pieces of answer `index`, to prompt `at`; `read` is how much of each prompt any answer to it has read, and
+    how much of that was in the cache before any had."""
     async with aclosing(deltas):
         async for delta in deltas:
-            read[at] = max(read[at], delta.prompt_tokens)
-            yield dataclasses.replace(delta, index=index, prompt_tokens=sum(read))
+            before, cached = read[at]
+            # Of several answers to a prompt the first to begin reads it for the others.
+            read[at] = max(before, delta.prompt_tokens), cached if before else delta.cached_tokens
+            whole, in_cache = map(sum, zip(*read, strict=True))
+            yield dataclasses.replace(delta, index=index, prompt_tokens=whole, cached_tokens=in_cache)
 
 
 async def _merged(streams: Sequence[AsyncGenerator[TextDelta]]) -> AsyncGenerator[TextDelta]:

@@ -58,7 +58,7 @@ class TextEngine:
     ) -> None:
         rows = spec.max_batch_size
         self.draw_secret = secrets.token_bytes(32)
-        self.seats = Seats(model.model, model.final, rows * SEATS_PER_ROW, rows, live, counts)
+        self.seats = Seats(model.model, model.final, rows * SEATS_PER_ROW, rows, live, counts, model.end_tokens)
         shares = TokenShares()
         self._running: dict[str, Request] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -192,6 +192,7 @@ class TextEngine:
                 request_id=request.id,
                 max_new_tokens=request.params.max_tokens,
                 streaming=True,
+                eos_token_id=-1 if request.params.ignore_eos else None,
                 seat=request.number,
                 flow=request.flow,
             )
@@ -205,7 +206,8 @@ class TextEngine:
             return
         told, request.told = request.told, len(output.generated_tokens)
         tokens, records = output.generated_tokens[told:], request.seat.records[told : request.told]
-        request.events.put_nowait(Progress(len(request.prompt), tokens, output.is_finished(), records))
+        progress = Progress(len(request.prompt), tokens, output.is_finished(), records, request.cached or 0)
+        request.events.put_nowait(progress)
         if output.is_finished():
             self._leave(request)
 
@@ -218,12 +220,16 @@ class TextEngine:
         elif request.id in self._running:
             self._manager.cancel_request(request.id)
 
-    def _read_in_engine(self, request_id: str, left: int) -> None:
-        """In the engine's thread: all but so many tokens of a request's prompt are in a step, or read before it."""
+    def _read_in_engine(self, request_id: str, left: int, step: int) -> None:
+        """In the engine's thread: all but `left` tokens of a request's prompt are in a step, which has `step` of them,
+        or read before it."""
 
         def tell() -> None:
             if request := self._running.get(request_id):
-                request.events.put_nowait(Progress(len(request.prompt) - left, [], False, []))
+                read = len(request.prompt) - left
+                if request.cached is None:  # what its first step need not read
+                    request.cached = max(0, read - step)
+                request.events.put_nowait(Progress(read, [], False, [], request.cached))
 
         self._in_loop(tell)
 

@@ -20,6 +20,7 @@ from deployments.engines.live import Kept
 from deployments.engines.memory import free_share
 from deployments.engines.text.admission import SEATS_PER_ROW
 from deployments.engines.text.calibration import calibration_steps
+from deployments.engines.text.ending import Ending
 from deployments.engines.text.engine import TextEngine
 from deployments.engines.text.grammars.grammars import Grammars
 from deployments.engines.text.grammars.matcher import Matcher
@@ -145,36 +146,34 @@ class Generator(CalibratedEngine):
         Raises:
             InvalidRequest: an id that is no token, or a text with one that the model was not made for.
         """
-        if isinstance(text, str):
-            text = list(self.tokenizer.encode(text))
-        self._check_tokens(text, "prompt")
-        return text
+        return self.language_model.encoder.text(text)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """A conversation's tokens in the model's own chat template, ready for the assistant's answer.
 
         Raises:
-            InvalidRequest: as `Chat.encode`.
+            InvalidRequest: as `Encoder.conversation`.
         """
-        tokens = self.language_model.chat.encode(messages)
-        self._check_tokens(tokens, "messages")
-        return tokens
+        return self.language_model.encoder.conversation(messages)
 
     def check(self, prompt: Sequence[int], params: SamplingParams, modulation: Modulation, *, param: str) -> None:
         """Refuse what cannot be answered, or not at these terms.
 
         Raises:
-            InvalidRequest: an empty prompt, one too long for the context, or a bias on what is no token.
-            NotEntitled: log-probabilities, a bias or a grammar beyond the disclosure.
+            InvalidRequest: an empty prompt, one too long for the context, or a bias or a stop on what is no token.
+            NotEntitled: log-probabilities, or what measures logits, beyond the disclosure.
         """
-        check_text_disclosure(
-            modulation.disclosure,
-            logprobs=params.logprobs,
-            biased=bool(params.logit_bias),
-            grammar=params.grammar and params.grammar.param,
-        )
-        check_context(self.model_id, self.context, len(prompt), params.max_tokens, param=param)
-        self._check_tokens([token for token, _ in params.logit_bias], "logit_bias")
+        check_text_disclosure(modulation.disclosure, logprobs=params.logprobs, probes=params.probes)
+        check_context(self.context, len(prompt), params.max_tokens, param=param)
+        self.language_model.encoder.checked([token for token, _ in params.logit_bias], "logit_bias")
+        self.language_model.encoder.checked(list(params.stop_token_ids), "stop_token_ids")
+        for field, asked in (("ignore_eos", params.ignore_eos), ("min_tokens", params.min_tokens > 0)):
+            if asked and params.grammar is not None:
+                raise InvalidRequest(
+                    f"{field} does not go with {params.grammar.param}, which says where the answer ends.",
+                    param=field,
+                    code="invalid_value",
+                )
 
     def setting(self, modulation: Modulation) -> Setting:
         """A request's terms by token.
@@ -220,17 +219,20 @@ class Generator(CalibratedEngine):
             params.stop,
             self.language_model.end_tokens,
             lambda logprob: logprob if digits is None else round(logprob, digits),
+            params.min_tokens,
         )
-        seen, most = 0, params.logprobs or 0
+        seen, most, ending = 0, params.logprobs or 0, Ending(params, self.language_model.end_tokens)
         async with aclosing(self.engine.run(prompt, params, setting, share, choice, matcher=matcher)) as steps:
             async for step in steps:
                 if matcher is not None and matcher.fault is not None:
                     raise _unfollowed(matcher)
-                seen += len(step.tokens)
-                piece = text.push(step.tokens, step.records, most) + (text.flush() if step.last else "")
-                reason = self._finish_reason(step.tokens, step.last, text.stopped)
+                told, taken, stopped = ending.take(step.tokens)
+                seen += taken
+                piece = text.push(told, step.records[: len(told)], most)
+                piece += text.flush() if step.last or stopped else ""
+                reason = "stop" if stopped or text.stopped else ending.reason(step.tokens) if step.last else None
                 logprobs = text.logprobs(reason is not None)
-                yield TextDelta(piece, len(step.tokens), reason, step.read, seen, logprobs=logprobs)
+                yield TextDelta(piece, taken, reason, step.read, seen, logprobs=logprobs, cached_tokens=step.cached)
                 if reason is not None:
                     return
 
@@ -246,21 +248,6 @@ class Generator(CalibratedEngine):
         """Stop the engine for good; what is running or waiting fails as unavailable."""
         self.engine.close()
         self.grammars.close()
-
-    def _check_tokens(self, ids: Sequence[int], param: str) -> None:
-        if wrong := [token for token in ids if not 0 <= token < self.vocabulary]:
-            raise InvalidRequest(
-                f"{wrong[0]} is no token of {self.model_id}; its ids are 0 to {self.vocabulary - 1}.",
-                param=param,
-                code="invalid_value",
-            )
-
-    def _finish_reason(self, tokens: list[int], last: bool, stopped: bool) -> str | None:
-        if stopped:
-            return "stop"
-        if not last:
-            return None
-        return "stop" if tokens and tokens[-1] in self.language_model.end_tokens else "length"
 
 
 def _unfollowed(matcher: Matcher) -> InvalidRequest:

@@ -20,12 +20,14 @@ class Progress:
         tokens: those that came since the last word; none while the prompt is being read.
         last: whether that is all.
         records: one for each of them where log-probabilities were asked for, else none.
+        cached: of `read`, those that the model had in its cache.
     """
 
     read: int
     tokens: list[int]
     last: bool
     records: list[LogprobRecord]
+    cached: int = 0
 
 
 @dataclass(eq=False)
@@ -40,6 +42,7 @@ class Request:
     events: asyncio.Queue[Progress | Unavailable] = field(default_factory=asyncio.Queue)
     number: int | None = None
     told: int = 0
+    cached: int | None = None
     finished: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""From logits to the next token: penalties, temperature, top-k, top-p and keyed Gumbel noise, a row a sequence."""
+"""From logits to the next token: penalties, temperature, min-p, top-k, top-p and keyed Gumbel noise, a row a sequence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deployments.contracts.grammar import Grammar
+from deployments.contracts.text_rules import probes_of
 
 _FEW = 1024
 """Most likely tokens among which a nucleus is looked for first."""
@@ -24,9 +25,15 @@ class SamplingParams:
         top_p: nucleus, in (0, 1].
         top_k: most likely tokens to draw from; 0 is all.
         seed: makes the answer reproducible, whatever else is in the batch; None draws one.
+        min_p: of the likeliest token's probability, what a token needs to be drawn, in [0, 1].
         stop: texts that end the answer and are cut off it.
+        stop_token_ids: tokens that do.
+        ignore_eos: whether the tokens by which the model ends its answers end this one.
+        min_tokens: tokens of the answer before which nothing of these ends it.
         frequency_penalty: taken off a token's logit for each time that the answer has it already.
         presence_penalty: taken off once where the answer has it at all.
+        repetition_penalty: divides the positive logit, or multiplies the negative, of a token that the prompt or the
+            answer has (Keskar et al., 2019); in (0, inf), 1 is none.
         logit_bias: (token, added to its logit) pairs.
         logprobs: log-probabilities of the answer's tokens with so many of the likeliest beside each; None: none.
         grammar: what the answer must be; None: anything.
@@ -36,10 +43,15 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     grammar: Grammar | None = None
@@ -53,6 +65,16 @@ class SamplingParams:
     def adjusts(self) -> bool:
         """Whether single tokens' logits are changed."""
         return bool(self.frequency_penalty or self.presence_penalty or self.logit_bias)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether tokens that have come weigh otherwise than those that have not."""
+        return self.repetition_penalty != 1.0
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        """Fields of it that measure logits."""
+        return probes_of(self.logit_bias, self.repetition_penalty, self.grammar)
 
 
 def seed_key(secret: bytes, seed: int, choice: int = 0) -> int:
@@ -86,6 +108,11 @@ def keep_top_k(scores: Tensor, k: Tensor, most: int) -> Tensor:
     values = scores.topk(min(most, scores.shape[1]), dim=1).values
     threshold = values.gather(1, (k[:, None] - 1).clamp(0, values.shape[1] - 1))
     return scores.masked_fill((scores < threshold) & (k > 0)[:, None], -torch.inf)
+
+
+def keep_min_p(scores: Tensor, p: Tensor) -> Tensor:
+    """Scores [N, V] with all at -inf whose probability is below p [N] of their row's highest; 0 keeps all."""
+    return scores.masked_fill(scores < (scores.amax(dim=1) + p.log())[:, None], -torch.inf)
 
 
 def keep_top_p(scores: Tensor, p: Tensor) -> Tensor:

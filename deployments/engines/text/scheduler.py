@@ -42,7 +42,7 @@ class FairScheduler(FIFOScheduler):
     More sequences may be resident than a step has rows: those left out keep their pages and come in a later step.
     """
 
-    on_read: Callable[[str, int], None] | None = None
+    on_read: Callable[[str, int, int], None] | None = None
     on_cancelled: Callable[[str], None] | None = None
     shares: TokenShares
 
@@ -69,7 +69,7 @@ class FairScheduler(FIFOScheduler):
             request_id = future.state.request_id
             self._last[request_id] = self._step
             if self.on_read and request_id in reading:
-                self.on_read(request_id, len(future.state.remaining_prefill_tokens))
+                self.on_read(request_id, len(future.state.remaining_prefill_tokens), future.query_length)
             self.shares.charge(future.state.logit_processor_kwargs["flow"], future.query_length)
         if not scheduled and failed:
             return None, fast, 0, 0
@@ -145,7 +145,7 @@ def start_manager(
     context: int,
     room: float | None = None,
     shares: TokenShares,
-    on_read: Callable[[str, int], None],
+    on_read: Callable[[str, int, int], None],
     on_cancelled: Callable[[str], None],
 ) -> tuple[ContinuousBatchingManager, int]:
     """Start the engine's loop in its own thread: synchronous batches, no graphs, greedy over the processor's scores.
@@ -157,8 +157,8 @@ def start_manager(
         room: part of the device's free memory that cache and steps may take; the pages are then as many as fit into it,
             at most `pages`. None: `pages`, or the model is refused.
         shares: what each flow has been served; the loop charges it.
-        on_read: called in the loop's thread with the id of a request and how many tokens of its prompt are left, once a
-            part of it is in a step, which nothing takes back.
+        on_read: called in the loop's thread with the id of a request, how many tokens of its prompt are left, and how
+            many are in a step, once a part of it is in one, which nothing takes back.
         on_cancelled: called in the loop's thread with the id of a cancelled request, once it is out of the engine.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -44,17 +44,25 @@ class Seats(ContinuousBatchingLogitsProcessor):
         rows: how many a step can have.
         live: where final-layer inputs of every fourth step are kept.
         counts: told of finished sequences, by level.
+        ends: tokens by which the model ends its answers.
     """
 
     def __init__(
-        self, model: nn.Module, final: nn.Linear, seats: int, rows: int, live: LiveRows, counts: LevelAudit
+        self,
+        model: nn.Module,
+        final: nn.Linear,
+        seats: int,
+        rows: int,
+        live: LiveRows,
+        counts: LevelAudit,
+        ends: Collection[int] = (),
     ) -> None:
         self.supported_kwargs: dict[str, type] = {"seat": int, "flow": str}
         self.ignored_kwargs: tuple[str, ...] = ()
         self._final, self._device = final, final.weight.device
         self._nobody, self._rows = seats, rows
         self._masks = Masks(final.out_features, self._device)
-        self._draws = DrawTables(seats, final.out_features, self._device)
+        self._draws = DrawTables(seats, final.out_features, self._device, ends)
         self._taken: dict[int, Seat] = {}
         self._free = list(range(seats))
         self._new: dict[int, Seat] = {}
@@ -178,7 +186,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         new, left = self._new, self._left
         self._new, self._left, self._changed = {}, set(), False
         for number, seat in new.items():
-            self._draws.write(number, seat.params, seat.key)
+            self._draws.write(number, seat.params, seat.key, seat.prompt)
             self._level[number] = seat.level or 0
         if self.head is None and any(seat.setting != Setting() for seat in new.values()):
             raise RuntimeError("a sequence below level 1.0, and no head to modulate it")
@@ -235,7 +243,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         return features, last
 
     def _allowed(self, scores: Tensor) -> Tensor:
-        """Scores [N, V] float32 of what each row's grammar allows, the others at -inf; themselves where none has one."""
+        """Scores [N, V] float32 of what each row's grammar allows, the rest at -inf; themselves where none has one."""
         if not self._masked:
             return scores
         seats = map(self._taken.get, self._row_seats[: len(scores)])

@@ -22,11 +22,19 @@ class Transcript:
         stops: texts that end the answer.
         silent: tokens that no log-probability is told of: those that end an answer.
         rounded: a log-probability as the tenant may see it.
+        least: tokens in whose text no stop is looked for.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str], silent: frozenset[int], rounded: Round
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        stops: Sequence[str],
+        silent: frozenset[int],
+        rounded: Round,
+        least: int = 0,
     ) -> None:
+        self._least = least
         self._silent, self._rounded = silent, rounded
         self._text, self._stops = Detokenizer(tokenizer, prompt), StopMatcher(stops)
         self._read = self._told = 0
@@ -48,7 +56,8 @@ class Transcript:
         for at, token in enumerate(tokens):
             piece, before = self._text.push([token]), self._read
             self._read += len(piece)
-            told += self._stops.push(piece)
+            self._least -= 1
+            told += piece if self._least >= 0 else self._stops.push(piece)
             if records and token not in self._silent:
                 self._held.append((self._read, self._describe(token, records[at], most, before)))
         self._told += len(told)

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from deployments.config import GatewayArgs
 from deployments.gateway.api import entitlements, errors, health, openai, vision
+from deployments.gateway.api.dependencies import IGNORED
 from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders
 from deployments.gateway.service import Gateway
@@ -26,7 +27,7 @@ answer was given at.
 
 EXPOSED = (
     *("x-request-id", "x-receipt", "x-tenant-tier", "x-utility", "x-focus", "x-policy-version"),
-    *("x-overhead-duration-ms", "x-should-retry", "retry-after"),
+    *("x-overhead-duration-ms", "x-should-retry", "retry-after", IGNORED, vision.UNDISCLOSED),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 )
 """Headers that a page of another origin may read."""

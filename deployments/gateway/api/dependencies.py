@@ -11,6 +11,11 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from deployments.gateway import context as request_context
 from deployments.gateway import service
+from deployments.gateway.api.tolerance import Leniency, leniency
+from policies.errors import InvalidRequest
+
+IGNORED = "x-ignored-parameters"
+"""Names what of a request asked for nothing, and was dropped."""
 
 _bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer sk-...`")
 _header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, in its own header")
@@ -29,12 +34,37 @@ class KeyedRoute(APIRoute):
 
         async def keyed(request: Request) -> Response:
             gateway, intake = request.app.state.gateway, request.app.state.intake
-            own = await gateway.authenticate(request.state.context, _api_key(request))
+            context = request.state.context
+            own = await gateway.authenticate(context, _api_key(request))
+            read = Leniency(strict=gateway.args.strict)
+            leniency.set(read)
             with intake.charged(own.tenant):
                 async with intake.read(request, own.tenant):
-                    return await handler(request)
+                    if self.body_field is not None:
+                        check_json(request.headers.get("content-type", ""))
+                    try:
+                        return await handler(request)
+                    finally:
+                        if read.ignored:
+                            context.headers[IGNORED] = ", ".join(read.ignored)
 
         return keyed
+
+
+def check_json(content_type: str) -> None:
+    """Refuse a body that is declared to be something else. Raises InvalidRequest."""
+    if not is_json(content_type):
+        said = f"'{content_type[:100]}'" if content_type else "not given"
+        raise InvalidRequest(
+            f"The body's content type is {said}; send JSON, with the header 'Content-Type: application/json'.",
+            code="invalid_content_type",
+        )
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a body is declared to be JSON."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _api_key(request: Request) -> str:

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from deployments.gateway.api.tolerance import UNSUPPORTED
 from policies import errors
 
 logger = logging.getLogger("deployments.gateway.api")
@@ -24,6 +25,16 @@ STATUS: dict[type[errors.ServiceError], tuple[int, str]] = {
     errors.LimitExceeded: (429, "rate_limit_error"),
     errors.Unavailable: (503, "service_unavailable_error"),
 }
+
+
+_EXPECTED = {
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "a string",
+}
+"""What pydantic's complaints about a value's type ask for."""
 
 
 def error_object(error: errors.ServiceError) -> dict[str, Any]:
@@ -55,14 +66,22 @@ def from_validation(details: list[Any]) -> errors.InvalidRequest:
     if first["type"] == "json_invalid":
         return errors.InvalidRequest("The body is not valid JSON; send a JSON object.", code="invalid_json")
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or None
-    if first["type"] == "extra_forbidden":
-        return errors.InvalidRequest(
-            f"Unsupported parameter: '{param}'. Leave it out.", param=param, code="unsupported_parameter"
-        )
+    if first["type"] in ("extra_forbidden", UNSUPPORTED):
+        instead = first["msg"] if first["type"] == UNSUPPORTED else "Leave it out."
+        return errors.InvalidRequest(f"Unsupported parameter: '{param}'. {instead}", param=param, code=UNSUPPORTED)
     if first["type"] == "missing":
         return errors.InvalidRequest(f"Missing required parameter: '{param or 'body'}'.", param=param, code="missing")
+    if first["type"] in _EXPECTED:
+        said = f"{_kind(first['input'])} was sent; send {_EXPECTED[first['type']]}"
+        return errors.InvalidRequest(f"Invalid '{param or 'body'}': {said}.", param=param, code="invalid_type")
     message = first["msg"].removeprefix("Value error, ")
     return errors.InvalidRequest(f"Invalid '{param or 'body'}': {message}.", param=param, code="invalid_value")
+
+
+def _kind(value: Any) -> str:
+    """What a value is in JSON's words."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number" if isinstance(value, int | float) else "something else")
 
 
 def install(app: FastAPI) -> None:

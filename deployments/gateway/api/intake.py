@@ -21,7 +21,7 @@ MOST_ELEMENTS, MOST_CONTAINERS = 2**17, 2**15
 BURST_S = 10.0
 """Seconds' worth of bad requests that a tenant may send at once."""
 _ELEMENTS, _CONTAINERS = (b",", b"[", b"{", b":"), (b"[", b"{")
-_TEXT = re.compile(r"(/models/[^/]+)?/v1/")
+_TEXT = re.compile(r"(/models/.+)?/v1/")
 
 
 def body_limit(args: GatewayArgs, scope: Scope) -> int:

@@ -35,7 +35,7 @@ class ReceiptHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 if context.limits is not None and not any(name.startswith("x-ratelimit-") for name in context.headers):
-                    context.headers.update(await context.limits())
+                    context.headers.update(context.limits())
                 headers.update(context.headers)
                 # A refusal or a failure after admission gave no answer, so that nothing is signed of it.
                 if message["status"] < 400 and context.sign is not None and (signed := context.sign()):

@@ -12,7 +12,7 @@ from deployments.gateway.api.generation import Generation, generate
 from deployments.gateway.api.schemas import ERRORS, ModelCard, ModelList
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape
 from deployments.gateway.api.text_responses import ChatCompletion, Completion
-from deployments.gateway.api.text_schemas import ChatRequest, CompletionRequest
+from deployments.gateway.api.text_schemas import ChatByUrl, ChatRequest, CompletionByUrl, CompletionRequest
 from policies.terms import Tier
 
 _ROLES = {"developer": "system"}
@@ -27,8 +27,8 @@ async def chat(body: ChatRequest, gateway: Gateway, context: Context) -> Respons
     return await _chat(gateway, context, _named(gateway, context, body.model), body)
 
 
-@router.post("/models/{model_id}/v1/chat/completions", response_model=ChatCompletion, summary="Chat, by model URL")
-async def chat_by_url(model_id: str, body: ChatRequest, gateway: Gateway, context: Context) -> Response:
+@router.post("/models/{model_id:path}/v1/chat/completions", response_model=ChatCompletion, summary="Chat, by model URL")
+async def chat_by_url(model_id: str, body: ChatByUrl, gateway: Gateway, context: Context) -> Response:
     """The same where the URL names the model, as `huggingface_hub.InferenceClient` calls it."""
     return await _chat(gateway, context, model_id, body)
 
@@ -36,7 +36,53 @@ async def chat_by_url(model_id: str, body: ChatRequest, gateway: Gateway, contex
 @router.post("/v1/completions", response_model=Completion, summary="Completion")
 async def complete(body: CompletionRequest, gateway: Gateway, context: Context) -> Response:
     """OpenAI's text completions, with `focus` and a lower `utility`."""
-    model_id = _named(gateway, context, body.model)
+    return await _complete(gateway, context, _named(gateway, context, body.model), body)
+
+
+@router.post("/models/{model_id:path}/v1/completions", response_model=Completion, summary="Completion, by model URL")
+async def complete_by_url(model_id: str, body: CompletionByUrl, gateway: Gateway, context: Context) -> Response:
+    """The same where the URL names the model."""
+    return await _complete(gateway, context, model_id, body)
+
+
+@router.get("/v1/models", response_model=ModelList, tags=["models"], summary="Models")
+async def models(gateway: Gateway, context: Context) -> ModelList:
+    """The models that this key may use, each with its task and the names that focus may use."""
+    infos, tier = gateway.models_for(context.caller), context.caller.tier
+    return ModelList(data=[_card(info, tier, name) for info in infos for name in (info.id, *info.aliases)])
+
+
+@router.get("/v1/models/{model_id:path}", response_model=ModelCard, tags=["models"], summary="One model")
+async def model(model_id: str, gateway: Gateway, context: Context) -> ModelCard:
+    """One model that this key may use."""
+    return _card(gateway.entitle(context.caller, model_id), context.caller.tier, model_id)
+
+
+def _named(gateway: Gateway, context: Context, model_id: str) -> str:
+    """`dummy`, as `huggingface_hub.InferenceClient` calls a model that nobody named, is the only text model."""
+    if model_id != "dummy":
+        return model_id
+    texts = [m.id for m in gateway.models_for(context.caller) if m.task is Task.TEXT]
+    return texts[0] if len(texts) == 1 else model_id
+
+
+def _card(info: ModelInfo, tier: Tier, name: str) -> ModelCard:
+    utility = tier.level(info.id, info.floor)
+    return ModelCard(
+        id=name,
+        root=info.id,
+        created=info.created,
+        task=info.task,
+        utility=utility,
+        lowest_utility=info.floor if tier.may_lower(utility) else utility,
+        focus_classes=None if info.classes is None else list(info.classes),
+        context=info.context,
+        max_model_len=info.context,
+        pending=info.pending or None,
+    )
+
+
+async def _complete(gateway: Gateway, context: Context, model_id: str, body: CompletionRequest) -> Response:
     asked = Generation(
         prompt=body.prompts,
         field="prompt",
@@ -48,45 +94,11 @@ async def complete(body: CompletionRequest, gateway: Gateway, context: Context) 
     return await generate(gateway, context, model_id, body, asked)
 
 
-@router.get("/v1/models", response_model=ModelList, tags=["models"], summary="Models")
-async def models(gateway: Gateway, context: Context) -> ModelList:
-    """The models that this key may use, each with its task and the names that focus may use."""
-    return ModelList(data=[_card(info, context.caller.tier) for info in gateway.models_for(context.caller)])
-
-
-@router.get("/v1/models/{model_id}", response_model=ModelCard, tags=["models"], summary="One model")
-async def model(model_id: str, gateway: Gateway, context: Context) -> ModelCard:
-    """One model that this key may use."""
-    return _card(gateway.entitle(context.caller, model_id), context.caller.tier)
-
-
-def _named(gateway: Gateway, context: Context, model_id: str) -> str:
-    """`dummy`, as `huggingface_hub.InferenceClient` calls a model that nobody named, is the only text model."""
-    if model_id != "dummy":
-        return model_id
-    texts = [m.id for m in gateway.models_for(context.caller) if m.task is Task.TEXT]
-    return texts[0] if len(texts) == 1 else model_id
-
-
-def _card(info: ModelInfo, tier: Tier) -> ModelCard:
-    utility = tier.level(info.id, info.floor)
-    return ModelCard(
-        id=info.id,
-        created=info.created,
-        task=info.task,
-        utility=utility,
-        lowest_utility=info.floor if tier.may_lower(utility) else utility,
-        focus_classes=None if info.classes is None else list(info.classes),
-        context=info.context,
-        pending=info.pending or None,
-    )
-
-
 async def _chat(gateway: Gateway, context: Context, model_id: str, body: ChatRequest) -> Response:
     asked = Generation(
         prompt=[{"role": _ROLES.get(m.role, m.role), "content": m.text} for m in body.messages],
         field="messages",
-        max_tokens=body.max_completion_tokens or body.max_tokens,
+        max_tokens=body.most_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         shape=ChatShape(model_id, body.logprobs),
         grammar=body.grammar(),

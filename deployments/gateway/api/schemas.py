@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from policies.errors import InvalidRequest
+from deployments.gateway.api.tolerance import Unserved, served_of
 from policies.terms import Level, Strength
 
 MOST_FOCUS = 16
-_UNKNOWN = 20
-"""Unknown fields that are named one by one."""
 
 
 def short(most: int) -> BeforeValidator:
@@ -45,18 +44,23 @@ UtilityField = Annotated[
 
 
 class StrictModel(BaseModel):
+    """A part of a request. What it does not know is refused by name; what it knows and does not serve, by its value.
+
+    Attributes:
+        unserved: fields besides its own that clients send.
+        where: how a client writes what its fields belong to.
+    """
+
     model_config = ConfigDict(extra="forbid")
+    unserved: ClassVar[Mapping[str, Unserved]] = {}
+    where: ClassVar[str] = ""
 
     @model_validator(mode="before")
     @classmethod
-    def _no_flood(cls, fields: Any) -> Any:
-        """Each of 100,000 unknown fields would be an error of its own, and take its time."""
-        if isinstance(fields, dict) and len(fields) > len(cls.model_fields) + _UNKNOWN:
-            first = next(name for name in fields if name not in cls.model_fields)
-            raise InvalidRequest(
-                f"Unsupported parameter: '{first}'. Leave it out.", param=first, code="unsupported_parameter"
-            )
-        return fields
+    def _only_served(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return served_of(cls.__name__, fields, cls.model_fields, cls.unserved, cls.where)
 
 
 class ModelCard(BaseModel):
@@ -73,6 +77,8 @@ class ModelCard(BaseModel):
         description="Names that focus may use; null for a text model, where any word or phrase will do."
     )
     context: int | None = Field(default=None, description="Tokens of prompt and answer together.")
+    max_model_len: int | None = Field(default=None, description="The same, under the name that vLLM gives it.")
+    root: str = Field(description="Id of the model that answers: another than `id` where that is an alias.")
     pending: str | None = Field(
         default=None, description="What it does not serve yet, while its levels below 1.0 are being solved."
     )

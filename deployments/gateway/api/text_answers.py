@@ -8,7 +8,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from deployments.contracts.catalog import TextDelta, TokenLogprob
 from deployments.gateway.api.errors import error_object
@@ -23,11 +23,12 @@ class Tally:
     """The tokens of a request, counted as its pieces come."""
 
     def __init__(self) -> None:
-        self.prompt = self.completion = 0
+        self.prompt = self.completion = self.cached = 0
 
     def add(self, delta: TextDelta) -> None:
         """Count a piece."""
         self.prompt, self.completion = delta.prompt_tokens, self.completion + delta.tokens
+        self.cached = delta.cached_tokens
 
     def usage(self) -> dict[str, int]:
         """OpenAI's `usage`."""
@@ -35,6 +36,7 @@ class Tally:
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached, "audio_tokens": 0},
         }
 
 
@@ -69,18 +71,21 @@ class Shape(ABC):
         return {**self.base, "object": self.object, "choices": choices, "usage": tally.usage()}
 
     async def events(
-        self, first: TextDelta, deltas: AsyncIterator[TextDelta], tally: Tally, include_usage: bool
+        self, first: TextDelta, deltas: AsyncIterator[TextDelta], tally: Tally, usage: Literal["none", "last", "each"]
     ) -> AsyncIterator[str]:
         """The answers as server-sent events, ending with [DONE]; an error becomes the last event before it."""
-        extra = {"usage": None} if include_usage else {}
+
+        def of_each() -> dict[str, Any]:
+            return {} if usage == "none" else {"usage": tally.usage() if usage == "each" else None}
+
         told: set[int] = set()
         try:
             for event in self._events(first, told):
-                yield _sse(event | extra)
+                yield _sse(event | of_each())
             async for delta in deltas:
                 for event in self._events(delta, told):
-                    yield _sse(event | extra)
-            if include_usage:
+                    yield _sse(event | of_each())
+            if usage != "none":
                 yield _sse({**self.base, "object": self.chunk_object, "choices": [], "usage": tally.usage()})
         except ServiceError as error:
             yield _sse(error_object(error))
@@ -167,7 +172,7 @@ class CompletionShape(Shape):
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [dict(reversed(token.top)) for token in tokens],
+            "top_logprobs": [{token.text: token.logprob, **dict(reversed(token.top))} for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
 

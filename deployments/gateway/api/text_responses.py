@@ -7,12 +7,20 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 
+class PromptDetails(BaseModel):
+    """Tokens of the prompts, by kind."""
+
+    cached_tokens: int = Field(description="Those that the model had read before, for the same tenant.")
+    audio_tokens: int = Field(default=0, description="Always 0.")
+
+
 class Usage(BaseModel):
     """Tokens of one request."""
 
     prompt_tokens: int = Field(description="Tokens of the prompts, each counted once.")
     completion_tokens: int = Field(description="Tokens generated, over all answers.")
     total_tokens: int = Field(description="Their sum.")
+    prompt_tokens_details: PromptDetails = Field(description="Tokens of the prompts, by kind.")
 
 
 class TopLogprob(BaseModel):
@@ -68,7 +76,7 @@ class CompletionLogprobs(BaseModel):
 
     tokens: list[str] = Field(description="Its text.")
     token_logprobs: list[float] = Field(description="Natural logarithm of its probability.")
-    top_logprobs: list[dict[str, float]] = Field(description="The likeliest tokens at its place.")
+    top_logprobs: list[dict[str, float]] = Field(description="The likeliest tokens at its place, and it.")
     text_offset: list[int] = Field(description="Where it begins in the continuation.")
 
 

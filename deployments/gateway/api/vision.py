@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from deployments.config import Task
+from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.api.dependencies import KEY_REQUIRED, Context, Gateway, KeyedRoute
-from deployments.gateway.api.schemas import ERRORS, FocusField, StrictModel, UtilityField
-from deployments.gateway.ticket import Cost
+from deployments.gateway.api.image_requests import ImageParameters, ImageRequest, read_pictures
+from deployments.gateway.api.schemas import ERRORS
+from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import InvalidRequest
 
-Model = TypeVar("Model", bound=BaseModel)
+UNDISCLOSED = "x-scores"
+"""Says that the scores of an answer are none: they are all 1, for clients that want a number."""
+AT_ONCE = 8
+"""Pictures of one request that are under way together."""
 
 router = APIRouter(tags=["images"], dependencies=KEY_REQUIRED, route_class=KeyedRoute, responses=ERRORS)
-
-
-class ImageParameters(StrictModel):
-    """Options of an image call."""
-
-    top_k: int | None = Field(
-        default=None, ge=1, description="Classification: most labels to answer, as far as the tier discloses them."
-    )
-    focus: FocusField = Field(default_factory=dict)
-    utility: UtilityField = None
-
-
-class ImageRequest(StrictModel):
-    """The JSON form of an image call."""
-
-    inputs: str = Field(description="The image file, base64.")
-    parameters: ImageParameters = Field(default_factory=ImageParameters, description="Options.")
 
 
 class Label(BaseModel):
     """One class of an answer."""
 
     label: str = Field(description="Class name.")
-    score: float | None = Field(description="Probability, in as many digits as the tier discloses; null: in none.")
+    score: float | None = Field(
+        description="Probability, in as many digits as the tier discloses. In none: 1 for every class, and the header"
+        " x-scores reads undisclosed; null from a strict gateway."
+    )
     mask: str | None = Field(
         default=None, description="Segmentation: base64 PNG at the picture's size, 255 where the class is."
     )
 
+
+class Region(Label):
+    """One class of a label map."""
+
+    index: int = Field(description="The class's number, which its pixels have.")
+
+
+class LabelMap(BaseModel):
+    """A segmentation as one picture."""
+
+    labels: list[Region] = Field(description="The classes in it.")
+    map: str = Field(
+        description="Base64 PNG at the picture's size: its pixels are the numbers of their classes, with a palette to"
+        " look at; of more than 256 classes grey, of 16 bits."
+    )
+
+
+Answer = list[Label] | LabelMap
 
 _BODY = {
     "requestBody": {
@@ -63,98 +69,79 @@ _BODY = {
 }
 
 
-@router.post("/models/{model_id}", response_model=list[Label], openapi_extra=_BODY, summary="Classify or segment")
+@router.post(
+    "/models/{model_id:path}",
+    response_model=Answer | list[Answer],
+    openapi_extra=_BODY,
+    summary="Classify or segment",
+)
 async def infer(
     request: Request,
     model_id: str,
     gateway: Gateway,
     context: Context,
     top_k: Annotated[str | None, Query(description="As `parameters.top_k`.")] = None,
+    format: Annotated[str | None, Query(description="As `parameters.format`.")] = None,
     utility: Annotated[str | None, Query(description="As `parameters.utility`.", examples=["0.8"])] = None,
     focus: Annotated[
         list[str] | None, Query(description="As `parameters.focus`; may be repeated.", examples=[["car=-0.5,bus=0.9"]])
     ] = None,
 ) -> Response:
-    """An image as the body (any content type but JSON), or JSON with `inputs` in base64 and `parameters`."""
+    """An image as the body, or JSON with `inputs` in base64, one or a list, and `parameters`."""
     info = gateway.entitle(context.caller, model_id)
     if info.task is Task.TEXT:
         raise InvalidRequest(
-            f"'{model_id}' generates text; use POST /v1/chat/completions.", param="model", code="wrong_task"
+            f"'{info.id}' generates text; use POST /v1/chat/completions.", param="model", code="wrong_task"
         )
-    image, parameters = await _read(request, {"top_k": top_k, "utility": utility, "focus": focus})
-    terms, cost = parameters, Cost(images=1)
-    async with gateway.admit(context, model_id, cost, utility=terms.utility, focus=terms.focus) as ticket:
-        answer = await ticket.call("predict", image, parameters.top_k)
-        ticket.lease.settle(images=1)
-    return JSONResponse(answer)
+    sent = await read_pictures(request)
+    terms, cost = sent.parameters, Cost(images=len(sent.files))
+    _check_task(info, terms)
+    async with gateway.admit(context, info.id, cost, utility=terms.utility, focus=terms.focus) as ticket:
+        answers = await _answers(ticket, sent.files, terms, sent.listed)
+        ticket.lease.settle(images=len(sent.files))
+    if not gateway.args.strict and any([_number(answer) for answer in answers]):
+        context.headers[UNDISCLOSED] = "undisclosed"
+    return JSONResponse(answers if sent.listed else answers[0])
 
 
-async def _read(request: Request, query: Mapping[str, str | list[str] | None]) -> tuple[bytes, ImageParameters]:
-    """The image's bytes and the parameters, wherever the client put them."""
-    if unknown := sorted(set(request.query_params) - set(query)):
-        raise InvalidRequest(
-            f"Unsupported parameter: '{unknown[0]}'. Leave it out.", param=unknown[0], code="unsupported_parameter"
-        )
-    _refuse_repeated(request)
-    body = await request.body()
-    given: dict[str, Any] = {name: value for name, value in query.items() if value is not None}
-    if "focus" in given:
-        given["focus"] = _parse_focus(given["focus"])
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        if not body:
-            raise InvalidRequest("The body is empty; send the image file.", param="inputs", code="invalid_image")
-        return body, _validate(ImageParameters, given)
-    parsed = _validate(ImageRequest, _json(body))
-    if given:
-        parsed = _validate(
-            ImageRequest,
-            {"inputs": parsed.inputs, "parameters": {**parsed.parameters.model_dump(exclude_unset=True), **given}},
-        )
+def _check_task(info: ModelInfo, terms: ImageParameters) -> None:
+    """Refuse what another task's model would do with its answer."""
+    for name, task in (("format", Task.SEGMENTATION), ("top_k", Task.CLASSIFICATION)):
+        asked = terms.format != "masks" if name == "format" else terms.top_k is not None
+        if asked and info.task is not task:
+            raise InvalidRequest(
+                f"{name} is of {task}, and '{info.id}' does {info.task}; leave it out.",
+                param=f"parameters.{name}",
+                code="unsupported_parameter",
+            )
+
+
+async def _answers(ticket: Ticket, files: Sequence[bytes], terms: ImageParameters, listed: bool) -> list[Any]:
+    """The answer to each picture; the first refusal refuses them all."""
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def one(at: int, file: bytes) -> Any:
+        async with room:
+            try:
+                return await ticket.call("predict", file, terms.top_k, terms.format)
+            except InvalidRequest as error:
+                if listed and error.param == "inputs":
+                    error.param = f"inputs[{at}]"
+                raise
+
+    tasks = [asyncio.create_task(one(at, file)) for at, file in enumerate(files)]
     try:
-        return base64.b64decode(
-            parsed.inputs.partition(";base64,")[2] or parsed.inputs, validate=True
-        ), parsed.parameters
-    except ValueError:
-        raise InvalidRequest("inputs is not base64 of an image file.", param="inputs", code="invalid_image") from None
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("The body is not valid JSON; send a JSON object.", code="invalid_json") from None
-
-
-def _validate(model: type[Model], value: Any) -> Model:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
-
-
-def _refuse_repeated(request: Request) -> None:
-    for name in request.query_params:
-        if name != "focus" and len(request.query_params.getlist(name)) > 1:
-            raise InvalidRequest(f"'{name}' is given more than once; give it once.", param=name, code="invalid_value")
-
-
-def _parse_focus(texts: list[str]) -> dict[str, str]:
-    """`pedestrian=0.9,car=-0.5` to its pairs, also of names that hold commas; pydantic checks the strengths."""
-    focus: dict[str, str] = {}
-    for text in texts:
-        while text:
-            # A strength holds neither comma nor '=', a name may hold both.
-            pair = re.match(r"(.+?)=([^=,]*)(?:,|$)", text, re.DOTALL)
-            if not pair:
-                raise InvalidRequest(
-                    f"focus must read class=strength,...; '{text}' does not.", param="focus", code="invalid_value"
-                )
-            name, strength = pair[1].strip(), pair[2]
-            if name in focus:
-                raise InvalidRequest(
-                    f"focus names '{name}' more than once; give it one strength.",
-                    param=f"focus.{name}",
-                    code="invalid_value",
-                )
-            focus[name], text = strength, text[pair.end() :]
-    return focus
+def _number(answer: Any) -> bool:
+    """Put a number where a score is not disclosed, since clients want one. Whether any was not."""
+    labels = answer["labels"] if isinstance(answer, dict) else answer
+    hidden = [label for label in labels if label["score"] is None]
+    for label in hidden:
+        label["score"] = 1.0
+    return bool(hidden)

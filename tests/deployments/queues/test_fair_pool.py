@@ -99,3 +99,29 @@ async def test_a_caller_that_leaves_takes_its_item_along_and_a_full_queue_refuse
     worker.gate.set()
     assert await asyncio.gather(first, waiting[1]) == [2, 6]
     assert worker.order == [1, 3]
+
+
+async def test_what_is_known_to_be_dear_lets_others_by_while_it_is_at_work() -> None:
+    worker = Worker()
+    pool: FairPool[int, int] = FairPool(worker, workers=2, queue_bound=100, cost=lambda item: item / 1e3)
+    worker.gate.clear()
+    tasks = await queued(pool, "other", 1, 1) + await queued(pool, "flood", *[40] * 4)
+    tasks += await queued(pool, "quiet", *range(2, 8))
+    worker.gate.set()
+    await asyncio.gather(*tasks)
+    second = [at for at, item in enumerate(worker.order) if item == 40][1]
+    assert set(worker.order[:second]) >= set(range(2, 8)), "nobody waits for two of the flood's at once"
+    pool.close()
+
+
+async def test_what_was_expected_to_be_dear_and_was_not_is_given_back() -> None:
+    worker = Worker()
+    pool: FairPool[int, int] = FairPool(
+        worker, workers=1, queue_bound=100, cost=lambda item: 60.0 if item < 9 else 0.02
+    )
+    worker.gate.clear()
+    tasks = await queued(pool, "feared", *range(1, 5)) + await queued(pool, "known", *[20] * 4)
+    worker.gate.set()
+    await asyncio.gather(*tasks)
+    assert worker.order[:5].count(20) <= 1
+    pool.close()

@@ -11,9 +11,9 @@ from typing import Any
 from llguidance import LLMatcher, LLTokenizer
 
 from deployments.contracts.grammar import Grammar, GrammarKind
+from deployments.contracts.schemas import check_schema
 from deployments.engines.text.grammars.library import grammar_of, limits
 from deployments.engines.text.grammars.matcher import Matcher
-from deployments.engines.text.grammars.schemas import check_schema
 from deployments.engines.text.grammars.trials import Trials
 from deployments.queues.fair_pool import FairPool
 from policies.errors import InvalidRequest

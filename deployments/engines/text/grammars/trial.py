@@ -1,7 +1,7 @@
 """Builds grammars in a process of its own, where what overflows a stack or finds no end takes nothing else with it.
 
-A program: it imports the library and its neighbour alone. Each line on its standard input is a JSON list of a kind and a
-text; each on its standard output is a JSON string: what is wrong with that grammar, or nothing.
+A program: it imports the library and its neighbour alone. Each line on its standard input is a JSON list of a kind and
+a text; each on its standard output is a JSON string: what is wrong with that grammar, or nothing.
 """
 
 from __future__ import annotations

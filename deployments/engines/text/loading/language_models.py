@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +17,18 @@ from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreT
 from deployments.config import ModelSpec
 from deployments.engines.checkpoints import UNWRAPPED
 from deployments.engines.errors import LoadError, first_line
-from deployments.engines.text.loading.chat import Chat
 from deployments.engines.text.loading.gguf_files import end_tokens
+from deployments.engines.text.loading.own_library import OwnLibrary, form_of
 from deployments.engines.text.loading.packed_linear import packed
 from deployments.engines.text.loading.placement import at_hand, placed
 from deployments.engines.text.loading.sources import Source, located
 from deployments.engines.text.loading.tokenizers import load_tokenizer
 from deployments.engines.text.loading.weights import check_weights
+from deployments.prompts.chat import Chat
+from deployments.prompts.encoder import Encoder
+from deployments.prompts.form import Form
+from deployments.prompts.lengths import characters_per_token
+from deployments.prompts.library import Portable
 
 _NO_LIMIT = 2048
 """Tokens of a sequence where a configuration names no limit."""
@@ -52,9 +58,20 @@ class LanguageModel:
     sampling: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
-    def chat(self) -> Chat:
-        """Its chat template."""
-        return Chat(self.id, self.tokenizer, self.end_tokens)
+    def form(self) -> Form | None:
+        """Its tokenizer and chat template as data, for gateways; None where they are more than that."""
+        return form_of(self.tokenizer, self.final.out_features, self.end_tokens)
+
+    @cached_property
+    def characters(self) -> int | None:
+        """Most characters that one of its tokens stands for; None where that is not known."""
+        return characters_per_token(json.loads(self.form.tokenizer)) if self.form else None
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Its prompts to tokens."""
+        library = Portable(self.form) if self.form else OwnLibrary(self.tokenizer)
+        return Encoder(self.id, library, self.final.out_features, self.end_tokens)
 
     def refused(self, why: str) -> LoadError:
         """The error, in one line, that keeps this model from being served."""
@@ -100,7 +117,7 @@ def load_language_model(
         tokenizer=tokenizer,
         final=final,
         context=_context(model.config.get_text_config()),
-        end_tokens=ends | Chat(spec.id, tokenizer, ends).turn_end(),
+        end_tokens=ends | Chat(spec.id, OwnLibrary(tokenizer), ends).turn_end(),
         sampling=_sampling(model),
         fingerprint=_fingerprint(model, spec.dtype),
         id=spec.id,

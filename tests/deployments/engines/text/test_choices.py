@@ -25,12 +25,13 @@ async def asked(sampling: dict[str, float], **fields: Any) -> SamplingParams:
         yield TextDelta("", 0, "stop", 1, 0)
 
     generator: Any = SimpleNamespace(
-        spec=spec("nowhere"), context=64, encode_chat=lambda _: [1, 2, 3], generate=generate,
-        check=lambda *_, **__: None, language_model=SimpleNamespace(sampling=sampling),
+        spec=spec("nowhere"), context=64, generate=generate, check=lambda *_, **__: None,
+        language_model=SimpleNamespace(sampling=sampling, encoder=SimpleNamespace(checked=lambda *_: None)),
     )  # fmt: skip
     message = {"role": "user", "content": "hi"}
     body = ChatRequest.model_validate({"model": "tiny", "messages": [message], **fields})
-    async for _ in answer(generator, [message], body.params(body.max_tokens, None), Modulation(), Share(flow="t")):
+    params, share = body.params(body.max_tokens, None), Share(flow="t")
+    async for _ in answer(generator, [[1, 2, 3]], params, Modulation(), share, param="messages"):
         pass
     return seen[0]
 

@@ -31,7 +31,9 @@ async def answers(
     """The pieces of each answer, by index."""
     prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     params: dict[str, Any] = {"n": 1, "max_tokens": 8, "temperature": 0.0} | fields
-    pieces = [d async for d in answer(generator, prompt, params, terms or Modulation(), Share(flow=flow))]
+    param, prompts = generator.language_model.encoder.prompts(prompt)
+    share = Share(flow=flow)
+    pieces = [d async for d in answer(generator, prompts, params, terms or Modulation(), share, param=param)]
     return [[d for d in pieces if d.index == index] for index in sorted({d.index for d in pieces})]
 
 
@@ -63,8 +65,8 @@ async def test_more_answers_than_a_tenant_may_ever_have_are_refused_at_once(gene
 
 async def test_leaving_takes_every_answer_out_of_the_engine(generator: Generator) -> None:
     params = {"n": 12, "max_tokens": 300, "temperature": 0.0}
-    prompt = [{"role": "user", "content": QUESTIONS[1]}]
-    pieces = answer(generator, prompt, params, Modulation(), Share(flow="leaver"))
+    prompt = generator.encode_chat([{"role": "user", "content": QUESTIONS[1]}])
+    pieces = answer(generator, [prompt], params, Modulation(), Share(flow="leaver"), param="messages")
     await anext(pieces)
     await pieces.aclose()
     await settled(generator)

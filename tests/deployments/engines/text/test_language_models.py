@@ -100,7 +100,7 @@ def test_a_tokenizer_that_cuts_texts_does_not_cut_prompts(tmp_path: Path) -> Non
     tokenizer.backend_tokenizer.enable_padding(length=8)
     loaded = load(folder(tmp_path, tokenizer=tokenizer))
     assert len(loaded.tokenizer.encode("x" * 40)) == 40 and len(loaded.tokenizer.encode("x")) == 1
-    assert len(loaded.chat.encode([{"role": "user", "content": "x" * 40}])) > 40
+    assert len(loaded.encoder.chat.encode([{"role": "user", "content": "x" * 40}])) > 40
 
 
 def test_end_tokens_are_those_of_generation_config_tokenizer_and_template(tmp_path: Path) -> None:

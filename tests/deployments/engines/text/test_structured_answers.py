@@ -33,8 +33,13 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-RGB = {"anyOf": [{"type": "string", "pattern": "^#[0-9a-f]{6}$"}, {"type": "array", "items": {"type": "integer", "minimum": 0,
-       "maximum": 255}, "minItems": 3, "maxItems": 3}]}  # fmt: skip
+_BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
+RGB = {
+    "anyOf": [
+        {"type": "string", "pattern": "^#[0-9a-f]{6}$"},
+        {"type": "array", "items": _BYTE, "minItems": 3, "maxItems": 3},
+    ]
+}
 SCHEMAS: list[Any] = [PERSON, RGB, {"$ref": "#/$defs/d", "$defs": {"d": {"type": ["boolean", "null"]}}}]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.gateway.api.vision import _parse_focus
+from deployments.gateway.api.image_requests import parse_focus
 from policies.errors import InvalidRequest
 
 
@@ -19,17 +19,17 @@ from policies.errors import InvalidRequest
     ],
 )  # fmt: skip
 def test_pairs_are_read_whatever_the_names_hold(texts: list[str], focus: dict[str, str]) -> None:
-    assert _parse_focus(texts) == focus
+    assert parse_focus(texts) == focus
 
 
 @pytest.mark.parametrize("texts", [["a=0.5", "a=0.5"], ["a=0.5,b=0.1,a=0.2"]])
 def test_a_name_that_is_given_twice_is_refused(texts: list[str]) -> None:
     with pytest.raises(InvalidRequest, match="'a' more than once") as refused:
-        _parse_focus(texts)
+        parse_focus(texts)
     assert refused.value.param == "focus.a"
 
 
 @pytest.mark.parametrize("text", ["car", "car=0.5,bus", "=0.5"])
 def test_what_is_no_pair_is_named(text: str) -> None:
     with pytest.raises(InvalidRequest, match="class=strength"):
-        _parse_focus([text])
+        parse_focus([text])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import openai
 import pytest
 
+from deployments.config import GatewayArgs
 from policies.terms import Tier
-from tests.deployments.openai_support import QUESTION, Script
+from tests.deployments.openai_support import MODEL, QUESTION, Script
 
 
 async def test_every_answer_of_a_chat_comes_whole(client: openai.AsyncOpenAI, script: Script) -> None:
@@ -92,6 +94,7 @@ async def test_every_parameter_reaches_the_engine(client: openai.AsyncOpenAI, sc
         "frequency_penalty": 0.5,
         "presence_penalty": -0.5,
     }
+    others = {"top_k": 40, "min_p": 0.1, "ignore_eos": True, "min_tokens": 3, "repetition_penalty": 1.5}
     await client.chat.completions.create(
         model="text",
         messages=QUESTION,
@@ -102,11 +105,11 @@ async def test_every_parameter_reaches_the_engine(client: openai.AsyncOpenAI, sc
         top_logprobs=2,
         response_format={"type": "text"},
         user="somebody",
-        extra_body={"top_k": 40},
+        extra_body=others | {"stop_token_ids": [7, 8]},
         **given,
     )
-    expected = given | {
-        "n": 1, "max_tokens": 9, "top_k": 40, "stop": ("x",), "logit_bias": ((5, -100.0),), "logprobs": 2,
+    expected = given | others | {
+        "n": 1, "max_tokens": 9, "stop": ("x",), "stop_token_ids": (7, 8), "logit_bias": ((5, -100.0),), "logprobs": 2,
     }  # fmt: skip
     assert script.asked[0][1] == expected
 
@@ -115,8 +118,10 @@ async def test_every_parameter_reaches_the_engine(client: openai.AsyncOpenAI, sc
     ("fields", "kind", "text"),
     [
         ({"response_format": {"type": "json_object"}}, "json_schema", '{"type": "object"}'),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}, "strict": True}}},
-         "json_schema", '{"type": "null"}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}}}},
+            "json_schema", '{"type": "null"}',
+        ),
         ({"structured_outputs": {"json": {"type": "null"}}}, "json_schema", '{"type": "null"}'),
         ({"structured_outputs": {"json_object": True}}, "json_schema", '{"type": "object"}'),
         ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
@@ -147,6 +152,8 @@ async def test_logprobs_have_the_form_of_either_call(client: openai.AsyncOpenAI)
     assert told is not None and (told.tokens, told.token_logprobs) == (["Hel", "lo"], [-0.5, -0.25])
     assert told.text_offset == [0, 3]
     assert told.top_logprobs == [{"Hel": -0.5, "Hol": -1.5}, {"lo": -0.25}]
+    alone = (await client.completions.create(model="text", prompt="a", logprobs=0)).choices[0].logprobs
+    assert alone is not None and alone.top_logprobs is not None
     stream = await client.chat.completions.create(model="text", messages=QUESTION, logprobs=True, stream=True)
     tokens = [
         t.token async for c in stream if (p := c.choices[0].logprobs) is not None and p.content for t in p.content
@@ -166,6 +173,7 @@ async def test_logprobs_have_the_form_of_either_call(client: openai.AsyncOpenAI)
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}, "response_format"),
         ({"structured_outputs": {"json_object": True}}, "structured_outputs"),
         ({"guided_choice": ["a", "b"]}, "guided_choice"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
     ],
 )
 async def test_scores_need_the_tiers_grant(
@@ -193,26 +201,80 @@ async def test_admission_counts_every_answer_at_its_longest(client: openai.Async
     assert script.costs[1] - script.costs[0] == 400
     for prompt in (["a"], ["a", "a", "a"]):
         await client.completions.create(model="text", prompt=prompt, n=2, max_tokens=100)
-    assert 400 <= script.costs[3] - script.costs[2] < 480
+    assert script.costs[3] - script.costs[2] == 402, "of each prompt one token more"
+
+
+async def test_admission_counts_a_prompt_by_its_tokens_and_an_answer_by_the_room_it_has(
+    client: openai.AsyncOpenAI, script: Script
+) -> None:
+    for prompt in ("a" * 39, "a" * 3199, list(range(30))):
+        await client.completions.create(model="text", prompt=prompt, max_tokens=20)
+    assert script.costs == [10 + 20, 800 + 20, 30 + 20]
+    await client.chat.completions.create(model="text", messages=[{"role": "user", "content": "a" * 3000}])
+    (message,) = script.encoded[-1:]
+    tokens = len(str(message)) // 4 + 1
+    assert script.costs[-1] == 1000, f"{tokens} of the prompt's, and what is left of the context"
 
 
 async def test_the_context_is_checked_before_admission(client: openai.AsyncOpenAI, script: Script) -> None:
     await client.completions.create(model="text", prompt="word " * 20)
-    assert script.counted == 0, "a short prompt needs no count"
     await client.completions.create(model="text", prompt="word " * 190)
-    assert (script.counted, len(script.costs)) == (1, 2)
+    assert len(script.encoded) == len(script.costs) == 2, "each is encoded once"
     too_long: list[dict[str, Any]] = [
         {"prompt": "word " * 900},
-        {"prompt": "a" * 3000, "max_tokens": 300},
-        {"prompt": "a", "max_tokens": 1001},
-        {"prompt": list(range(990)), "max_tokens": 400},
+        {"prompt": list(range(1000))},
         {"prompt": "a" * 70_000},
     ]
+    sentence = "This model's maximum context length is 1000 tokens. However, "
     for fields in too_long:
-        with pytest.raises(openai.BadRequestError) as error:
+        with pytest.raises(openai.BadRequestError, match=re.escape(sentence)) as error:
             await client.completions.create(model="text", **fields)
-        assert error.value.code == "context_length_exceeded" and "1000" in error.value.message
+        assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
     assert len(script.costs) == 2
+
+
+async def test_an_answer_longer_than_the_context_has_room_for_is_as_long_as_that(
+    client: openai.AsyncOpenAI, script: Script
+) -> None:
+    """Editors ask for 4096 tokens of any model; a strict gateway refuses that, as OpenAI does."""
+    fields: dict[str, Any] = {"model": "text", "prompt": list(range(990)), "max_tokens": 4096}
+    await client.completions.create(**fields)
+    assert script.costs == [1000]
+    script.args = GatewayArgs(strict=True)
+    for more in ({}, {"max_tokens": 11}):
+        with pytest.raises(openai.BadRequestError) as error:
+            await client.completions.create(**fields | more)
+        assert error.value.code == "context_length_exceeded"
+    await client.completions.create(**fields | {"max_tokens": 10})
+    assert len(script.costs) == 2
+
+
+async def test_a_chat_without_a_limit_is_as_long_as_the_deployment_says(
+    client: openai.AsyncOpenAI, script: Script
+) -> None:
+    for most in (100, 4000):
+        script.args = GatewayArgs(default_max_tokens=most)
+        await client.chat.completions.create(model="text", messages=QUESTION)
+    tokens = len(str(script.encoded[-1])) // 4 + 1
+    assert script.costs == [tokens + 100, 1000]
+
+
+@pytest.mark.parametrize(("each", "read"), [(None, 64_000), (16, 16_000), (90, 90_000)])
+async def test_what_is_too_long_whatever_it_says_is_not_read(
+    client: openai.AsyncOpenAI, script: Script, monkeypatch: pytest.MonkeyPatch, each: int | None, read: int
+) -> None:
+    """And what may fit is read, however long: a token of ninety spaces is one of a thousand."""
+    monkeypatch.setattr(script, "entitle", lambda *_: MODEL.model_copy(update={"characters": each}))
+    for prompt in ("a" * (read + 1), "\U0001f600" * (read + 1)):
+        with pytest.raises(openai.BadRequestError, match=f"{read + 1} characters"):
+            await client.completions.create(model="text", prompt=prompt, max_tokens=1)
+    with pytest.raises(openai.BadRequestError, match=f"{read + 1} characters"):
+        halves = [{"role": "user", "content": "a" * (read // 2)}, {"role": "user", "content": "a" * (read // 2 + 1)}]
+        await client.chat.completions.create(model="text", messages=halves)  # type: ignore[arg-type]
+    assert not script.encoded
+    with pytest.raises(openai.BadRequestError, match="your prompt resulted in"):
+        await client.completions.create(model="text", prompt="a" * read, max_tokens=1)
+    assert len(script.encoded) == 1
 
 
 async def test_half_a_character_is_replaced_wherever_a_text_holds_it(

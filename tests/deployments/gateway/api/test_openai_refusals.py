@@ -13,8 +13,8 @@ from tests.deployments.openai_support import QUESTION
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": []}, "tools"),
-        ({"functions": []}, "functions"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         (
@@ -35,14 +35,13 @@ from tests.deployments.openai_support import QUESTION
         ({"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs.grammar"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a"] * 33}, "stop"),
         ({"stop": 5}, "stop"),
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"presence_penalty": "much"}, "presence_penalty"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
     ],
 )

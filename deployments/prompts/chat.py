@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from deployments.engines.errors import first_line
-from policies.errors import InvalidRequest
+from deployments.prompts.library import Library
+from policies.errors import InvalidRequest, first_line
 
 ROLES = ("system", "user", "assistant")
 _SYSTEM, _USER, _ANSWER = "sYsTeM5", "uSeR5", "aNsWeR5"
 """Texts that no template has of its own."""
-_MARK = "\ue000{}\ue001"
-"""Stands for a special token that a client typed while the template is filled: private characters."""
-_MARKS = re.compile("\ue000(\\d+)\ue001")
+_MARK = "\ue000{}-{}\ue001"
+"""Stands for a special token that a client typed while the template is filled: a number of this conversation's own,
+which nobody can guess and type, and which token it is, between private characters."""
 
 Message = Mapping[str, Any]
 
@@ -29,13 +30,13 @@ class Chat:
 
     Args:
         model_id: for refusals.
-        tokenizer: transformers' own, with a `tokenizers` backend.
+        library: its tokenizer and template.
         ends: tokens that end an answer, which are no text either where a client types them.
     """
 
-    def __init__(self, model_id: str, tokenizer: Any, ends: frozenset[int] = frozenset()) -> None:
-        self._model_id, self._tokenizer, self._ends = model_id, tokenizer, ends
-        self._in_parts, self._folded = self._form() if tokenizer.chat_template else (False, False)
+    def __init__(self, model_id: str, library: Library, ends: frozenset[int] = frozenset()) -> None:
+        self._model_id, self._library, self._ends = model_id, library, ends
+        self._in_parts, self._folded = self._form() if library.chats else (False, False)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """A conversation's tokens, ready for the assistant's answer.
@@ -46,19 +47,19 @@ class Chat:
             InvalidRequest: no messages, an unknown role, no chat template, or one that refuses the conversation.
         """
         self._check(messages)
-        typed: list[str] = []
-        marked = [{**message, "content": self._marked(str(message["content"]), typed)} for message in messages]
+        typed, own = list[str](), f"{secrets.randbelow(10**12):012d}"  # of one length: a template may count
+        marked = [{**message, "content": self._marked(str(message["content"]), typed, own)} for message in messages]
         try:
             rendered = self._render(marked)
         except Exception as error:  # whatever a template does
             raise _invalid(
                 f"The chat template of {self._model_id} refuses this conversation: {first_line(error)}", "invalid_value"
             ) from None
-        return self._tokens(rendered, typed)
+        return self._tokens(rendered, typed, own) if typed else self._library.ids(rendered, whole=False)
 
     def turn_end(self) -> frozenset[int]:
         """The special token that the template sets behind an assistant's answer, if it does."""
-        if not self._tokenizer.chat_template:
+        if not self._library.chats:
             return frozenset()
         turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
         try:
@@ -66,7 +67,7 @@ class Chat:
         except Exception:
             return frozenset()
         _, answer, after = rendered.rpartition(_ANSWER)
-        tokens = self._tokenizer.encode(after.lstrip(), add_special_tokens=False) if answer else []
+        tokens = self._library.ids(after.lstrip(), whole=False) if answer else []
         return frozenset(tokens[:1]) & self._special.keys()
 
     def _check(self, messages: Sequence[Message]) -> None:
@@ -79,14 +80,14 @@ class Chat:
                     param=f"messages[{index}].role",
                     code="unknown_role",
                 )
-        if not self._tokenizer.chat_template:
+        if not self._library.chats:
             raise _invalid(f"{self._model_id} has no chat template; use /v1/completions.", "no_chat_template")
 
     @cached_property
     def _special(self) -> dict[int, str]:
         """Tokens that control, and their texts."""
-        added = self._tokenizer.added_tokens_decoder
-        return {at: token.content for at, token in added.items() if token.special or at in self._ends}
+        added = self._library.added.items()
+        return {at: token.content for at, token in added if token.special or at in self._ends}
 
     @cached_property
     def _spelled(self) -> re.Pattern[str]:
@@ -114,30 +115,28 @@ class Chat:
             turns = [{**after, "content": f"{system['content']}\n\n{after['content']}"}, *others]
         if self._in_parts:
             turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
-        return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=prompt, tokenize=False))
+        return self._library.render(turns, prompt=prompt)
 
-    def _marked(self, text: str, typed: list[str]) -> str:
+    def _marked(self, text: str, typed: list[str], own: str) -> str:
         """A client's text with marks in place of special tokens, which are noted in `typed`."""
 
         def mark(found: re.Match[str]) -> str:
             typed.append(found[0])
-            return _MARK.format(len(typed) - 1)
+            return _MARK.format(own, len(typed) - 1)
 
-        # A client's own private characters are no marks.
-        return self._spelled.sub(mark, _MARKS.sub(r"\1", text))
+        return self._spelled.sub(mark, text)
 
-    def _tokens(self, rendered: str, typed: list[str]) -> list[int]:
+    def _tokens(self, rendered: str, typed: list[str], own: str) -> list[int]:
         """What the library makes of a filled template, but for typed special tokens, which become their text's."""
-        pieces = _MARKS.split(rendered)
+        pieces = re.split(_MARK.format(own, r"(\d+)"), rendered)
         texts = [typed[int(piece)] if at % 2 else piece for at, piece in enumerate(pieces)]
         whole = "".join(texts)
-        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ends = list(accumulate(map(len, texts)))
         of_clients = {
             at for end, text in zip(ends[1::2], texts[1::2], strict=True) for at in range(end - len(text), end)
         }
         out: list[int] = []
-        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        for token, (start, end) in self._library.pieces(whole):
             if token in self._special and not of_clients.isdisjoint(range(start, end)):
                 out += self._as_text(whole[start:end])
             else:
@@ -145,7 +144,7 @@ class Chat:
         return out
 
     def _as_text(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        ids = self._library.spelled(text)
         if len(text) == 1 or self._special.keys().isdisjoint(ids):
             return ids
         # A token that ends answers without being marked special is found in any whole text.

@@ -1,0 +1,168 @@
+"""The one table of fields that clients send and nothing here serves: which of their values ask for nothing.
+
+What is served are the fields of the request models; `docs/clients.md` shows both, and a test walks OpenAI's own types
+against them. A field of neither is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deployments.gateway.api.tolerance import Unserved
+
+Table = dict[str, Unserved]
+
+WHATEVER = Unserved()
+"""Labels, hints and switches of other servers, of which no answer depends."""
+ALWAYS = Unserved(in_strict=True)
+_NO_TOOLS = "Tools are not served: leave it out, or send tool_choice 'none'."
+_NO_FORMAT = "Use response_format, or structured_outputs with json, regex or choice."
+_PENALTY = "Use repetition_penalty, frequency_penalty or presence_penalty."
+_SAMPLER = "Use temperature, top_p, top_k or min_p."
+_MAX_TOKENS = "Use max_tokens."
+
+
+def only(*values: Any, instead: str = "Leave it out.") -> Unserved:
+    """A field that asks for nothing by these values."""
+    return Unserved(values, instead)
+
+
+def never(instead: str = "Leave it out.") -> Unserved:
+    """A field that asks for something whatever its value."""
+    return Unserved((), instead)
+
+
+def _each(names: str, treatment: Unserved) -> Table:
+    return dict.fromkeys(names.split(), treatment)
+
+
+def _as_many_as_n(fields: Mapping[str, Any]) -> bool:
+    return fields.get("best_of") == fields.get("n", 1)
+
+
+_OPENAI: Table = {"user": ALWAYS}
+_VLLM: Table = {
+    **_each("skip_special_tokens detokenize", only(True)),
+    **_each("use_beam_search include_stop_str_in_output return_tokens_as_token_ids return_token_ids", only(False)),
+    **_each("spaces_between_special_tokens request_id rid cache_salt length_penalty early_stopping", WHATEVER),
+    **_each("priority", only(0)),
+    **_each("kv_transfer_params vllm_xargs mm_processor_kwargs media_io_kwargs", only({})),
+    **_each("logits_processors bad_words allowed_token_ids", only([])),
+    **_each("guided_grammar", never(_NO_FORMAT)),
+    **_each("guided_decoding_backend guided_whitespace_pattern", WHATEVER),
+    **_each("truncate_prompt_tokens prompt_logprobs", never()),
+}
+_LLAMA_CPP: Table = {
+    **_each("cache_prompt id_slot slot_id penalize_nl repeat_last_n min_keep", WHATEVER),
+    **_each("repeat_penalty", only(1.0, instead=_PENALTY)),
+    **_each("typical_p tfs_z", only(1.0, instead=_SAMPLER)),
+    **_each("mirostat dynatemp_range xtc_probability top_a", only(0, instead=_SAMPLER)),
+    **_each("dry_multiplier", only(0, instead=_PENALTY)),
+    **_each("mirostat_tau mirostat_eta dynatemp_exponent xtc_threshold", WHATEVER),
+    **_each("dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers", WHATEVER),
+    **_each("top_n_sigma", only(-1, 0, instead=_SAMPLER)),
+    **_each("samplers", never(_SAMPLER)),
+    **_each("grammar", only("", instead=_NO_FORMAT)),
+    **_each("json_schema", never(_NO_FORMAT)),
+    **_each("n_predict", never(_MAX_TOKENS)),
+    **_each("n_probs n_keep t_max_predict_ms", only(0)),
+    **_each("timings_per_token return_progress post_sampling_probs return_tokens", only(False)),
+    **_each("lora", only([])),
+}
+_SGLANG: Table = {
+    **_each("regex ebnf structural_tag", never(_NO_FORMAT)),
+    **_each("no_stop_trim return_hidden_states return_cached_tokens_details", only(False)),
+    **_each("stop_regex", only([], "", instead="Use stop.")),
+    **_each("separate_reasoning stream_reasoning", WHATEVER),
+    **_each("lora_path session_params custom_logit_processor custom_params", never()),
+}
+_TGI: Table = {
+    **_each("watermark details return_full_text decoder_input_details", only(False)),
+    **_each("do_sample", never("Use temperature; 0 is greedy.")),
+    **_each("max_new_tokens", never(_MAX_TOKENS)),
+    **_each("truncate adapter_id generation_config", never()),
+}
+_OTHERS: Table = {
+    **_each("no_repeat_ngram_size penalty_alpha smoothing_factor epsilon_cutoff eta_cutoff", only(0)),
+    **_each("encoder_repetition_penalty guidance_scale num_beams", only(1)),
+    **_each("typical tfs", only(1.0, instead=_SAMPLER)),
+    **_each("ban_eos_token", only(False, instead="Use ignore_eos.")),
+    **_each("add_bos_token temperature_last", WHATEVER),
+    **_each("dynamic_temperature safe_prompt raw", only(False)),
+    **_each("negative_prompt system", only("")),
+    **_each("random_seed", never("Use seed.")),
+    **_each("keep_alive ttl", WHATEVER),
+    **_each("options data_sources", only({}, [])),
+    **_each("models transforms plugins", only([])),
+    **_each("usage provider", WHATEVER),
+}
+_SHARED: Table = {**_OPENAI, **_VLLM, **_LLAMA_CPP, **_SGLANG, **_TGI, **_OTHERS}
+
+CHAT: Table = {
+    **_SHARED,
+    **_each("store metadata prompt_cache_key prompt_cache_options prompt_cache_retention", WHATEVER),
+    **_each("safety_identifier prediction parallel_tool_calls reasoning_effort verbosity", WHATEVER),
+    **_each("include_reasoning reasoning_format parse_tool_calls thinking_forced_open", WHATEVER),
+    "service_tier": only("auto", "default", instead="There is one; quality is `utility`."),
+    "modalities": only(["text"], [], instead="Only text is answered."),
+    "audio": never("Only text is answered."),
+    "moderation": never(),
+    "web_search_options": never(),
+    "tools": Unserved(
+        ([],), _NO_TOOLS, lambda fields: fields.get("tool_choice") == "none", "beside tool_choice `none`"
+    ),
+    "tool_choice": only("none", "auto", instead=_NO_TOOLS),
+    "functions": Unserved(
+        ([],), _NO_TOOLS, lambda fields: fields.get("function_call") == "none", "beside function_call `none`"
+    ),
+    "function_call": only("none", "auto", instead=_NO_TOOLS),
+    **_each("echo add_special_tokens continue_final_message", only(False)),
+    **_each("add_generation_prompt", only(True)),
+    **_each("chat_template", never()),
+    **_each("chat_template_kwargs", only({})),
+    **_each("documents", only([])),
+    **_each("reasoning thinking", only({}, {"enabled": False}, {"type": "disabled"}, {"exclude": True})),
+    "think": only(False),
+    "format": only("", instead=_NO_FORMAT),
+}
+CHAT["best_of"] = Unserved((1,), "Use n.", _as_many_as_n, "as many as n")
+
+COMPLETION: Table = {
+    **_SHARED,
+    **_each("store metadata prompt_cache_key safety_identifier", WHATEVER),
+    "service_tier": CHAT["service_tier"],
+    "best_of": CHAT["best_of"],
+    "echo": only(False, instead="The prompt is not answered: put it before the text."),
+    "suffix": only("", instead="Nothing is served that fills in a middle."),
+    "add_special_tokens": only(True),
+}
+
+STREAM_OPTIONS: Table = {"include_obfuscation": WHATEVER}
+
+MESSAGE: Table = {
+    "name": ALWAYS,
+    "type": only("message"),
+    **_each("id status reasoning_content reasoning reasoning_details thinking thinking_blocks", WHATEVER),
+    **_each("provider_specific_fields cache_control parsed", WHATEVER),
+    **_each("annotations images", only([])),
+    **_each("prefix partial", only(False)),
+    "refusal": only("", instead="Put it into content."),
+    "tool_calls": only([], instead="Tools are not served."),
+    "function_call": never("Tools are not served."),
+    "tool_call_id": only("", instead="Tools are not served."),
+    "audio": never("Only text is read."),
+}
+
+TEXT_PART: Table = {
+    **_each("cache_control prompt_cache_breakpoint", WHATEVER),
+    "annotations": only([]),
+}
+
+IMAGE_PARAMETERS: Table = {
+    "function_to_apply": only("softmax", instead="Scores are the softmax's."),
+    "subtask": only("semantic", instead="Masks are semantic: one class for each pixel."),
+    **_each("threshold mask_threshold overlap_mask_area_threshold", WHATEVER),
+}
+
+IMAGE_REQUEST: Table = {"options": WHATEVER}

@@ -1,0 +1,222 @@
+"""The table of parameters against OpenAI's own types and over HTTP: each is served, without effect, or refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, get_args, get_type_hints
+
+import openai
+import pytest
+from openai.types import chat, completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+from pydantic import BaseModel
+
+from deployments.config import REPOSITORY, GatewayArgs
+from deployments.gateway.api import image_requests, parameters, text_schemas
+from deployments.gateway.api.dependencies import IGNORED
+from deployments.gateway.api.messages import ChatMessage, TextPart
+from deployments.gateway.api.parameter_docs import marked, page
+from deployments.gateway.api.schemas import StrictModel
+from deployments.gateway.api.tolerance import Unserved
+from tests.deployments.openai_support import QUESTION, Script
+
+OPENAI: list[tuple[Any, type[StrictModel]]] = [
+    (chat_create_params.CompletionCreateParamsNonStreaming, text_schemas.ChatRequest),
+    (chat_create_params.CompletionCreateParamsStreaming, text_schemas.ChatRequest),
+    (completion_create_params.CompletionCreateParamsNonStreaming, text_schemas.CompletionRequest),
+    (completion_create_params.CompletionCreateParamsStreaming, text_schemas.CompletionRequest),
+    (chat.ChatCompletionStreamOptionsParam, text_schemas.StreamOptions),
+    (chat.ChatCompletionContentPartTextParam, TextPart),
+    *((message, ChatMessage) for message in get_args(chat.ChatCompletionMessageParam)),
+]
+ROLES = {"developer", "system", "user", "assistant", "tool", "function"}
+PARTS = {"text", "image_url", "input_audio", "file", "refusal"}
+"""Of a chat: all but texts are refused by their type."""
+FORMATS = {"text", "json_object", "json_schema"}
+UNKNOWN = {"": "a value that nobody has thought of"}
+BOTH = [("chat", parameters.CHAT), ("completions", parameters.COMPLETION)]
+WITHOUT_EFFECT = [
+    (path, name, value)
+    for path, table in BOTH
+    for name, known in table.items()
+    for value in ([True, 0, "x", UNKNOWN] if known.nothing is None else known.nothing)
+]
+REFUSED = [(path, name) for path, table in BOTH for name, known in table.items() if known.nothing is not None]
+
+
+def _literal(of: Any, field: str) -> set[str]:
+    return set(get_args(get_args(get_type_hints(of, include_extras=True)[field])[0]))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), OPENAI, ids=lambda kind: kind.__name__)
+def test_every_field_of_openais_has_a_treatment(theirs: Any, ours: type[StrictModel]) -> None:
+    known = ours.model_fields.keys() | ours.unserved.keys()
+    assert theirs.__annotations__.keys() <= known, "OpenAI has a new field: serve it, or put it into the table"
+
+
+def test_openai_has_no_role_part_or_format_that_is_not_known() -> None:
+    messages = get_args(chat.ChatCompletionMessageParam)
+    assert set().union(*(_literal(message, "role") for message in messages)) == ROLES
+    parts = {*get_args(chat.ChatCompletionContentPartParam), chat.ChatCompletionContentPartRefusalParam}
+    assert set().union(*(_literal(part, "type") for part in parts)) == PARTS
+    assert set().union(*(_literal(one, "type") for one in get_args(chat_create_params.ResponseFormat))) == FORMATS
+
+
+@pytest.mark.parametrize(
+    "model",
+    [text_schemas.ChatRequest, text_schemas.CompletionRequest, ChatMessage, TextPart, text_schemas.StreamOptions,
+     image_requests.ImageParameters, image_requests.ImageRequest],
+)  # fmt: skip
+def test_nothing_that_is_served_stands_in_the_table_as_well(model: type[StrictModel]) -> None:
+    assert not model.model_fields.keys() & model.unserved.keys()
+
+
+def test_the_page_shows_the_table() -> None:
+    """`python -m deployments.gateway.api.parameter_docs` writes it."""
+    assert marked(page().read_text(encoding="utf-8")) == page().read_text(encoding="utf-8")
+
+
+async def _post(client: openai.AsyncOpenAI, path: str, fields: Mapping[str, Any]) -> Any:
+    body = {"messages": QUESTION} if path == "chat" else {"prompt": "a"}
+    url = f"http://gateway/v1/{'chat/completions' if path == 'chat' else path}"
+    return await client._client.post(url, json={"model": "text", **body, **fields})
+
+
+async def test_what_asks_for_nothing_is_accepted_and_named_and_refused_where_that_is_strict(
+    client: openai.AsyncOpenAI, script: Script
+) -> None:
+    for path, name, value in WITHOUT_EFFECT:
+        answer = await _post(client, path, {name: value})
+        assert (answer.status_code, answer.headers.get(IGNORED)) == (200, name), (path, name, value, answer.text)
+    script.args = GatewayArgs(strict=True)
+    for path, name, value in WITHOUT_EFFECT:
+        answer = await _post(client, path, {name: value})
+        table = parameters.CHAT if path == "chat" else parameters.COMPLETION
+        assert answer.status_code == (200 if table[name].in_strict else 400), (path, name, value)
+        if answer.status_code == 400:
+            assert answer.json()["error"]["param"] == name
+
+
+async def test_what_asks_for_something_is_refused_by_name(client: openai.AsyncOpenAI, script: Script) -> None:
+    for path, name in REFUSED:
+        error = (await _post(client, path, {name: UNKNOWN})).json()["error"]
+        assert (error["param"], error["code"]) == (name, "unsupported_parameter"), (path, name)
+        assert f"'{name}'" in error["message"]
+        assert (await _post(client, path, {name: None})).status_code == 200, "null is a field that is not set"
+    unknown = (await _post(client, "chat", {"temprature": 1})).json()["error"]
+    assert (unknown["param"], unknown["code"]) == ("temprature", "unsupported_parameter")
+
+
+MESSAGE_VALUES = [
+    (name, value)
+    for name, known in parameters.MESSAGE.items()
+    for value in ([UNKNOWN, "x"] if known.nothing is None else known.nothing)
+]
+
+
+@pytest.mark.parametrize(("name", "value"), MESSAGE_VALUES, ids=repr)
+async def test_a_turn_as_clients_keep_it_is_taken(
+    client: openai.AsyncOpenAI, script: Script, name: str, value: Any
+) -> None:
+    turns = [*QUESTION, {"role": "assistant", "content": "Hello", name: value}, *QUESTION]
+    answer = await _post(client, "chat", {"messages": turns})
+    assert answer.status_code == 200 and answer.headers[IGNORED] == f"messages[].{name}"
+    script.args = GatewayArgs(strict=True)
+    strict = await _post(client, "chat", {"messages": turns})
+    assert strict.status_code == (200 if parameters.MESSAGE[name].in_strict else 400)
+
+
+async def test_the_clients_own_answer_is_taken_as_a_turn(client: openai.AsyncOpenAI, script: Script) -> None:
+    """What `openai` makes of an answer, with its nulls and its empty lists."""
+    answer = await client.chat.completions.create(model="text", messages=QUESTION)
+    turns: Any = [*QUESTION, answer.choices[0].message.model_dump(), {"role": "assistant", "content": None}, *QUESTION]
+    await client.chat.completions.create(model="text", messages=turns)
+    assert [turn["content"] for turn in script.encoded[-1]] == ["Hi", "Hello 0", "", "Hi"]
+    parts: Any = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "b"}]
+    told = await client.chat.completions.with_raw_response.create(
+        model="text", messages=[{"role": "user", "content": parts}]
+    )
+    assert script.encoded[-1][0]["content"] == "ab" and told.headers[IGNORED] == "messages[].content[].cache_control"
+
+
+# What other programs were seen to send: Open WebUI without tools, guidellm, `vllm bench serve`, editors' completion.
+BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "guidellm": ("chat", {
+        "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "max_tokens": 16, "max_completion_tokens": 16, "ignore_eos": True, "stop": None,
+    }),
+    "vllm bench serve": ("completions", {
+        "temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 8, "logprobs": None, "stream": True,
+        "stream_options": {"include_usage": True}, "ignore_eos": True, "min_tokens": 8, "top_k": -1, "min_p": 0,
+    }),
+    "an editor": ("completions", {
+        "max_tokens": 4096, "suffix": "", "echo": False, "best_of": 1, "stop": [f"</{i}>" for i in range(10)],
+        "temperature": 0.2, "top_p": 0,
+    }),
+    "Open WebUI": ("chat", {
+        "stream": True, "tools": [], "tool_choice": "none", "metadata": {"chat_id": "c"}, "store": False,
+        "reasoning_effort": "medium", "service_tier": "auto", "stream_options": {"include_obfuscation": False},
+    }),
+    "an agent": ("chat", {
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "tool_choice": "none",
+        "parallel_tool_calls": True, "logprobs": False, "top_logprobs": 0, "modalities": ["text"],
+        "prompt_cache_key": "k", "safety_identifier": "s", "verbosity": "low", "user": "u",
+    }),
+    "a front end of llama.cpp": ("chat", {
+        "cache_prompt": True, "samplers": None, "mirostat": 0, "typical_p": 1, "repeat_penalty": 1, "repeat_last_n": 64,
+        "dry_multiplier": 0, "dry_base": 1.75, "xtc_probability": 0, "grammar": "", "timings_per_token": False,
+        "reasoning_format": "none", "n_probs": 0,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("who", BODIES)
+async def test_what_programs_send_is_answered(client: openai.AsyncOpenAI, script: Script, who: str) -> None:
+    path, fields = BODIES[who]
+    answer = await _post(client, path, fields)
+    assert answer.status_code == 200, answer.text
+    script.args = GatewayArgs(strict=True)
+    strict = await _post(client, path, fields)
+    assert strict.status_code == (400 if answer.headers.get(IGNORED) or who == "guidellm" else 200), strict.text
+
+
+async def test_the_real_client_sends_all_of_openais_options(client: openai.AsyncOpenAI) -> None:
+    told = await client.chat.completions.with_raw_response.create(
+        model="text",
+        messages=QUESTION,
+        max_tokens=5,
+        max_completion_tokens=5,
+        metadata={"a": "b"},
+        modalities=["text"],
+        n=1,
+        parallel_tool_calls=True,
+        prediction={"type": "content", "content": "Hello"},
+        prompt_cache_key="k",
+        reasoning_effort="low",
+        safety_identifier="s",
+        service_tier="auto",
+        store=True,
+        tool_choice="auto",
+        tools=[],
+        verbosity="low",
+        user="u",
+    )
+    assert set(re.split(", ", told.headers[IGNORED])) == {
+        *("metadata", "modalities", "parallel_tool_calls", "prediction", "prompt_cache_key", "reasoning_effort"),
+        *("safety_identifier", "service_tier", "store", "tool_choice", "tools", "verbosity", "user"),
+    }
+    assert told.parse().choices[0].message.content == "Hello 0"
+
+
+async def test_usage_comes_in_every_chunk_where_that_is_asked_for(client: openai.AsyncOpenAI) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    stream = await client.chat.completions.create(model="text", messages=QUESTION, stream=True, stream_options=options)
+    told = [chunk.usage.completion_tokens async for chunk in stream if chunk.usage]
+    assert told == [2, 2, 3, 3, 3]
+
+
+def test_the_table_is_made_of_known_treatments() -> None:
+    for table in (parameters.CHAT, parameters.COMPLETION, parameters.MESSAGE, parameters.IMAGE_PARAMETERS):
+        assert all(isinstance(known, Unserved) and known.instead.endswith(".") for known in table.values())
+    assert issubclass(ChatMessage, BaseModel) and (REPOSITORY / "docs").exists()
