@@ -16,6 +16,8 @@ class GrammarKind(StrEnum):
     REGEX = "regex"
     CHOICE = "choice"
     """A list of texts, in JSON."""
+    LARK = "lark"
+    """As the library's own variant of Lark has it; never a client's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ LOGPROBS = (
 
 
 class Script:
-    """A gateway and its engine in one: says `Hello <index>` to everything, and remembers what it was asked."""
+    """A gateway and its engine in one: says `Hello <index>` to everything, or what it is given, and remembers what it was asked."""
 
     def __init__(self) -> None:
         self.args = GatewayArgs()
@@ -33,6 +33,9 @@ class Script:
         self.encoded: list[Any] = []
         self.released = 0
         self.fails = False
+        self.model = MODEL
+        self.said: list[str] = []
+        """Pieces that an answer has in place of its greeting."""
         self.reads: asyncio.Event | None = None
 
     async def authenticate(self, context: Any, api_key: str) -> Any:
@@ -40,10 +43,10 @@ class Script:
         return context.entitlements
 
     def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:
-        return MODEL
+        return self.model
 
     def models_for(self, entitlements: Any) -> list[ModelInfo]:
-        return [MODEL]
+        return [self.model]
 
     async def encode(self, context: Any, info: ModelInfo, prompt: Any) -> list[list[int]]:
         """Tokens of four characters."""
@@ -71,9 +74,12 @@ class Script:
             if self.fails:
                 raise Unavailable("The text engine has stopped.", code="engine_stopped")
             await asyncio.sleep(60)
-        for index in range(count):
+        for at, piece in enumerate(self.said):
+            reason = "stop" if at == len(self.said) - 1 else None
+            yield TextDelta(piece, 1, reason, 7, at + 1)
+        for index in range(0 if self.said else count):
             yield TextDelta("Hello", 2, None, 7, 2, index, LOGPROBS if told else ())
             if self.fails:
                 raise Unavailable("The text engine has stopped.", code="engine_stopped")
-        for index in range(count):
+        for index in range(0 if self.said else count):
             yield TextDelta(f" {index}", 1, "length" if index else "stop", 7, 3, index)

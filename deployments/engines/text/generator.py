@@ -14,6 +14,7 @@ from torch import Tensor
 from deployments.config import ModelSpec
 from deployments.contracts.catalog import TextDelta
 from deployments.contracts.text_rules import check_context, check_text_disclosure
+from deployments.contracts.tools import CallForm
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
 from deployments.engines.errors import first_line
 from deployments.engines.live import Kept
@@ -53,6 +54,7 @@ class Generator(CalibratedEngine):
         vocabulary: V.
         final: the model's own final layer, tied to the embeddings where the model ties them.
         context: most tokens of prompt and answer together.
+        tools: how the model calls tools; None where it cannot.
     """
 
     live_judged = 1024
@@ -68,6 +70,7 @@ class Generator(CalibratedEngine):
         self.field = spec.field or field_digest(self.final)
         self.features, self.vocabulary = self.final.in_features, self.final.out_features
         self.context = min(language_model.context, spec.max_context or language_model.context)
+        self.tools = language_model.encoder.chat.call_form() or (CallForm.TOLD if spec.tools == "told" else None)
         self.depth = spec.depth or TEXT.depth
         self.device = next(self.final.parameters()).device
         self.slots = spec.max_batch_size * SEATS_PER_ROW

@@ -246,7 +246,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         """Scores [N, V] float32 of what each row's grammar allows, the rest at -inf; themselves where none has one."""
         if not self._masked:
             return scores
-        seats = map(self._taken.get, self._row_seats[: len(scores)])
+        seats = map(self._taken.get, self._row_seats)
         return self._masks.applied(scores, [None if seat is None else seat.matcher for seat in seats])
 
     def _count(self, modulated: Modulated | None, answers: Tensor | None, slots: Tensor) -> None:

@@ -19,6 +19,7 @@ from deployments.gateway.api.dependencies import Context, Gateway
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape, Tally
 from deployments.gateway.api.text_schemas import GenerationRequest
 from deployments.gateway.ticket import Cost, Ticket
+from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
 from policies.terms import round_level
 from tenants.entitlements import Entitlements
@@ -42,7 +43,7 @@ class Generation:
         grammar: what it must be; None: anything.
     """
 
-    prompt: list[dict[str, str]] | list[str | list[int]]
+    prompt: list[dict[str, Any]] | list[str | list[int]]
     field: str
     max_tokens: int | None
     logprobs: int | None
@@ -116,7 +117,7 @@ def _check_length(info: ModelInfo, asked: Generation, args: GatewayArgs) -> None
         )
     each = info.characters or MAX_CHARACTERS_PER_TOKEN
     for text in [asked.prompt] if asked.field == "messages" else [[text] for text in asked.prompt]:
-        characters = sum(len(part["content"]) if isinstance(part, dict) else len(part) for part in text)
+        characters = sum(map(characters_of, text))
         if characters > each * info.context:
             said = f"your {asked.field} hold {characters} characters, of which a token has at most {each}"
             raise beyond_context(info.context, said, param=asked.field)

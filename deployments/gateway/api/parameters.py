@@ -16,7 +16,7 @@ Table = dict[str, Unserved]
 WHATEVER = Unserved()
 """Labels, hints and switches of other servers, of which no answer depends."""
 ALWAYS = Unserved(in_strict=True)
-_NO_TOOLS = "Tools are not served: leave it out, or send tool_choice 'none'."
+_NO_TOOLS = "Use tools, and tool_choice."
 _NO_FORMAT = "Use response_format, or structured_outputs with json, regex or choice."
 _PENALTY = "Use repetition_penalty, frequency_penalty or presence_penalty."
 _SAMPLER = "Use temperature, top_p, top_k or min_p."
@@ -102,17 +102,13 @@ _SHARED: Table = {**_OPENAI, **_VLLM, **_LLAMA_CPP, **_SGLANG, **_TGI, **_OTHERS
 CHAT: Table = {
     **_SHARED,
     **_each("store metadata prompt_cache_key prompt_cache_options prompt_cache_retention", WHATEVER),
-    **_each("safety_identifier prediction parallel_tool_calls reasoning_effort verbosity", WHATEVER),
+    **_each("safety_identifier prediction reasoning_effort verbosity", WHATEVER),
     **_each("include_reasoning reasoning_format parse_tool_calls thinking_forced_open", WHATEVER),
     "service_tier": only("auto", "default", instead="There is one; quality is `utility`."),
     "modalities": only(["text"], [], instead="Only text is answered."),
     "audio": never("Only text is answered."),
     "moderation": never(),
     "web_search_options": never(),
-    "tools": Unserved(
-        ([],), _NO_TOOLS, lambda fields: fields.get("tool_choice") == "none", "beside tool_choice `none`"
-    ),
-    "tool_choice": only("none", "auto", instead=_NO_TOOLS),
     "functions": Unserved(
         ([],), _NO_TOOLS, lambda fields: fields.get("function_call") == "none", "beside function_call `none`"
     ),
@@ -148,11 +144,11 @@ MESSAGE: Table = {
     **_each("annotations images", only([])),
     **_each("prefix partial", only(False)),
     "refusal": only("", instead="Put it into content."),
-    "tool_calls": only([], instead="Tools are not served."),
-    "function_call": never("Tools are not served."),
-    "tool_call_id": only("", instead="Tools are not served."),
+    "function_call": never("Use tool_calls."),
     "audio": never("Only text is read."),
 }
+
+CALLED_TOOL: Table = {"index": WHATEVER}
 
 TEXT_PART: Table = {
     **_each("cache_control prompt_cache_breakpoint", WHATEVER),

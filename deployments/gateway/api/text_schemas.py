@@ -13,6 +13,7 @@ from deployments.gateway.api.messages import ChatMessage, mended
 from deployments.gateway.api.schemas import FocusField, StrictModel, UtilityField, short
 from deployments.gateway.api.text_grammars import Constrained
 from deployments.gateway.api.tolerance import Unserved, is_strict
+from deployments.gateway.api.tools import Offer, ToolChoice, Tools
 from policies.errors import InvalidRequest
 
 MAX_CHOICES = 128
@@ -170,6 +171,23 @@ class ChatRequest(GenerationRequest):
     )
     logprobs: bool = Field(default=False, description="Tell the log-probability of each token; needs the tier's grant.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Likeliest tokens to tell beside each.")
+
+    tools: Tools = Field(default_factory=list, description="Functions that the model may call.")
+    tool_choice: ToolChoice | None = Field(
+        default=None,
+        description="none, auto, required, or a function; below level 1.0 the last two need the tier's `logprobs`.",
+    )
+    parallel_tool_calls: bool = Field(
+        default=True, description="Whether an answer that has to call may call several functions, where the model can."
+    )
+
+    def offer(self) -> Offer:
+        """Its tools.
+
+        Raises:
+            InvalidRequest: as `Offer`.
+        """
+        return Offer(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     @model_validator(mode="after")
     def _agree(self) -> ChatRequest:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, regex_to_lark
 
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 """Between the parts of JSON: room for an indent, no room for a model that writes blanks until it is cut."""
+
+
+_OPTIONS = {"lenient": False, "coerce_one_of": False, "whitespace_pattern": _WHITESPACE}
+_JSON = re.compile(r"%json (.*)")
 
 
 def limits() -> LLParserLimits:
@@ -34,7 +39,7 @@ def grammar_of(kind: str, text: str) -> str:
     """
     match kind:
         case "json_schema":
-            options: Any = {"lenient": False, "coerce_one_of": False, "whitespace_pattern": _WHITESPACE}
+            options: Any = _OPTIONS
             return LLMatcher.grammar_from_json_schema(text, overrides=options)
         case "regex":
             # By its own rule `\d` would be every digit of Unicode, some of which others do not know yet.
@@ -42,5 +47,12 @@ def grammar_of(kind: str, text: str) -> str:
         case "choice":
             texts = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(text))
             return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
+        case "lark":
+            # Each %json is a schema of its own, and has its own options.
+            return LLMatcher.grammar_from_lark(_JSON.sub(lambda found: f"%json {_with_options(found[1])}", text))
         case _:
             raise ValueError(f"no grammar is written as {kind}")
+
+
+def _with_options(schema: str) -> str:
+    return json.dumps({"x-guidance": _OPTIONS} | json.loads(schema))

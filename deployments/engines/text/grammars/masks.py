@@ -40,15 +40,16 @@ class Masks:
         """Scores [N, V] with all at -inf that a row's grammar does not allow next; rows without one are as they were.
 
         Args:
-            matchers: one a row.
+            matchers: one a row; rows beyond them have none.
         """
         words = max((matcher.words for matcher in matchers if matcher is not None), default=0)
         if not words:
             return scores
-        if len(self._bits) < len(matchers):
-            self._bits = torch.empty(len(matchers), words, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        matchers = [*matchers, *[None] * (len(scores) - len(matchers))]
+        if len(self._bits) < len(scores):
+            self._bits = torch.empty(len(scores), words, dtype=torch.int32, pin_memory=self._device.type == "cuda")
         self._matchers = matchers
-        bits = self._bits[: len(matchers)]
+        bits = self._bits[: len(scores)]
         for row, matcher in zip(bits, matchers, strict=True):
             if matcher is None:
                 row.fill_(-1)

@@ -173,15 +173,15 @@ def test_a_tokenizer_of_sentencepieces_kind_writes_json() -> None:
 
 def test_a_fault_on_the_way_ends_its_own_answer_alone(grammars: Grammars) -> None:
     faulty, sound = (built(grammars, schema({"type": "boolean"})) for _ in range(2))
-    masks, scores = Masks(VOCABULARY, torch.device("cpu")), torch.zeros(3, VOCABULARY)
+    masks, scores = Masks(VOCABULARY, torch.device("cpu")), torch.zeros(4, VOCABULARY)  # one of a prompt half read
     masks.applied(scores, [faulty, None, sound])
     letters = chat_tokenizer().backend_tokenizer.get_vocab()
-    masks.chose(torch.tensor([letters["x"], 5, letters["t"]]))  # no answer of booleans begins with x
+    masks.chose(torch.tensor([letters["x"], 5, letters["t"], 0]))  # no answer of booleans begins with x
     masks.advance()
     assert faulty.fault is not None and sound.fault is None
     allowed = masks.applied(scores, [faulty, None, sound]).isfinite()
     assert allowed[0].nonzero().flatten().tolist() == [END]
-    assert bool(allowed[1].all()) and allowed[2].nonzero().flatten().tolist() == [letters["r"]]
+    assert bool(allowed[[1, 3]].all()) and allowed[2].nonzero().flatten().tolist() == [letters["r"]]
     assert masks.applied(scores, [None, None]) is scores
 
 
