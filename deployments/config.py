@@ -120,8 +120,8 @@ class ModelSpec(BaseModel):
     )
     tools: Literal["template", "told"] = Field(
         default="template",
-        description="text: who tells a model of tools: its chat template, where that takes any; or, where it takes none,"
-        " the system's turn (`told`), for a model that was trained to call tools nevertheless, such as SmolLM2",
+        description="text: who tells a model of tools: its chat template, where that takes any; or, where it takes"
+        " none, the system's turn (`told`), for a model that was trained to call tools nevertheless, such as SmolLM2",
     )
     cache_gib: Annotated[float, Field(gt=0.0)] | None = Field(
         default=None,

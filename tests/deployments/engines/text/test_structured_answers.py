@@ -8,7 +8,6 @@ import json
 from typing import Any
 
 import pytest
-import torch
 
 from deployments.contracts.grammar import ANY_OBJECT, Grammar, GrammarKind
 from deployments.engines.text.generator import Generator
@@ -101,11 +100,6 @@ async def test_answers_beside_constrained_ones_are_to_the_bit_what_they_are_alon
     assert [written(own[0]) for own in alone] == [written(own[0]) for own in beside]
 
 
-async def test_a_step_without_grammars_hands_its_scores_on_untouched(generator: Generator) -> None:
-    seats, scores = generator.engine.seats, torch.zeros(2, 5)
-    assert not seats._masked and seats._allowed(scores) is scores
-
-
 async def test_a_form_that_cannot_be_kept_to_fails_its_own_answer_alone(generator: Generator) -> None:
     grammar = schema({"type": "string", "pattern": "(a|b|c)?" * 3000})
     failing, sound = await asyncio.gather(
@@ -123,6 +117,10 @@ async def test_a_bad_form_is_refused_before_anything_is_generated(generator: Gen
     with pytest.raises(InvalidRequest, match="'not' is not supported") as refused:
         await answers(generator, QUESTIONS[0], grammar=schema({"not": {}}), n=4)
     assert refused.value.param == "response_format" and generator.engine.seats.steps == steps
+    for field, fields in (("ignore_eos", {"ignore_eos": True}), ("min_tokens", {"min_tokens": 2})):
+        with pytest.raises(InvalidRequest, match="says where the answer ends") as refused:
+            await answers(generator, QUESTIONS[0], grammar=schema(PERSON), **fields)
+        assert refused.value.param == field
     with pytest.raises(NotEntitled) as error:
         await answers(generator, "hi", LOW, grammar=schema(PERSON))
     assert error.value.param == "response_format"
