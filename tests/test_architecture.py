@@ -83,6 +83,7 @@ HTTP = {"fastapi", "starlette", "uvicorn"}
         ("tenants", {"deployments", "ray"} | HTTP | MODEL_LIBRARIES),
         ("deployments/contracts", {"tenants", "ray", "redis"} | HTTP | MODEL_LIBRARIES),
         ("deployments/queues", {"tenants", "ray", "redis"} | HTTP | MODEL_LIBRARIES),
+        ("deployments/prompts", {"tenants", "ray", "redis"} | HTTP | MODEL_LIBRARIES),
         ("deployments/engines", {"tenants", "ray", "redis"} | HTTP),
         ("deployments/upkeep", {"ray"} | HTTP),
         ("deployments/checking", {"ray"} | HTTP),
@@ -118,6 +119,7 @@ ROOMS = [
         "deployments/config.py",
         "deployments/contracts",
         "deployments/queues",
+        "deployments/prompts",
         "deployments/engines",
         "deployments/environment.py",
         "deployments/upkeep",
@@ -186,13 +188,12 @@ def test_only_one_module_knows_each_redis_key() -> None:
                     assert not str(node.values[0].value).startswith(("tier:", "tenant:", "apikey:", "usage:")), path
 
 
-def test_the_files_that_the_readme_shows_exist() -> None:
-    tree = (REPOSITORY / "README.md").read_text().split("```text\n")[-1].split("```")[0]
-    named = re.findall(r"[\w-]+\.(?:py|lua|yaml|md)\b", tree)
-    assert len(named) > 20
-    folders = [REPOSITORY / name for name in ("policies", "tenants", "deployments", "benchmarks")]
-    present = {path.name for folder in folders for path in folder.rglob("*")}
-    assert not [name for name in named if name not in present and not (REPOSITORY / name).exists()]
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_what_a_page_points_to_is_there(page: str) -> None:
+    path = REPOSITORY / page
+    targets = [target for target in re.findall(r"\]\(([^)#]+)", path.read_text()) if "://" not in target]
+    assert len(targets) > 15
+    assert not [target for target in targets if not (path.parent / target).exists()]
 
 
 def test_no_path_of_this_machine_is_committed() -> None:

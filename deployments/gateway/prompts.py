@@ -23,14 +23,15 @@ WAITING = 16
 """Long prompts that one tenant may have waiting."""
 FETCH_S, RETRY_S = 60.0, 10.0
 _S_PER_CHARACTER = 1e-6
+_EACH = 32
 _IDS_PER_CHARACTER = 16
 """Ids that are looked at in the time that a character takes."""
 Prompt = Conversation | Texts
 
 
 def size(prompt: Prompt) -> int:
-    """Characters that there are to encode, about."""
-    return sum(_size(part) for part in prompt)
+    """Characters that there are to encode, about; a message or a text takes as long as some more of them."""
+    return sum(_EACH + _size(part) for part in prompt)
 
 
 class Prompts:
@@ -88,10 +89,17 @@ class Prompts:
         """Whether a model's prompts are encoded here."""
         return info.form in self._libraries
 
-    def want(self, info: ModelInfo, model: Model) -> None:
-        """Begin to fetch a model's tokenizer, unless it is here or on its way or has just failed to come."""
+    def lacks(self, info: ModelInfo) -> bool:
+        """Whether a model's tokenizer is to be fetched: it is not here nor on its way, and has not just failed."""
         digest, now = info.form, asyncio.get_running_loop().time()
-        if digest is None or self.has(info) or digest in self._fetching or now < self._not_before.get(digest, now):
+        if digest is None or self.has(info) or digest in self._fetching:
+            return False
+        return now >= self._not_before.get(digest, now)
+
+    def want(self, info: ModelInfo, model: Model) -> None:
+        """Begin to fetch a model's tokenizer where this gateway lacks it."""
+        digest = info.form
+        if digest is None or not self.lacks(info):
             return
         self._fetching[digest] = task = asyncio.create_task(self._fetch(digest, model), name=f"tokenizer-{info.id}")
         task.add_done_callback(lambda _: self._fetching.pop(digest, None))

@@ -150,7 +150,9 @@ class Gateway:
         while True:
             infos = list(self.models.infos.values())
             self.prompts.keep(infos)
-            for info in infos:
+            for info in filter(
+                self.prompts.lacks, infos
+            ):  # others are left alone: to be asked wakes a model that sleeps
                 self.prompts.want(info, self.models.model(info.id))
             await asyncio.sleep(FETCH_PERIOD_S)
 

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from deployments.contracts.tools import TOOLS_ROLE, CallForm
+from deployments.prompts.alternatives import any_of
 from deployments.prompts.library import Library
 from deployments.prompts.tool_turns import OPEN, form_of_calls, told
 from policies.errors import InvalidRequest, first_line
@@ -110,8 +111,7 @@ class Chat:
 
     @cached_property
     def _spelled(self) -> re.Pattern[str]:
-        longest_first = sorted(filter(None, self._special.values()), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        return any_of(self._special.values())
 
     def _form(self) -> tuple[bool, bool]:
         """Whether the template takes messages in parts, and whether it has no system role."""
@@ -154,10 +154,11 @@ class Chat:
         of_clients = {
             at for end, text in zip(ends[1::2], texts[1::2], strict=True) for at in range(end - len(text), end)
         }
-        out: list[int] = []
+        out, spelled = list[int](), dict[str, list[int]]()
         for token, (start, end) in self._library.pieces(whole):
             if token in self._special and not of_clients.isdisjoint(range(start, end)):
-                out += self._as_text(whole[start:end])
+                text = whole[start:end]
+                out += spelled.get(text) or spelled.setdefault(text, self._as_text(text))
             else:
                 out.append(token)
         return out

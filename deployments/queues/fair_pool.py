@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from deployments.queues.fair_queue import FairQueue
+from deployments.queues.room import Room
 from policies.terms import Share
 
 Item = TypeVar("Item")
@@ -24,6 +26,10 @@ class _Entry(Generic[Item, Result]):
     share: Share
     cost: float
     future: asyncio.Future[Result]
+    begun: bool = False
+    done: bool = False
+    left: bool = False
+    size: int = 0
 
 
 class FairPool(Generic[Item, Result]):
@@ -37,6 +43,9 @@ class FairPool(Generic[Item, Result]):
         workers: threads.
         queue_bound: items that one tenant may have waiting.
         cost: what an item will take, in seconds of a processor, as far as that can be told beforehand.
+        room: what results may be held by those who asked, by `lent`: while a tenant's part is full, none of its items
+            is begun; None: without a bound.
+        size: bytes of a result.
     """
 
     def __init__(
@@ -46,8 +55,10 @@ class FairPool(Generic[Item, Result]):
         workers: int,
         queue_bound: int,
         cost: Callable[[Item], float] = lambda _: 0.0,
+        room: Room | None = None,
+        size: Callable[[Result], int] = lambda _: 0,
     ) -> None:
-        self._run, self._idle, self._cost = run, workers, cost
+        self._run, self._idle, self._cost, self._room, self._size = run, workers, cost, room, size
         self._queue: FairQueue[_Entry[Item, Result]] = FairQueue(queue_bound)
         self._threads = ThreadPoolExecutor(workers, "fair-pool")
         self._running: set[asyncio.Task[None]] = set()
@@ -59,16 +70,24 @@ class FairPool(Generic[Item, Result]):
             Unavailable: this tenant's part of the queue is full.
             Exception: what `run` raised.
         """
+        async with self.lent(item, share) as result:
+            return result
+
+    @asynccontextmanager
+    async def lent(self, item: Item, share: Share) -> AsyncIterator[Result]:
+        """As `submit`; the result has its place in the room until this ends."""
         cost = max(_LEAST, self._cost(item))
         entry: _Entry[Item, Result] = _Entry(item, share, cost, asyncio.get_running_loop().create_future())
         number = self._queue.push(share.flow, share.weight, cost, entry)
         self._start()
         try:
-            result: Result = await entry.future
-            return result
-        except asyncio.CancelledError:
+            yield await entry.future
+        finally:
+            entry.left = True
+            if entry.future.done() and not entry.future.cancelled():
+                entry.future.exception()  # which whoever leaves at that moment does not read
             self._queue.discard(number)
-            raise
+            self._give(entry)
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -78,8 +97,12 @@ class FairPool(Generic[Item, Result]):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _start(self) -> None:
-        while self._idle and (entry := self._queue.pop(charged_later=True)) is not None:
+        may = self._room.may if self._room is not None else lambda _: True
+        while self._idle and (entry := self._queue.pop(charged_later=True, may=may)) is not None:
             self._idle -= 1
+            entry.begun = True
+            if self._room is not None:
+                self._room.take(entry.share.flow, 1, 0)
             task = asyncio.create_task(self._work(entry))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
@@ -88,13 +111,24 @@ class FairPool(Generic[Item, Result]):
         outcome, seconds = await asyncio.get_running_loop().run_in_executor(self._threads, self._timed, entry.item)
         self._queue.charge(entry.share.flow, entry.share.weight, seconds - entry.cost)
         self._idle += 1
-        self._start()
-        if entry.future.done():
-            return
-        if isinstance(outcome, Exception):
+        entry.done = True
+        if entry.left:
+            self._give(entry)
+        elif isinstance(outcome, Exception):
             entry.future.set_exception(outcome)
         else:
+            entry.size = self._size(outcome)
+            if self._room is not None:
+                self._room.take(entry.share.flow, 0, entry.size)
             entry.future.set_result(outcome)
+        self._start()
+
+    def _give(self, entry: _Entry[Item, Result]) -> None:
+        """Give back an entry's place: once it is done, and nobody has its result any more."""
+        if self._room is not None and entry.begun and entry.done:
+            entry.begun = False
+            self._room.take(entry.share.flow, -1, -entry.size)
+            self._start()
 
     def _timed(self, item: Item) -> tuple[Result | Exception, float]:
         """What came of an item, and the seconds that this thread computed for it."""

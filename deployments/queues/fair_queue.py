@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -30,28 +30,30 @@ class FlowBound:
 
     Args:
         bound: most requests of a flow at once.
+        size: most bytes of them; one request always passes.
     """
 
-    def __init__(self, bound: int) -> None:
-        self._bound = bound
-        self._held: dict[str, int] = {}
+    def __init__(self, bound: int, size: int) -> None:
+        self._bound, self._size = bound, size
+        self._held: dict[str, tuple[int, int]] = {}
 
     @contextmanager
-    def hold(self, flow: str) -> Iterator[None]:
-        """One more of `flow`, within.
+    def hold(self, flow: str, size: int) -> Iterator[None]:
+        """One more of `flow`, of so many bytes, within.
 
         Raises:
-            Unavailable: the flow has `bound` already.
+            Unavailable: the flow has `bound` already, or would have more bytes than it may.
         """
-        if self._held.get(flow, 0) >= self._bound:
-            raise queue_full(self._bound)
-        self._held[flow] = self._held.get(flow, 0) + 1
+        requests, held = self._held.get(flow, (0, 0))
+        if requests >= self._bound or (requests and held + size > self._size):
+            raise queue_full(requests)
+        self._held[flow] = (requests + 1, held + size)
         try:
             yield
         finally:
-            self._held[flow] -= 1
-            if not self._held[flow]:
-                del self._held[flow]
+            requests, held = self._held.pop(flow)
+            if requests > 1:
+                self._held[flow] = (requests - 1, held - size)
 
 
 def queue_full(bound: int) -> Unavailable:
@@ -123,16 +125,22 @@ class FairQueue(Generic[T]):
         state = self._next()
         return next(iter(state.waiting.values()))[1] if state else None
 
-    def pop(self, *, charged_later: bool = False) -> T | None:
+    def pop(self, *, charged_later: bool = False, may: Callable[[str], bool] = lambda _: True) -> T | None:
         """Release the next item, or None where nothing waits; in the logarithm of the number of flows.
 
         Args:
+            may: whether a flow's item may be released now; one that may not keeps its turn.
             charged_later: `charge` will say what it cost in truth; until then nothing is forgotten of who was served.
         """
-        state = self._next()
+        passed = []
+        while (state := self._next()) is not None and not may(state.name):
+            passed.append(heappop(self._ready))
+        if state is not None:
+            heappop(self._ready)
+        for entry in passed:
+            heappush(self._ready, entry)
         if state is None:
             return None
-        heappop(self._ready)
         self._at_work += charged_later
         number, (cost, item) = state.waiting.popitem(last=False)
         del self._places[number]

@@ -17,15 +17,12 @@ from deployments.contracts.catalog import ModelInfo, TextDelta
 from deployments.contracts.console import announce, announced
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.images.classifier import ImageClassifier
-from deployments.engines.images.decoding import decode_image
-from deployments.engines.images.items import ItemLogits
+from deployments.engines.images.pipeline import Pipeline
 from deployments.engines.images.segmenter import ImageSegmenter
 from deployments.engines.text.choices import answer
 from deployments.engines.text.generator import Generator
 from deployments.prompts.encoder import Conversation, Texts
-from deployments.queues.batching import FairBatcher
 from deployments.queues.fair_pool import FairPool
-from deployments.queues.fair_queue import FlowBound
 from deployments.serving.cores import Threads, usable_cores
 from deployments.serving.metrics import LevelMetrics
 from deployments.serving.store import StoreAccess
@@ -34,9 +31,6 @@ from policies.terms import Modulation, Share
 
 LOWEST = 0.01
 """The lowest level that there is."""
-MOST_DECODED_AT_ONCE = 4
-Decoded = tuple[tuple[int, int], torch.Tensor]
-"""A picture's (height, width), and its pixels as the model takes them."""
 ENCODED_AT_ONCE = 16
 """Prompts of one tenant that wait to be encoded."""
 PART_BYTES = 2**20
@@ -118,17 +112,7 @@ class VisionReplica(Replica):
                 kind.load, spec, _device(threads.count())
             )
             await self.start(self.engine, spec, access, threads.count(), gpu_share)
-        self._max_pixels = max_pixels
-        self._under_way = FlowBound(spec.max_queue_per_tenant)
-        self._decoding: FairPool[bytes, Decoded] = FairPool(
-            self._decoded, workers=min(MOST_DECODED_AT_ONCE, usable_cores()), queue_bound=spec.max_queue_per_tenant
-        )
-        self._batcher: FairBatcher[tuple[torch.Tensor, Modulation, str], ItemLogits] = FairBatcher(
-            self._forward,
-            max_batch_size=spec.max_batch_size,
-            max_wait_ms=spec.max_batch_wait_ms,
-            queue_bound=spec.max_queue_per_tenant,
-        )
+        self._pictures = Pipeline(self.engine, max_pixels, usable_cores())
 
     async def predict(self, data: bytes, top_k: int | None, form: str, modulation: Modulation, share: Share) -> Any:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
@@ -144,28 +128,19 @@ class VisionReplica(Replica):
         """
         held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
-        with self._under_way.hold(share.flow):
+        with self._pictures.under_way.hold(share.flow, len(data)):
             await asyncio.gather(*map(asyncio.wrap_future, held))
-            size, pixels = await self._decoding.submit(data, share)
-            item = await self._batcher.submit((pixels, modulation, share.flow), share)
+            size, item = await self._pictures.logits(data, modulation, share)
             if isinstance(self.engine, ImageClassifier):
                 return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
             if form == "labelmap":
                 return (await asyncio.to_thread(self.engine.label_map, item, modulation, size)).to_json()
             return [part.to_json() for part in await asyncio.to_thread(self.engine.answer, item, modulation, size)]
 
-    def _decoded(self, data: bytes) -> Decoded:
-        """A picture's (height, width) and pixels for the model."""
-        image = decode_image(data, self._max_pixels)
-        return (image.height, image.width), self.engine.preprocess(image)
-
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export."""
-        self._batcher.check()
+        self._pictures.batcher.check()
         self.check_and_export()
-
-    def _forward(self, items: list[tuple[torch.Tensor, Modulation, str]]) -> list[ItemLogits]:
-        return self.engine.forward(*zip(*items, strict=True))
 
 
 class TextReplica(Replica):

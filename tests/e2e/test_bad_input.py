@@ -209,7 +209,7 @@ def test_broken_json(free: httpx.Client) -> None:
         ({"focus": [1]}, "focus"),
         ({"best_of": 3}, "best_of"),
         ({"n": 0}, "n"),
-        ({"tools": []}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ],
 )
 def test_wrong_types_and_unsupported_fields(free: httpx.Client, fields: dict[str, Any], param: str) -> None:
@@ -235,9 +235,8 @@ def test_a_prompt_beyond_the_context(gold: httpx.Client) -> None:
         refused(gold.post("/v1/completions", json=body), 400, "prompt", "context")
 
 
-@pytest.mark.parametrize("max_tokens", [0, 10_000_000])
-def test_max_tokens_out_of_range(free: httpx.Client, max_tokens: int) -> None:
-    refused(free.post(CHAT, json=chat(max_tokens=max_tokens)), 400, "max_tokens", "")
+def test_max_tokens_out_of_range(free: httpx.Client) -> None:
+    refused(free.post(CHAT, json=chat(max_tokens=0)), 400, "max_tokens", "")
 
 
 def test_unknown_role(free: httpx.Client) -> None:

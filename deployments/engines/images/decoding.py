@@ -89,7 +89,7 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def encode_label_map(labels: np.ndarray, classes: int) -> bytes:
-    """Class numbers [height, width] as a PNG: of mode P, in colours told apart; of more than 256 classes of mode I;16."""
+    """Class numbers [height, width] as a PNG of mode P, in colours told apart; of over 256 classes I;16."""
     if classes > MOST_COLOURS:
         image = Image.fromarray(labels.astype(np.uint16))
     else:

@@ -57,7 +57,7 @@ class Segment(NamedTuple):
 class Region(NamedTuple):
     """One class of a label map: its number among `classes`, and what of its score the terms disclose."""
 
-    index: int
+    number: int
     label: str
     score: float | None
 
@@ -74,7 +74,7 @@ class LabelMap(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """The classes, and the PNG in base64."""
-        labels = [region._asdict() for region in self.regions]
+        labels = [{"index": number, "label": label, "score": score} for number, label, score in self.regions]
         return {"labels": labels, "map": base64.b64encode(self.map).decode()}
 
 
@@ -101,17 +101,17 @@ class ImageSegmenter(VisionEngine):
     @torch.inference_mode()
     def answer(self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]) -> list[Segment]:
         """One picture's segments from its modulated logits, at (height, width). Safe from any thread."""
-        pixels, there = self._answered(item, modulation, size)
+        pixels, there = self._labelled(item, modulation, size)
         return [Segment(self.classes[k], score, encode_mask(pixels == k)) for k, score in there.items()]
 
     @torch.inference_mode()
     def label_map(self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]) -> LabelMap:
         """As `answer`, in one picture."""
-        pixels, there = self._answered(item, modulation, size)
+        pixels, there = self._labelled(item, modulation, size)
         regions = tuple(Region(k, self.classes[k], score) for k, score in there.items())
         return LabelMap(regions, encode_label_map(pixels, len(self.classes)))
 
-    def _answered(
+    def _labelled(
         self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]
     ) -> tuple[np.ndarray, dict[int, float | None]]:
         """Labels [height, width] int16, and of the classes among them the score that the terms disclose; counted."""

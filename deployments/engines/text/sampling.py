@@ -1,4 +1,4 @@
-"""From logits to the next token: penalties, temperature, min-p, top-k, top-p and keyed Gumbel noise, a row a sequence."""
+"""From logits to the next token: penalties, temperature, min-p, top-k, top-p, keyed Gumbel noise; a row a sequence."""
 
 from __future__ import annotations
 

@@ -26,9 +26,7 @@ async def healthz() -> Health:
     return Health(status="ok")
 
 
-@router.get(
-    "/health", response_model=Health, responses={503: {"model": Health}}, summary="Readiness, as others name it"
-)
+@router.get("/health", response_model=Health, responses={503: {"model": Health}}, summary="As /readyz")
 @router.get("/readyz", response_model=Health, responses={503: {"model": Health}}, summary="Readiness")
 async def readyz(gateway: Gateway) -> JSONResponse:
     """200 when the store answers and every model serves level 1.0, else 503; with the reasons why not all is served."""

@@ -1,4 +1,4 @@
-"""What a client sends of pictures: bytes or base64 in JSON, one or several, and their parameters, wherever they stand."""
+"""What a client sends of pictures: bytes or base64 in JSON, one or several, and parameters, wherever they stand."""
 
 from __future__ import annotations
 

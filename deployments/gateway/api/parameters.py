@@ -6,7 +6,7 @@ against them. A field of neither is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from deployments.gateway.api.tolerance import Unserved
@@ -37,8 +37,12 @@ def _each(names: str, treatment: Unserved) -> Table:
     return dict.fromkeys(names.split(), treatment)
 
 
+def _by_choice(name: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda fields: bool(fields.get(name) == "none")
+
+
 def _as_many_as_n(fields: Mapping[str, Any]) -> bool:
-    return fields.get("best_of") == fields.get("n", 1)
+    return bool(fields.get("best_of") == fields.get("n", 1))
 
 
 _OPENAI: Table = {"user": ALWAYS}
@@ -109,9 +113,7 @@ CHAT: Table = {
     "audio": never("Only text is answered."),
     "moderation": never(),
     "web_search_options": never(),
-    "functions": Unserved(
-        ([],), _NO_TOOLS, lambda fields: fields.get("function_call") == "none", "beside function_call `none`"
-    ),
+    "functions": Unserved(([],), _NO_TOOLS, _by_choice("function_call"), 'beside function_call "none"'),
     "function_call": only("none", "auto", instead=_NO_TOOLS),
     **_each("echo add_special_tokens continue_final_message", only(False)),
     **_each("add_generation_prompt", only(True)),

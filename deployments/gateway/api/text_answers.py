@@ -31,7 +31,7 @@ class Tally:
         self.prompt, self.completion = delta.prompt_tokens, self.completion + delta.tokens
         self.cached = delta.cached_tokens
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """OpenAI's `usage`."""
         return {
             "prompt_tokens": self.prompt,

@@ -68,8 +68,8 @@ class GenerationRequest(Constrained):
         default=None,
         ge=0.0,
         le=1.0,
-        description="Nucleus sampling: probability mass to keep; 0 keeps the likeliest token. Left out, the model's own,"
-        " else 1.",
+        description="Nucleus sampling: probability mass to keep; 0 keeps the likeliest token. Left out, the model's"
+        " own, else 1.",
     )
     top_k: int | None = Field(
         default=None,

@@ -91,7 +91,7 @@ def served_of(
 
 
 def _refused(title: str, name: str, value: Any, instead: str) -> ValidationError:
-    error = PydanticCustomError(UNSUPPORTED, instead)  # type: ignore[arg-type]  # no literal
+    error = PydanticCustomError(UNSUPPORTED, instead)
     return ValidationError.from_exception_data(title, [InitErrorDetails(type=error, loc=(name,), input=value)])
 
 

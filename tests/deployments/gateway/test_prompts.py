@@ -169,6 +169,11 @@ async def test_long_prompts_have_a_thread_and_a_flood_of_them_lets_others_by(pro
     assert len(slow.threads) == 2
 
 
+@pytest.mark.parametrize("prompt", [[{"role": "user", "content": ""}] * 100, ["a"] * 100, [[1] * 20_000]])
+async def test_many_messages_or_texts_are_long_however_short_each_is(prompt: Any) -> None:
+    assert module.size(prompt) > SHORT >= module.size(CHAT)
+
+
 async def test_a_tenant_waits_with_so_many_and_until_its_deadline(prompts: Prompts, slow: Slow) -> None:
     replica, now = Replica(), asyncio.get_running_loop().time()
     waiting = [asyncio.create_task(encode(prompts, replica, ["w" * 2000])) for _ in range(1 + module.WAITING)]
@@ -223,6 +228,20 @@ async def handing(running: Running) -> Handing:
 
     await until(there)
     return models
+
+
+async def test_a_model_whose_tokenizer_is_here_is_left_alone(
+    running: Running, handing: Handing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may sleep, and to be asked would wake it."""
+    service, asked, looked = running.gateway.service, list[str](), asyncio.Event()
+    monkeypatch.setattr("deployments.gateway.service.FETCH_PERIOD_S", 0.0)
+    monkeypatch.setattr(handing, "model", asked.append)
+    monkeypatch.setattr(service.prompts, "keep", lambda _: looked.set())
+    for _ in range(3):
+        looked.clear()
+        await looked.wait()
+    assert not asked
 
 
 async def test_replicas_are_given_ids_and_admission_books_exactly_those(running: Running, handing: Handing) -> None:

@@ -27,6 +27,7 @@ from deployments.prompts.lengths import characters_per_token
 from deployments.prompts.library import Portable
 from deployments.prompts.templates import Template
 from policies.errors import InvalidRequest
+from tests.deployments.engines.text.test_language_models import ranks_of_tiktoken, sentences, without_tokenizer
 from tests.deployments.prompts.test_chat import FORMS
 from tests.deployments.text_support import SPEC
 from tests.deployments.tiny_models import write_gguf
@@ -108,6 +109,17 @@ def from_gguf(sentences: bool) -> Any:
         return AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
 
 
+def from_sentencepiece(kind: str) -> Any:
+    with TemporaryDirectory() as folder:
+        sentences(without_tokenizer(Path(folder)), kind)
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def from_tiktoken() -> Any:
+    with TemporaryDirectory() as folder:
+        return AutoTokenizer.from_pretrained(ranks_of_tiktoken(without_tokenizer(Path(folder))))
+
+
 def shipped() -> Any:
     with located(SPEC) as source:
         return load_tokenizer(SPEC, source)
@@ -126,6 +138,9 @@ SHAPES: dict[str, Callable[[], Any]] = {
     "composed": composed,
     "GGUF of bytes": lambda: from_gguf(False),
     "GGUF of sentences": lambda: from_gguf(True),
+    "SentencePiece of merges": lambda: from_sentencepiece("bpe"),
+    "SentencePiece of likelihoods": lambda: from_sentencepiece("unigram"),
+    "tiktoken": from_tiktoken,
     "SmolLM2": shipped,
 }
 

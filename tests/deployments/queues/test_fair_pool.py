@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from deployments.queues.fair_pool import FairPool
+from deployments.queues.room import Room
 from policies.errors import Unavailable
 from policies.terms import Share
 
@@ -125,3 +126,77 @@ async def test_what_was_expected_to_be_dear_and_was_not_is_given_back() -> None:
     await asyncio.gather(*tasks)
     assert worker.order[:5].count(20) <= 1
     pool.close()
+
+
+@pytest_asyncio.fixture
+async def roomy() -> AsyncIterator[tuple[FairPool[int, int], Worker, Room]]:
+    """A pool whose results, of a byte each, may be held eight at a time."""
+    worker, room = Worker(), Room(8, 100)
+    pool: FairPool[int, int] = FairPool(worker, workers=2, queue_bound=100, room=room, size=lambda _: 1)
+    yield pool, worker, room
+    pool.close()
+
+
+class Holders:
+    """Each asks for an item, and holds its result until it is let go."""
+
+    def __init__(self, pool: FairPool[int, int]) -> None:
+        self._pool, self.go = pool, asyncio.Event()
+
+    async def _hold(self, item: int, flow: str) -> int:
+        async with self._pool.lent(item, Share(flow=flow)) as result:
+            await self.go.wait()
+            return result
+
+    async def come(self, flow: str, *items: int) -> list[asyncio.Task[int]]:
+        tasks = [asyncio.create_task(self._hold(item, flow)) for item in items]
+        await asyncio.sleep(0)
+        return tasks
+
+
+async def rested(pool: FairPool[int, int]) -> None:
+    while pool._running:
+        await asyncio.gather(*pool._running)
+
+
+async def test_nothing_is_begun_that_nobody_has_room_for_and_no_tenant_has_all_of_it(
+    roomy: tuple[FairPool[int, int], Worker, Room],
+) -> None:
+    pool, worker, _ = roomy
+    holders = Holders(pool)
+    tasks = await holders.come("flood", *[1] * 20)
+    await rested(pool)
+    assert worker.order == [1] * 4
+    tasks += await holders.come("quiet", *[2] * 20)
+    await rested(pool)
+    assert worker.order == [1] * 4 + [2] * 2
+    tasks += await holders.come("late", 3)
+    await rested(pool)
+    assert worker.order[6:] == [3]
+    holders.go.set()
+    assert sorted(await asyncio.gather(*tasks)) == [2] * 20 + [4] * 20 + [6]
+    assert 1 in worker.order[7:11] and 2 in worker.order[7:11]
+
+
+async def test_whoever_leaves_at_whatever_moment_gives_back_his_room(
+    roomy: tuple[FairPool[int, int], Worker, Room],
+) -> None:
+    pool, worker, room = roomy
+    for moment in range(12):
+        holders = Holders(pool)
+        (bad,) = await holders.come("flow", -1)
+        tasks = await holders.come("flow", *[1] * 6)
+        for _ in range(moment):
+            await asyncio.sleep(0.0005)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(bad, *tasks, return_exceptions=True)
+        await rested(pool)
+        assert room.size == 0 and not room._held and len(pool) == 0
+    holders = Holders(pool)
+    worker.order.clear()
+    tasks = await holders.come("flow", *[1] * 6)
+    await rested(pool)
+    assert worker.order == [1] * 4
+    holders.go.set()
+    await asyncio.gather(*tasks)

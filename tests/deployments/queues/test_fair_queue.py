@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.queues.fair_queue import FairQueue
+from deployments.queues.fair_queue import FairQueue, FlowBound
 from policies.errors import Unavailable
 
 
@@ -115,3 +115,23 @@ def test_what_leaves_in_any_order_leaves_the_rest_in_theirs(steps: list[tuple[st
         assert len(queue) == len(waiting)
     assert sorted(queue.pop() or 0 for _ in range(len(waiting))) == sorted(waiting)
     assert queue.pop() is None and not queue._flows
+
+
+def test_a_flow_that_may_not_go_now_keeps_its_turn() -> None:
+    queue: FairQueue[str] = FairQueue(9)
+    for flow in "abc":
+        for number in range(2):
+            queue.push(flow, 1.0, 1.0, f"{flow}{number}")
+    assert [queue.pop(may=lambda flow: flow == "c") for _ in range(3)] == ["c0", "c1", None]
+    assert [queue.pop() for _ in range(4)] == ["a0", "b0", "a1", "b1"] and queue.pop() is None
+
+
+def test_what_one_flow_has_under_way_is_bounded_in_requests_and_bytes() -> None:
+    bound = FlowBound(3, 100)
+    with bound.hold("a", 500), bound.hold("b", 60), bound.hold("b", 40):
+        for flow, size in (("a", 1), ("b", 1)):
+            with pytest.raises(Unavailable), bound.hold(flow, size):
+                raise AssertionError
+        with bound.hold("b", 0), pytest.raises(Unavailable), bound.hold("b", 0):
+            raise AssertionError
+    assert not bound._held

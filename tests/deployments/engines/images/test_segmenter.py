@@ -24,6 +24,7 @@ from transformers import (
 from deployments.config import REPOSITORY, ModelSpec, Task
 from deployments.engines.errors import LoadError
 from deployments.engines.images import segmenter as module
+from deployments.engines.images.decoding import encode_label_map
 from deployments.engines.images.sample import UpsamplingReadout
 from deployments.engines.images.segmenter import ImageSegmenter, Segment
 from policies.calibration.calibration import Calibration
@@ -58,6 +59,31 @@ def test_the_shipped_model_says_what_it_is(engine: ImageSegmenter) -> None:
     assert engine.features == 256
     assert 0.01 <= engine.floor <= 0.3
     assert engine.preprocess(Image.new("RGB", (900, 700))).shape == (3, 240, 320)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.7])
+def test_a_label_map_has_the_masks_in_one_picture(
+    engine: ImageSegmenter, images: list[Image.Image], level: float
+) -> None:
+    for image in (images[0], images[-1]):
+        (item,) = engine.forward([engine.preprocess(image)], [at(level)])
+        size = (image.height, image.width)
+        masks, whole = engine.answer(item, at(level), size), engine.label_map(item, at(level), size)
+        read = Image.open(io.BytesIO(whole.map))
+        assert (read.mode, read.size) == ("P", image.size)
+        assert np.array_equal(np.asarray(read), label_map(masks))
+        told = [(region.label, region.score) for region in whole.regions]
+        assert told == [(segment.label, segment.score) for segment in masks]
+        assert [CLASSES[region.number] for region in whole.regions] == [segment.label for segment in masks]
+        shown = np.asarray(read.convert("RGB")).reshape(-1, 3)
+        assert len(np.unique(shown, axis=0)) == len(masks), "colours told apart"
+
+
+def test_a_label_map_of_many_classes_is_exact() -> None:
+    labels = np.arange(300, dtype=np.int16).reshape(20, 15)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_label_map(labels, 300)))), labels)
+    few = Image.open(io.BytesIO(encode_label_map(labels % 256, 256)))
+    assert few.mode == "P" and np.array_equal(np.asarray(few), labels % 256)
 
 
 def test_gold_is_the_plain_model_at_the_pictures_size(engine: ImageSegmenter, images: list[Image.Image]) -> None:

@@ -30,12 +30,12 @@ def without_tokenizer(path: Path) -> Path:
     return path
 
 
-def sentences(path: Path) -> Path:
+def sentences(path: Path, kind: str = "bpe") -> Path:
     """A SentencePiece model with byte fallback, trained on a few words."""
     text = path / "words.txt"
     text.write_text("\n".join(["the quick brown fox jumps over the lazy dog", "a quick dog", "the fox"] * 20))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(path / "tokenizer"), vocab_size=400, model_type="bpe", byte_fallback=True,
+        input=str(text), model_prefix=str(path / "tokenizer"), vocab_size=400, model_type=kind, byte_fallback=True,
         hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
     return path / "tokenizer.model"
@@ -50,11 +50,16 @@ def test_sentencepiece_is_read_as_its_own_library_reads_it(tmp_path: Path) -> No
     assert tokenizer.decode(tokens) == TEXT
 
 
-def test_tiktoken_is_read_as_its_own_library_reads_it(tmp_path: Path) -> None:
-    path = without_tokenizer(tmp_path)
+def ranks_of_tiktoken(path: Path) -> Path:
+    """256 bytes, and three pieces of them."""
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"qu": 256, b"ck": 257, b"qui": 258}
     lines = [base64.b64encode(piece) + f" {rank}".encode() for piece, rank in ranks.items()]
     (path / "tokenizer.model").write_bytes(b"\n".join(lines))
+    return path
+
+
+def test_tiktoken_is_read_as_its_own_library_reads_it(tmp_path: Path) -> None:
+    path = ranks_of_tiktoken(without_tokenizer(tmp_path))
     tokenizer = load(path).tokenizer
     tokens = tokenizer.encode("quick", add_special_tokens=False)
     assert tokens == [258, 257] and tokenizer.decode(tokens) == "quick"

@@ -1,0 +1,85 @@
+"""A picture's way through a replica: encoded in a fair queue, decoded a little ahead, then in a batch with others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.engine import VisionEngine
+from deployments.engines.images.headers import pixels
+from deployments.engines.images.items import ItemLogits
+from deployments.queues.batching import FairBatcher
+from deployments.queues.fair_pool import FairPool
+from deployments.queues.fair_queue import FlowBound
+from deployments.queues.room import Room
+from policies.terms import Modulation, Share
+
+MOST_DECODED_AT_ONCE = 4
+AHEAD = 4
+"""Batches' worth of pictures that are decoded or being decoded, what is at work included; of one tenant half of it."""
+AHEAD_BYTES = 256 * 2**20
+"""Of decoded pictures; each thread that decodes may go beyond it by one."""
+WAITING_BYTES = 128 * 2**20
+"""Of one tenant's encoded pictures."""
+_S_PER_PIXEL = 1.5e-8
+Decoded = tuple[tuple[int, int], Tensor]
+"""A picture's (height, width), and its pixels as the model takes them."""
+
+
+class Pipeline:
+    """Pictures of many tenants through one engine.
+
+    Args:
+        engine: it belongs to the pipeline's thread while that runs.
+        max_pixels: largest picture decoded.
+        cores: that there are to decode with.
+
+    Attributes:
+        under_way: what one tenant may have here, from the first byte to the answer.
+        room: what is decoded.
+    """
+
+    def __init__(self, engine: VisionEngine, max_pixels: int, cores: int) -> None:
+        spec = engine.spec
+        self._engine, self._max_pixels = engine, max_pixels
+        self.under_way = FlowBound(spec.max_queue_per_tenant, WAITING_BYTES)
+        self.room = Room(AHEAD * spec.max_batch_size, AHEAD_BYTES)
+        self._decoding: FairPool[bytes, Decoded] = FairPool(
+            self._decoded,
+            workers=min(MOST_DECODED_AT_ONCE, cores),
+            queue_bound=spec.max_queue_per_tenant,
+            cost=lambda data: pixels(data) * _S_PER_PIXEL,
+            room=self.room,
+            size=lambda decoded: decoded[1].nbytes,
+        )
+        self.batcher: FairBatcher[tuple[Tensor, Modulation, str], ItemLogits] = FairBatcher(
+            self._forward,
+            max_batch_size=spec.max_batch_size,
+            max_wait_ms=spec.max_batch_wait_ms,
+            queue_bound=spec.max_queue_per_tenant,
+        )
+
+    async def logits(self, data: bytes, modulation: Modulation, share: Share) -> tuple[tuple[int, int], ItemLogits]:
+        """A picture's (height, width), and its logits at a tenant's terms.
+
+        Raises:
+            InvalidRequest: not a picture.
+            PayloadTooLarge: one of too many pixels.
+            Unavailable: this tenant has too many under way.
+        """
+        async with self._decoding.lent(data, share) as (size, image):
+            return size, await self.batcher.submit((image, modulation, share.flow), share)
+
+    async def aclose(self) -> None:
+        """End the threads; what waits is cancelled."""
+        self._decoding.close()
+        await self.batcher.aclose()
+
+    def _decoded(self, data: bytes) -> Decoded:
+        image = decode_image(data, self._max_pixels)
+        return (image.height, image.width), self._engine.preprocess(image)
+
+    def _forward(self, items: list[tuple[Tensor, Modulation, str]]) -> Sequence[ItemLogits]:
+        return self._engine.forward(*zip(*items, strict=True))

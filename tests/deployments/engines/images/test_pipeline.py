@@ -1,0 +1,139 @@
+"""Pictures on their way through a replica: how far decoding runs ahead, and who waits for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+from PIL import Image
+
+from deployments.config import ModelSpec, Task
+from deployments.engines.images import pipeline as module
+from deployments.engines.images.pipeline import Pipeline
+from policies.errors import InvalidRequest, Unavailable
+from policies.terms import Modulation, Share
+
+BATCH = 2
+
+
+def picture(width: int = 8, height: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Engine:
+    """A picture as it is, and whose it was; forwards wait for the gate."""
+
+    def __init__(self) -> None:
+        self.spec = ModelSpec(
+            id="m", task=Task.CLASSIFICATION, source="nowhere", max_batch_size=BATCH, max_queue_per_tenant=50
+        )
+        self.gate, self.decoded, self.batches = threading.Event(), 0, list[list[str]]()
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        self.decoded += 1
+        return torch.zeros(3, image.height, image.width)
+
+    def forward(self, pixels: Sequence[torch.Tensor], modulations: Sequence[Any], flows: Sequence[str]) -> list[str]:
+        self.gate.wait()
+        self.batches.append(list(flows))
+        return list(flows)
+
+
+Parts = tuple[Engine, Pipeline]
+
+
+@pytest_asyncio.fixture
+async def parts() -> AsyncIterator[Parts]:
+    engine = Engine()
+    pipeline = Pipeline(engine, 10_000_000, cores=2)  # type: ignore[arg-type]
+    yield engine, pipeline
+    engine.gate.set()
+    await pipeline.aclose()
+
+
+async def come(pipeline: Pipeline, flow: str, *pictures: bytes) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.create_task(pipeline.logits(data, Modulation(), Share(flow=flow))) for data in pictures]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def rested(pipeline: Pipeline) -> None:
+    while pipeline._decoding._running:
+        await asyncio.gather(*pipeline._decoding._running)
+
+
+async def test_pictures_are_decoded_two_batches_ahead_and_another_tenants_at_once(parts: Parts) -> None:
+    engine, pipeline = parts
+    tasks = await come(pipeline, "flood", *[picture()] * 40)
+    await rested(pipeline)
+    assert engine.decoded == 2 * BATCH, "the batch at work, and the next"
+    tasks += await come(pipeline, "quiet", picture())
+    await rested(pipeline)
+    assert engine.decoded == 2 * BATCH + 1
+    engine.gate.set()
+    answers = await asyncio.gather(*tasks)
+    assert [size for size, _ in answers] == [(8, 8)] * 41
+    assert "quiet" in engine.batches[1], "it is in the batch after the one that was at work"
+    assert pipeline.room.size == 0
+
+
+async def test_decoded_bytes_are_bounded_and_of_one_tenant_to_half(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = 3 * 4 * 1000 * 1000
+    monkeypatch.setattr(module, "AHEAD_BYTES", 4 * each)
+    engine = Engine()
+    pipeline = Pipeline(engine, 10_000_000, cores=1)  # type: ignore[arg-type]
+    tasks = await come(pipeline, "flood", *[picture(1000, 1000)] * 6)
+    await rested(pipeline)
+    assert pipeline.room.size == 2 * each
+    tasks += await come(pipeline, "other", *[picture(1000, 1000)] * 6)
+    await rested(pipeline)
+    assert pipeline.room.size == 3 * each
+    engine.gate.set()
+    await asyncio.gather(*tasks)
+    await pipeline.aclose()
+
+
+async def test_what_is_no_picture_fails_alone_and_holds_nothing(parts: Parts) -> None:
+    engine, pipeline = parts
+    engine.gate.set()
+    tasks = await come(pipeline, "a", b"no picture", picture(), b"", picture(5000, 5000))
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers[0], InvalidRequest) and answers[1] == ((8, 8), "a")
+    assert pipeline.room.size == 0 and not pipeline.room._held
+
+
+async def test_a_tenants_encoded_bytes_are_bounded(parts: Parts) -> None:
+    _, pipeline = parts
+    most = module.WAITING_BYTES
+    with pipeline.under_way.hold("a", most), pytest.raises(Unavailable), pipeline.under_way.hold("a", 1):
+        raise AssertionError
+
+
+async def test_large_pictures_that_are_known_by_their_headers_do_not_take_every_thread(parts: Parts) -> None:
+    engine, pipeline = parts
+    order: list[int] = []
+    decode, gate = pipeline._decoding._run, threading.Event()
+
+    def decoded(data: bytes) -> Any:
+        gate.wait()
+        order.append(len(data))
+        return decode(data)
+
+    pipeline._decoding._run = decoded
+    large, small = picture(3000, 3000), picture()
+    tasks = await come(pipeline, "first", small, small) + await come(pipeline, "flood", large, large)
+    tasks += await come(pipeline, "quiet", *[small] * 2)
+    gate.set()
+    engine.gate.set()
+    await asyncio.gather(*tasks)
+    assert order[-1] == len(large), "of two threads the second is not the flood's while another waits"
