@@ -59,10 +59,10 @@ class Chat:
             return self._marked(text, typed, own)
 
         turns = [{name: _each(value, mark) for name, value in message.items()} for message in messages]
-        offered = None if tools is None else _each(json.loads(tools["content"]), mark)
+        offered = [] if tools is None else _each(json.loads(tools["content"]), mark)
         try:
             if tools is not None and tools["form"] == CallForm.TOLD:
-                turns, offered = told(turns, offered), None
+                turns, offered = told(turns, offered), []
             rendered = self._render(turns, offered or None)
         except Exception as error:  # whatever a template does
             raise _invalid(

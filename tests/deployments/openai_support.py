@@ -22,7 +22,7 @@ LOGPROBS = (
 
 
 class Script:
-    """A gateway and its engine in one: says `Hello <index>` to everything, or what it is given, and remembers what it was asked."""
+    """A gateway and its engine in one: says `Hello <index>`, or what it is given, and remembers what it was asked."""
 
     def __init__(self) -> None:
         self.args = GatewayArgs()

@@ -98,11 +98,13 @@ class CallReader:
                 return []
             found += value if isinstance(value, list) else [value]
             text = text[end:].lstrip(" \n;")
-        calls = []
+        calls = list[Call]()
         for value in found:
             name = value.get("name") if isinstance(value, dict) else None
-            arguments = value.get("arguments", value.get("parameters", {})) if name is not None else None
-            if name not in self._names or not isinstance(arguments, dict):
+            if not isinstance(name, str) or name not in self._names:
+                return []
+            arguments = value.get("arguments", value.get("parameters", {}))
+            if not isinstance(arguments, dict):
                 return []
             calls.append(Call(self._count + len(calls), name, json.dumps(arguments, ensure_ascii=False)))
         self._count += len(calls)
