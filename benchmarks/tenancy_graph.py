@@ -57,7 +57,7 @@ class CountingText:
 def build_app(args: AppArgs) -> Application:
     """As `deployments.app.build_app`, with an external store and `CountingText` for text."""
     access = StoreAccess(None, args.store)
-    models = {spec.id: _model(spec, args, access) for spec in args.models}
+    models = {spec.id: _model(spec, access) for spec in args.models}
     gateway = serve.deployment(TenantGateway).options(
         num_replicas=args.gateway.scaling.num_replicas,
         max_ongoing_requests=WAITING_IN_FAIR_QUEUE,
@@ -66,7 +66,7 @@ def build_app(args: AppArgs) -> Application:
     return gateway.bind(args, models, access)
 
 
-def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess) -> Application:
+def _model(spec: ModelSpec, access: StoreAccess) -> Application:
     options: dict[str, Any] = {
         "name": spec.id,
         "max_ongoing_requests": WAITING_IN_FAIR_QUEUE,
@@ -74,8 +74,4 @@ def _model(spec: ModelSpec, args: AppArgs, access: StoreAccess) -> Application:
     }
     if spec.task is Task.TEXT:
         return serve.deployment(CountingText).options(**options).bind(spec)
-    return (
-        serve.deployment(VisionReplica)
-        .options(**options)
-        .bind(spec, access, Threads(1, 1), args.gateway.max_image_pixels)
-    )
+    return serve.deployment(VisionReplica).options(**options).bind(spec, access, Threads(1, 1))

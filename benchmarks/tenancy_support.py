@@ -116,7 +116,8 @@ class Server:
             config["applications"][0]["import_path"] = "benchmarks.tenancy_graph:build_app"
             args["models"].append({"id": TEXT, "task": "text-generation", "source": "none"})
         args["store"] |= {"data_dir": str(self.folder / "data"), "stale_grace_s": grace_s}
-        args["gateway"]["scaling"]["num_replicas"] = gateways
+        (gateway,) = config["applications"][0]["deployments"]
+        gateway["num_replicas"] = gateways
         path = self.folder / "serve_config.yaml"
         path.write_text(yaml.safe_dump(config))
         env = ENVIRONMENT | {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}

@@ -10,21 +10,22 @@ import ray
 from ray import serve
 from ray.serve import Application, Deployment
 
-from deployments.config import AppArgs, GatewayArgs, ModelArgs, ModelSpec, Scaling, Task
+from deployments.config import AppArgs, GatewayArgs, ModelArgs, ModelSpec, Scaling, StoreArgs, Task
 from deployments.environment import is_embedded
 from deployments.serving.cores import Threads
-from deployments.serving.fleet import deployment_name
 from deployments.serving.ingress import TenantGateway
-from deployments.serving.store import EmbeddedStore, StoreAccess
+from deployments.serving.store import ONE_NODE, EmbeddedStore, StoreAccess
 
 WAITING_IN_FAIR_QUEUE = 10_000
 """Serve's router is first in, first out: let everything through, so that requests wait where tenants are told apart."""
+HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 15}
+"""Three checks in a row that fail, or that a stalled loop does not answer, have a replica replaced."""
 
 
 def build_app(args: AppArgs) -> Application:
     """Gateway in front, one deployment per model behind it, and the embedded store where no other is named."""
     embedded: Any = None
-    if is_embedded(args.store):
+    if _embedded(args.store):
         embedded = _deployment(EmbeddedStore, ray_actor_options={"num_cpus": 0.1}).bind(args.store)
     access = StoreAccess(embedded, args.store)
     share, of_replicas = _share_of_gpu(args.models), replace(access, replica=True)
@@ -35,7 +36,7 @@ def build_app(args: AppArgs) -> Application:
 
 def build_model(args: ModelArgs) -> Application:
     """One model as an application: it comes, changes and goes while the gateway and the others answer."""
-    access = StoreAccess(None, args.store, replica=True, elsewhere=is_embedded(args.store))
+    access = StoreAccess(None, args.store, replica=True, elsewhere=_embedded(args.store))
     return _model(args.model, args.gateway, access, _share_of_gpu([args.model]), args.sharing)
 
 
@@ -45,15 +46,18 @@ def _model(
     # Model libraries are imported by the replicas alone; building the graph needs none of them.
     from deployments.serving.replicas import TextReplica, VisionReplica
 
-    threads, scaled = Threads(spec.threads, sharing), _options(gateway, spec.scaling, share_of_gpu)
-    options: dict[str, Any] = {"name": deployment_name(spec.id), "health_check_period_s": 5, **scaled}
-    # The calibrator holds the model a second time; beside a replica that has whole cards it takes what these have free.
-    gpus = options["ray_actor_options"]["num_gpus"]
-    share = gpus if gpus < 1 else 0.0
-    if spec.task is Task.TEXT:
-        return _deployment(TextReplica, **options).bind(spec, access, threads, share)
-    pixels = gateway.max_image_pixels
-    return _deployment(VisionReplica, **options).bind(spec, access, threads, pixels, share)
+    kind = TextReplica if spec.task is Task.TEXT else VisionReplica
+    options = {"name": spec.deployment, **_options(gateway, spec.scaling, share_of_gpu)}
+    return _deployment(kind, **options).bind(spec, access, Threads(spec.threads, sharing))
+
+
+def _embedded(store: StoreArgs) -> bool:
+    """Whether there is a store of the application's own. Raises ValueError where not all nodes could reach it."""
+    if not is_embedded(store):
+        return False
+    if ray.is_initialized() and sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
+        raise ValueError(ONE_NODE)
+    return True
 
 
 def _deployment(kind: type, **options: Any) -> Deployment:
@@ -70,7 +74,10 @@ def _options(gateway: GatewayArgs, scaling: Scaling, share_of_gpu: float) -> dic
         "ray_actor_options": {"num_cpus": scaling.num_cpus, "num_gpus": gpus},
         "max_ongoing_requests": WAITING_IN_FAIR_QUEUE,
         # A replica that is replaced ends what it has begun; Serve's 20 s are less than an answer may take.
-        "graceful_shutdown_timeout_s": gateway.deadline_s,
+        "graceful_shutdown_timeout_s": gateway.drain_s,
+        # Its successor answers first: one replica more at a time, where no whole cards are needed for it.
+        "max_surge_percent": 0 if gpus >= 1 else 1,
+        **HEALTH,
         **replicas,
     }
 

@@ -115,6 +115,9 @@ class ModelSpec(BaseModel):
     )
     max_batch_wait_ms: Annotated[float, Field(ge=0.0, le=1000.0)] = 4.0
     max_queue_per_tenant: Annotated[int, Field(ge=1)] = 256
+    max_step_s: Annotated[float, Field(gt=0.0)] = Field(
+        default=120.0, description="a batch or a step of text that takes longer hangs: its replica is replaced"
+    )
     max_context: Annotated[int, Field(ge=16)] | None = Field(
         default=None, description="text: most tokens of prompt and answer together; None: the model's own limit"
     )
@@ -130,6 +133,11 @@ class ModelSpec(BaseModel):
     )
     scaling: Scaling = Scaling()
 
+    @property
+    def deployment(self) -> str:
+        """What Serve calls the model: it makes file names of that, and an id may hold a slash. None holds a colon."""
+        return self.id.replace("/", ":")
+
     @model_validator(mode="after")
     def _weights_only_for_torchvision(self) -> ModelSpec:
         if not self.source.startswith("torchvision:"):
@@ -141,10 +149,17 @@ class ModelSpec(BaseModel):
         return self
 
 
+def model_of(deployment: str) -> str:
+    """Id of the model that Serve calls so."""
+    return deployment.replace(":", "/")
+
+
 def resolve_path(path: str) -> Path:
-    """A path of the configuration: as it stands, or below the repository where the working folder has none."""
-    here = Path(path).expanduser()
-    return here.resolve() if here.is_absolute() or here.exists() else REPOSITORY / here
+    """A path of the configuration, absolute: a relative one is below the repository, on each node its own.
+
+    Not below the working folder, which of a replica is that of whoever started Ray on its node.
+    """
+    return (REPOSITORY / Path(path).expanduser()).resolve()
 
 
 class StoreArgs(BaseModel):
@@ -167,7 +182,10 @@ class StoreArgs(BaseModel):
         default=None,
         description="file with the secret of receipts; None: the environment's AIM_RECEIPT_SECRET, or the store",
     )
-    data_dir: str = Field(default=".data", description="folder of the embedded server and of the demo keys")
+    data_dir: str = Field(
+        default=".data",
+        description="folder of the embedded server, of the demo keys, and of what gateways hold back in an outage",
+    )
     application: str = Field(
         default="default", description="of a model that is an application: the one that has the embedded store"
     )
@@ -178,9 +196,18 @@ class StoreArgs(BaseModel):
         default=300.0, description="how long known keys are served while the store is away"
     )
 
+    @property
+    def folder(self) -> Path:
+        """`data_dir`, absolute."""
+        return resolve_path(self.data_dir)
 
-class GatewayArgs(BaseModel):
-    """The tenant-policy gateway and its limits."""
+
+DRAIN_S = 600.0
+"""A replica that is replaced has so long to end its answers: the longest deadline that can be set while it runs."""
+
+
+class GatewaySettings(BaseModel):
+    """What a gateway allows: `user_config` of the deployment `TenantGateway` changes it while all goes on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -213,7 +240,17 @@ class GatewayArgs(BaseModel):
     )
     max_image_pixels: Annotated[int, Field(ge=64 * 64)] = 25_000_000
     deadline_s: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="to the whole answer of a request")
+
+
+class GatewayArgs(GatewaySettings):
+    """The tenant-policy gateway as it is built; a change here restarts the application."""
+
     scaling: Scaling = Scaling()
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds that a replica has to end its answers."""
+        return max(self.deadline_s, DRAIN_S)
 
 
 class AppArgs(BaseModel):

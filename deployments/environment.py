@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Protocol
 
-from deployments.config import StoreArgs
+from deployments.config import StoreArgs, resolve_path
 from tenants import installation
 from tenants.seed import ENV_FILE, read_env
 from tenants.store import TenantStore
@@ -50,7 +49,7 @@ def given_noise_secret(args: StoreArgs) -> bytes | None:
 def _given(variable: str, file: str | None) -> bytes | None:
     if value := os.environ.get(variable):
         return value.encode()
-    return Path(file).expanduser().read_bytes().strip() if file else None
+    return resolve_path(file).read_bytes().strip() if file else None
 
 
 def store_url(args: StoreArgs, *, replica: bool = False) -> str:
@@ -61,7 +60,7 @@ def store_url(args: StoreArgs, *, replica: bool = False) -> str:
     """
     own = os.environ.get("AIM_REPLICA_REDIS_URL") if replica else None
     url = own or os.environ.get("REDIS_URL") or args.redis_url
-    demo = read_env(Path(args.data_dir) / ENV_FILE).get("REDIS_URL")
+    demo = read_env(args.folder / ENV_FILE).get("REDIS_URL")
     return args.redis_url if url == demo else url
 
 

@@ -35,8 +35,8 @@ class Models(Protocol):
     def known(self) -> Collection[str]:
         """Ids of all models, ready or not."""
 
-    def starting(self) -> list[str]:
-        """Ids of those that are not ready."""
+    def starting(self, *, own: bool) -> list[str]:
+        """Ids of those that are not ready: of the gateway's own application, or that are applications."""
 
     def model(self, model_id: str) -> Model:
-        """One of the known."""
+        """One of the known, to call it now."""

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from urllib.parse import quote
 
-from deployments.config import GatewayArgs
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Models
 from deployments.gateway.prompts import SHORT, Prompt, Prompts, size
 from deployments.gateway.receipts import Receipts
+from deployments.gateway.settings import Settings
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
 from policies.terms import Focus, Modulation, resolve
@@ -30,7 +30,7 @@ class Gateway:
     """Authenticates, entitles, admits, resolves a `Modulation`, routes to a shared replica, settles.
 
     Args:
-        args: the gateway's settings.
+        settings: what an operator has set.
         models: what it routes to.
         cache: what tenants may do.
         admission: their limits.
@@ -38,9 +38,9 @@ class Gateway:
     """
 
     def __init__(
-        self, args: GatewayArgs, models: Models, cache: EntitlementCache, admission: Admission, receipts: Receipts
+        self, settings: Settings, models: Models, cache: EntitlementCache, admission: Admission, receipts: Receipts
     ) -> None:
-        self.args, self.models = args, models
+        self.settings, self.models = settings, models
         self.cache, self.admission, self.receipts = cache, admission, receipts
         self.prompts = Prompts()
         self._fetching: asyncio.Task[None] | None = None
@@ -110,7 +110,7 @@ class Gateway:
             focus=focus,
         )
         _check_pending(model, modulation)
-        until, lease_s = self._until(context), self.args.deadline_s + 30.0
+        until, lease_s = self._until(context), self.settings.now.deadline_s + 30.0
         lease = self.admission.admit(
             entitlements, model=model.id, images=cost.images, tokens=cost.tokens, lease_s=lease_s
         )
@@ -159,7 +159,7 @@ class Gateway:
     def _until(self, context: RequestContext) -> float:
         """Loop time at which a request's deadline ends. It begins once, when a model is first waited for."""
         if context.until is None:
-            context.until = asyncio.get_running_loop().time() + self.args.deadline_s
+            context.until = asyncio.get_running_loop().time() + self.settings.now.deadline_s
         return context.until
 
     def models_for(self, entitlements: Entitlements) -> list[ModelInfo]:
@@ -167,15 +167,24 @@ class Gateway:
         return [info for info in self.models.infos.values() if entitlements.may_use(info.id)]
 
     def pending(self) -> list[str]:
-        """What is lacking while requests are answered: levels of models that are up, and the signature."""
+        """What is lacking while requests are answered: levels, models of other applications, what was refused."""
         pending = [f"model {info.id}: {info.pending}" for info in self.models.infos.values() if info.pending]
-        return [*pending, *filter(None, [self.receipts.problem])]
+        pending += [f"model {model_id} is starting" for model_id in self.models.starting(own=False)]
+        return [*pending, *filter(None, [self.receipts.problem, self.settings.problem])]
 
     def readiness(self) -> list[str]:
-        """Reasons why this gateway cannot serve every model now; empty when it can."""
-        reasons = [f"model {model_id} is starting" for model_id in self.models.starting()]
+        """Reasons why this gateway cannot serve every model of its own application now; empty when it can."""
+        reasons = [f"model {model_id} is starting" for model_id in self.models.starting(own=True)]
         healthy, reason = self.cache.healthy
         return reasons if healthy else [reason, *reasons]
+
+    def readiness_of(self, model_id: str) -> tuple[list[str], list[str]] | None:
+        """Reasons why one model cannot be served now, and what it does not serve yet; None: there is no such model."""
+        if model_id not in self.models.known():
+            return None
+        if (info := self.models.infos.get(model_id)) is None:
+            return [f"model {model_id} is starting"], []
+        return [], [info.pending] if info.pending else []
 
 
 def _check_pending(model: ModelInfo, modulation: Modulation) -> None:

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from deployments.config import AppArgs
 from deployments.contracts.console import FAILED, MARK
 from deployments.environment import is_embedded, noise_secret, store_url
+from deployments.gateway.settings import checked
 from deployments.launch.first_calls import first_calls
 from policies.errors import Unavailable
 from tenants.records import RecordError
@@ -40,6 +41,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "PYTHONUNBUFFERED": "1",
 }
+GATEWAY = "TenantGateway"
 HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 
@@ -61,7 +63,7 @@ class Plan:
     @property
     def data(self) -> Path:
         """Folder of demo.env, serve.log and serve.pid."""
-        return Path(self.args.store.data_dir)
+        return self.args.store.folder
 
 
 def fail(message: str) -> typer.Exit:
@@ -77,6 +79,7 @@ def read_plan(path: Path) -> Plan:
         application = config["applications"][0]
         http = config.get("http_options") or {}
         args = AppArgs.model_validate(application.get("args") or {})
+        _check_deployments(application.get("deployments") or [], args)
         serves = (config.get("controller_options") or {}).get("runtime_env", {}).get("env_vars", {})
         ha_proxy = {**os.environ, **serves}.get(HA_PROXY) == "1"
         return Plan(path, args, str(http.get("host", "127.0.0.1")), int(http.get("port", 8000)), ha_proxy)
@@ -88,9 +91,20 @@ def read_plan(path: Path) -> Plan:
             typer.echo(f"✗ {path}: applications[0].args.{field}: {detail['msg']}", err=True)
         raise typer.Exit(1) from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise fail(
-            f"{path} is not a Serve configuration with one application: {' '.join(str(error).split())}"
-        ) from None
+        raise fail(f"{path} is not a Serve configuration of this application: {' '.join(str(error).split())}") from None
+
+
+def _check_deployments(entries: list[dict[str, Any]], args: AppArgs) -> None:
+    """Raises ValueError: one is of no deployment, or the gateway's settings cannot be."""
+    known = [GATEWAY, *(spec.deployment for spec in args.models)]
+    for entry in entries:
+        if entry["name"] not in known:
+            raise ValueError(f"deployments: there is no '{entry['name']}'; there are {', '.join(known)}")
+        if entry["name"] == GATEWAY:
+            try:
+                checked(args.gateway, entry.get("user_config") or {})
+            except ValueError as error:
+                raise ValueError(f"deployments.{GATEWAY}.user_config.{error}") from None
 
 
 @app.command()

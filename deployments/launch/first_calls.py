@@ -18,7 +18,7 @@ curl {base}/models/{model} -H "Authorization: Bearer ${key}" --data-binary @{pic
 
 def first_calls(args: AppArgs, base_url: str) -> str:
     """What to paste into a shell."""
-    env_file = Path(args.store.data_dir) / ENV_FILE
+    env_file = args.store.folder / ENV_FILE
     keys = {name: value for name, value in read_env(env_file).items() if name.endswith("_KEY")}
     if store_url(args.store) != "embedded" or not keys:
         return (

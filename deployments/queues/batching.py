@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -41,6 +42,7 @@ class FairBatcher(Generic[Item, Result]):
         self._wait_s = max_wait_ms / 1000.0
         self._queue: FairQueue[tuple[Item, asyncio.Future[Result]]] = FairQueue(queue_bound)
         self._arrived = asyncio.Event()
+        self._began: float | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
         self._loop = asyncio.create_task(self._batches(), name="fair-batcher")
 
@@ -61,10 +63,16 @@ class FairBatcher(Generic[Item, Result]):
             self._queue.discard(number)
             raise
 
-    def check(self) -> None:
-        """Raises RuntimeError where the loop has ended, so that nothing would ever be answered."""
+    def check(self, most_s: float) -> None:
+        """Raises RuntimeError where nothing is answered: the loop has ended, or a batch takes longer than that."""
         if self._loop.done():
             raise RuntimeError("the batching loop has ended")
+        if self._began is not None and time.monotonic() - self._began > most_s:
+            raise RuntimeError(f"a batch has not ended for {most_s:g} s")
+
+    async def alone(self, call: Callable[[], object]) -> None:
+        """Call something in the thread, between batches. Raises what it does."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -99,7 +107,7 @@ class FairBatcher(Generic[Item, Result]):
     async def _answer(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         loop, items = asyncio.get_running_loop(), [item for item, _ in batch]
         try:
-            results = await loop.run_in_executor(self._thread, self._run, items)
+            results = await loop.run_in_executor(self._thread, self._timed, items)
             answered = list(zip(batch, results, strict=True))
         except Exception as error:
             for entry in batch:
@@ -111,3 +119,10 @@ class FairBatcher(Generic[Item, Result]):
         for (_, future), result in answered:
             if not future.done():
                 future.set_result(result)
+
+    def _timed(self, items: list[Item]) -> Sequence[Result]:
+        self._began = time.monotonic()
+        try:
+            return self._run(items)
+        finally:
+            self._began = None

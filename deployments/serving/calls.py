@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 from grpc.aio import AioRpcError
@@ -30,14 +31,21 @@ class RemoteModel:
 
 
 async def call_replica(handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float) -> Any:
-    """Call `method` on a replica.
+    """Call `method` on a replica, and where that dies meanwhile once more on another: an answer changes nothing.
 
     Args:
         deadline: loop time in seconds after which the call is cancelled.
 
     Raises:
-        ServiceError: the replica's own, unchanged; DeadlineExceeded; Unavailable where the replica died.
+        ServiceError: the replica's own, unchanged; DeadlineExceeded; Unavailable where replicas died.
     """
+    try:
+        return await _call(handle, method, *args, deadline=deadline)
+    except ReplicaAway:
+        return await _call(handle, method, *args, deadline=deadline)
+
+
+async def _call(handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float) -> Any:
     response = getattr(handle, method).remote(*args)
     try:
         return await _until(deadline, response)
@@ -48,7 +56,26 @@ async def call_replica(handle: DeploymentHandle[Any], method: str, *args: Any, d
 async def stream_replica(
     handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float
 ) -> AsyncGenerator[Any]:
-    """Stream from `method` on a replica; as `call_replica`, and closing the iterator cancels the replica's work."""
+    """Stream from `method` on a replica; as `call_replica`, and closing the iterator cancels the replica's work.
+
+    It is begun anew on another replica only where nothing has come yet.
+    """
+    begun = False
+    try:
+        async with aclosing(_stream(handle, method, *args, deadline=deadline)) as items:
+            async for item in items:
+                begun = True
+                yield item
+            return
+    except ReplicaAway:
+        if begun:
+            raise
+    async with aclosing(_stream(handle, method, *args, deadline=deadline)) as items:
+        async for item in items:
+            yield item
+
+
+async def _stream(handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
     response = getattr(handle.options(stream=True), method).remote(*args)
     try:
         while True:
@@ -82,8 +109,12 @@ async def _until(deadline: float, answer: Awaitable[Any]) -> Any:
         _raise_domain_error(error)
 
 
-def _away() -> Unavailable:
-    return Unavailable("The model's replica is restarting; try again.", retry_after=2, code="replica_away")
+class ReplicaAway(Unavailable):
+    """A replica has died, or was ended before it had answered."""
+
+
+def _away() -> ReplicaAway:
+    return ReplicaAway("The model's replica is restarting; try again.", retry_after=2, code="replica_away")
 
 
 def _raise_domain_error(error: Exception) -> NoReturn:

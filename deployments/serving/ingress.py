@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,6 +15,7 @@ from deployments.environment import Access
 from deployments.gateway.api.api import build_api
 from deployments.gateway.receipts import Receipts
 from deployments.gateway.service import Gateway
+from deployments.gateway.settings import Settings
 from deployments.serving.fleet import Fleet, applications, in_replica
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
@@ -42,17 +42,20 @@ class TenantGateway:
         grace = args.store.stale_grace_s
         self.cache = EntitlementCache(self.store, ttl_s=args.store.cache_ttl_s, stale_grace_s=grace)
         await self.cache.start()
-        held = Path(args.store.data_dir) / "held"
-        self.admission = Admission(self.store, stale_grace_s=grace, held_dir=held.resolve())
+        self.admission = Admission(self.store, stale_grace_s=grace, held_dir=args.store.folder / "held")
         await self.admission.start()
         self.receipts = await Receipts.start(lambda: access.receipt_secret(self.store))
-        self.service = Gateway(args.gateway, self.fleet, self.cache, self.admission, self.receipts)
+        self.service = Gateway(Settings(args.gateway), self.fleet, self.cache, self.admission, self.receipts)
         self.service.start()
-        self.fleet.start()
+        await self.fleet.start()
         _freeze_heap()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self.service)
+
+    def reconfigure(self, user_config: dict[str, Any] | None, rank: object = None) -> None:
+        """Called by Serve at the start and at each change of `user_config`; for its `rank` also where there is none."""
+        self.service.settings.change(user_config)
 
     async def __del__(self) -> None:
         """Called by Serve at shutdown: what is not settled yet is."""

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+import ray
 import torch
 from ray import serve
 
@@ -26,6 +27,7 @@ from deployments.queues.fair_pool import FairPool
 from deployments.serving.cores import Threads, usable_cores
 from deployments.serving.metrics import LevelMetrics
 from deployments.serving.store import StoreAccess
+from deployments.serving.vitals import Vitals
 from deployments.upkeep.keeper import Keeper
 from policies.terms import Modulation, Share
 
@@ -48,12 +50,14 @@ class Replica:
         spec: ModelSpec,
         access: StoreAccess,
         threads: int,
-        gpu_share: float,
         **of_text: Any,
     ) -> None:
         """Put the stored calibration in place, and keep it and the audit up to date from now on."""
         replica = serve.get_replica_context().replica_id.unique_id
-        self._keeper = await Keeper.start(engine, spec, access, replica=replica, threads=threads, gpu_share=gpu_share)
+        # The calibrator holds the model a second time: as large a share again, or what whole cards have free.
+        self._keeper = await Keeper.start(
+            engine, spec, access, replica=replica, threads=threads, gpu_share=_gpu_share()
+        )
         if not engine.calibrated:
             announce(spec.id, "level 1.0 is served; lower levels are about to be solved")
         classes = None if spec.task is Task.TEXT else tuple(getattr(engine, "classes", ()))
@@ -92,6 +96,12 @@ def _device(threads: int) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _gpu_share() -> float:
+    """The share of one card that Ray has given this replica; 0: whole cards, or none."""
+    given: float = ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0)
+    return given if given < 1 else 0.0
+
+
 class VisionReplica(Replica):
     """A shared image classifier or segmenter.
 
@@ -99,27 +109,30 @@ class VisionReplica(Replica):
         spec: the model.
         access: how to find the store; requests never wait for it.
         threads: how many CPU threads a forward has where this replica runs.
-        max_pixels: largest image decoded, in pixels.
-        gpu_share: share of a card's memory that the model's calibrator may take; 0: all that is free.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, spec: ModelSpec, access: StoreAccess, threads: Threads, max_pixels: int, gpu_share: float = 0.0
+        self, spec: ModelSpec, access: StoreAccess, threads: Threads
     ) -> None:
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
             self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(
                 kind.load, spec, _device(threads.count())
             )
-            await self.start(self.engine, spec, access, threads.count(), gpu_share)
-        self._pictures = Pipeline(self.engine, max_pixels, usable_cores())
+            await self.start(self.engine, spec, access, threads.count())
+        self._pictures = Pipeline(self.engine, usable_cores())
+        self._most_s, self._vitals = spec.max_step_s, Vitals(self.engine.trial)
 
-    async def predict(self, data: bytes, top_k: int | None, form: str, modulation: Modulation, share: Share) -> Any:
+    async def predict(
+        self, data: bytes, top_k: int | None, form: str, max_pixels: int, modulation: Modulation, share: Share
+    ) -> Any:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
 
         Args:
-            top_k: most labels of a classification.
+            data: the image file.
+            top_k: of a classification, most labels; None: as many as the terms disclose.
             form: of a segmentation, `masks` or `labelmap`.
+            max_pixels: largest image that is decoded.
 
         Raises:
             InvalidRequest: not an image, or a focus on an unknown class.
@@ -130,16 +143,22 @@ class VisionReplica(Replica):
 
         with self._pictures.under_way.hold(share.flow, len(data)):
             await asyncio.gather(*map(asyncio.wrap_future, held))
-            size, item = await self._pictures.logits(data, modulation, share)
-            if isinstance(self.engine, ImageClassifier):
-                return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
-            if form == "labelmap":
-                return (await asyncio.to_thread(self.engine.label_map, item, modulation, size)).to_json()
-            return [part.to_json() for part in await asyncio.to_thread(self.engine.answer, item, modulation, size)]
+            with self._vitals.watched():
+                size, item = await self._pictures.logits(data, max_pixels, modulation, share)
+                if isinstance(self.engine, ImageClassifier):
+                    return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
+                if form == "labelmap":
+                    return (await asyncio.to_thread(self.engine.label_map, item, modulation, size)).to_json()
+                return [part.to_json() for part in await asyncio.to_thread(self.engine.answer, item, modulation, size)]
 
     async def check_health(self) -> None:
-        """Called by Serve every few seconds; also the clock of the audit's export."""
-        self._pictures.batcher.check()
+        """Called by Serve every few seconds; also the clock of the audit's export.
+
+        Raises:
+            RuntimeError: forwards fail or hang, or a task of the replica has ended.
+        """
+        self._pictures.batcher.check(self._most_s)
+        await self._vitals.check(self._pictures.batcher.alone)
         self.check_and_export()
 
 
@@ -150,22 +169,22 @@ class TextReplica(Replica):
         spec: the model.
         access: how to find the store; requests never wait for it.
         threads: how many CPU threads a forward has where this replica runs.
-        gpu_share: share of a card's memory that the replica may take, and again its calibrator; 0: all that is free.
     """
 
     engine: Generator
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, spec: ModelSpec, access: StoreAccess, threads: Threads, gpu_share: float = 0.0
+        self, spec: ModelSpec, access: StoreAccess, threads: Threads
     ) -> None:
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
-            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), gpu_share, say)
+            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), _gpu_share(), say)
             model = self.engine.language_model
             form, characters, _ = await asyncio.to_thread(lambda: (model.form, model.characters, model.encoder))
             of_text = {"context": self.engine.context, "form": form and form.digest, "characters": characters}
             of_text["tools"] = self.engine.tools
-            await self.start(self.engine, spec, access, threads.count(), gpu_share, **of_text)
+            await self.start(self.engine, spec, access, threads.count(), **of_text)
+        self._most_s = spec.max_step_s
         # What is encoded is not admitted yet: it gets a thread, and each tenant its part of it.
         self._encoding: FairPool[Conversation | Texts, tuple[str, list[list[int]]]] = FairPool(
             lambda prompt: model.encoder.prompts(prompt), workers=1, queue_bound=ENCODED_AT_ONCE
@@ -201,8 +220,8 @@ class TextReplica(Replica):
         return prompts
 
     async def check_health(self) -> None:
-        """Raises where the engine's loop has stopped, so that Serve restarts the replica."""
-        self.engine.healthy()
+        """Raises where the engine's loop has stopped or hangs, so that Serve replaces the replica."""
+        self.engine.healthy(self._most_s)
         self.check_and_export()
 
     def __del__(self) -> None:

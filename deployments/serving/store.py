@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -26,28 +27,36 @@ logger = logging.getLogger("deployments.serving.store")
 
 STARTUP_PATIENCE_S = 600.0
 STARTUP_PAUSE_S = 0.5
+ONE_NODE = (
+    "redis_url: embedded is a store for one machine, but this cluster has several nodes; name a store that all of them"
+    ' reach, in REDIS_URL or store.redis_url (docs/operations.md, "Several nodes")'
+)
 
 
 class EmbeddedStore:
     """Owns a Valkey server on loopback, with its data under `data_dir`, seeded once with secrets and demo tenants."""
 
     async def __init__(self, args: StoreArgs) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._valkey = await asyncio.to_thread(EmbeddedValkey, args.data_dir)
+        self._valkey = await asyncio.to_thread(EmbeddedValkey, args.folder)
         async with await TenantStore.connect(self._valkey.url) as store:
             try:
                 await installation.create_secrets(
                     store, outside=environment.given_noise_secret(args) is not None, who="seed"
                 )
             except (AdminError, OSError) as error:
-                announce("store", f"{FAILED} {error} Add `--embedded {args.data_dir}` to the command.")
+                announce("store", f"{FAILED} {error} Add `--embedded {args.folder}` to the command.")
                 raise
-            demo = await seed_demo(store, args.data_dir, args.public_url)
+            demo = await seed_demo(store, args.folder, args.public_url)
         # Printed from a worker, so Ray logs it: the place of the keys, never the keys.
         announce("store", f"embedded Valkey is up; demo keys are in {demo}")
 
     async def check_health(self) -> None:
         """Starts the server again where it has died: Serve itself sees this process only."""
         await asyncio.to_thread(self._valkey.start)
+
+    def node(self) -> str:
+        """Id of the Ray node on whose loopback the server listens."""
+        return own_node()
 
     def url(self, user: str) -> str:
         """The server's URL for `gateway` or `replica`. A secret: it travels by handle, never in arguments, which Ray
@@ -79,13 +88,16 @@ class StoreAccess:
         """A connection to the store; waits for one that is away, so that Serve gives a new replica no requests.
 
         Raises:
-            ValueError: the URL is malformed.
+            ValueError: the URL is malformed, or the embedded store is on another node.
             Unavailable: it has not answered for `STARTUP_PATIENCE_S`.
         """
         until = time.monotonic() + STARTUP_PATIENCE_S
         while True:
             try:
                 return await self._connect()
+            except ValueError as error:
+                announce("store", f"{FAILED} {error}")
+                raise
             except Unavailable:
                 if time.monotonic() > until:
                     raise
@@ -96,6 +108,9 @@ class StoreAccess:
         if self.embedded is None and not self.elsewhere:
             return await TenantStore.connect(environment.store_url(self.args, replica=self.replica))
         embedded: Any = self.embedded or _of_application(self.args.application)
+
+        if await embedded.node.remote() != own_node():
+            raise ValueError(ONE_NODE)
 
         async def locate() -> str:
             # A restarted server may find its port taken, and then listens on another.
@@ -119,3 +134,9 @@ def _of_application(name: str) -> DeploymentHandle[Any]:
         return serve.get_deployment_handle(EmbeddedStore.__name__, app_name=name)
     except RayServeException as error:
         raise Unavailable(f"The application '{name}' has no embedded store: {error}", retry_after=1) from None
+
+
+def own_node() -> str:
+    """Id of the Ray node that this process runs on."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node

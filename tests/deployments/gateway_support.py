@@ -37,6 +37,7 @@ class Scripted:
     def __init__(self, answer: Callable[..., Any] = lambda *_: [], pieces: Sequence[Any] = ()) -> None:
         self.infos: dict[str, ModelInfo] = {}
         self.waking: list[str] = []
+        self.visiting: list[str] = []
         self.deadlines: list[float] = []
         self._answer, self._pieces = answer, pieces
 
@@ -45,10 +46,10 @@ class Scripted:
         self.infos[info.id] = info
 
     def known(self) -> Collection[str]:
-        return [*self.infos, *self.waking]
+        return [*self.infos, *self.waking, *self.visiting]
 
-    def starting(self) -> list[str]:
-        return self.waking
+    def starting(self, *, own: bool) -> list[str]:
+        return self.waking if own else self.visiting
 
     def model(self, model_id: str) -> Scripted:
         return self

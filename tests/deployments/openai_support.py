@@ -10,6 +10,7 @@ from typing import Any
 
 from deployments.config import GatewayArgs, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta, TokenLogprob
+from deployments.gateway.settings import Settings
 from policies.errors import Unavailable
 from policies.terms import Share, Tier
 
@@ -25,7 +26,7 @@ class Script:
     """A gateway and its engine in one: says `Hello <index>`, or what it is given, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.args = GatewayArgs()
+        self.settings = Settings(GatewayArgs())
         self.tier = Tier(name="gold", utility=1.0)
         self.costs: list[int] = []
         self.asked: list[tuple[Any, dict[str, Any]]] = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from deployments.config import REPOSITORY, AppArgs, ModelArgs, ModelSpec, resolve_path
+from deployments.config import REPOSITORY, AppArgs, ModelArgs, ModelSpec, StoreArgs, resolve_path
 from deployments.serving.fleet import PREFIX
 
 MODEL = {"id": "m", "task": "image-classification", "source": "torchvision:resnet18"}
@@ -33,7 +34,7 @@ def test_the_example_of_models_as_applications_is_valid_and_the_same_server() ->
         args = ModelArgs.model_validate(application["args"])
         assert application["name"] == PREFIX + args.model.id and application["route_prefix"] is None
         assert application["import_path"] == "deployments.app:build_model"
-        assert (args.store, args.gateway) == (own.store, own.gateway)
+        assert args.store == own.store
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,14 @@ def test_a_mistake_is_named(change: dict[str, Any], field: tuple[str | int, ...]
     assert says in detail["msg"]
 
 
-def test_paths_fall_back_to_the_repository() -> None:
-    assert resolve_path("models/resnet18-cifar10").is_dir()
+def test_paths_do_not_depend_on_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "resnet18-cifar10").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_path("models/resnet18-cifar10") == REPOSITORY / "models" / "resnet18-cifar10"
     assert resolve_path("/somewhere/else").as_posix() == "/somewhere/else"
+    assert resolve_path("~/models") == Path.home() / "models"
+    assert StoreArgs().folder == REPOSITORY / ".data"
+    assert StoreArgs(data_dir=str(tmp_path)).folder == tmp_path
 
 
 def test_a_specification_is_frozen() -> None:

@@ -1,4 +1,4 @@
-"""The whole application, started once as `make serve` starts it: real Ray Serve, HAProxy, Valkey and default models."""
+"""The whole application, started once by a bare `serve run`: real Ray Serve, HAProxy, Valkey and default models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from tenants.seed import read_env
 SHARED = REPOSITORY.parent / "shared" / "data"
 CLASSIFIER, SEGMENTER, TEXT = "resnet18-cifar10", "segformer-b0-camvid", "smollm2-135m-instruct"
 START_TIMEOUT_S = 600.0
+SERVE_RUN = (str(Path(sys.executable).parent / "serve"), "run")
+MAKE_SERVE = (sys.executable, "-m", "deployments.launch", "serve")
 NOISE_SECRET = "the noise secret of the end-to-end tests"
 """One fixed draw: what a level delivers scatters over secrets (benchmarks/RESULTS.md), and a test must not."""
 
@@ -55,16 +57,21 @@ class Application:
     met: dict[str, tuple[int, Any]] = field(default_factory=dict)
     """What was answered while `/readyz` said `partial`: status, and body or error code."""
 
-    def start(self) -> None:
-        """Start and wait until every model answers, at every level."""
-        command = [sys.executable, "-m", "deployments.launch", "serve", str(self.config)]
-        with (self.data.parent / "launch.log").open("ab") as log:
-            # A shell that has read a demo.env must not make the tests use the store of that installation.
-            env = {
-                k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "AIM_REPLICA_REDIS_URL", "RAY_ADDRESS")
-            }
-            env["AIM_NOISE_SECRET"] = NOISE_SECRET
-            self.process = subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=log, stderr=subprocess.STDOUT)
+    def start(self, command: Sequence[str] = SERVE_RUN) -> None:
+        """Start and wait until every model answers, at every level.
+
+        Args:
+            command: takes the configuration as its last word.
+        """
+        # A bare shell: nothing that Serve, Ray or the application reads, but the noise that the tests are made for.
+        env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        env |= {"AIM_NOISE_SECRET": NOISE_SECRET, "PYTHONPATH": str(REPOSITORY)}
+        # Of a test run in the background SIGINT is ignored, which the child would inherit and then never end in order.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with self.console.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, str(self.config)], cwd=REPOSITORY, env=env, stdout=log, stderr=subprocess.STDOUT
+            )
         until = time.monotonic() + START_TIMEOUT_S
         while True:
             if self.process.poll() is not None or time.monotonic() > until:
@@ -90,9 +97,14 @@ class Application:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(timeout=120)
 
-    def output(self) -> str:
+    @property
+    def console(self) -> Path:
         """What the person at the console saw."""
-        return (self.data.parent / "launch.log").read_text()
+        return self.data.parent / "console.log"
+
+    def output(self) -> str:
+        """What is in `console`."""
+        return self.console.read_text()
 
     def readiness(self) -> dict[str, Any]:
         """What /readyz says; nothing where nobody answers."""

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.conftest import CLASSIFIER, NOISE_SECRET, SEGMENTER, TEXT, Application
+from tests.e2e.conftest import CLASSIFIER, MAKE_SERVE, NOISE_SECRET, SEGMENTER, TEXT, Application
 from tests.e2e.test_same_answer import TIERS, ask, same
 
 
@@ -82,13 +82,18 @@ def answers(app: Application, ship: bytes, street: bytes) -> dict[tuple[str, str
     return {(tier, model): ask(app, tier, model, pictures[model]) for tier in TIERS for model in pictures}
 
 
-def test_a_restart_changes_no_answer_and_keeps_every_key(
+def test_a_restart_by_make_serve_changes_no_answer_keeps_every_key_and_says_how_to_call(
     app: Application, answers: dict[tuple[str, str], Any], ship: bytes, street: bytes
 ) -> None:
-    before = dict(app.env)
+    before, shown = dict(app.env), app.output()
+    assert not any(app.key(tier) in shown for tier in TIERS)
     app.stop()
     assert app.readiness().get("status") != "ok"
-    app.start()
+    app.start(MAKE_SERVE)
+    said = app.output().removeprefix(shown)
+    assert all(f"{tier.upper()}_KEY={app.key(tier)}" in said for tier in TIERS)
+    assert all(f"{app.base_url}/{path}" in said for path in ("v1/chat/completions", f"models/{CLASSIFIER}"))
+    assert (app.data / "serve.log").stat().st_size
     assert {k: v for k, v in app.env.items() if k.endswith("_KEY")} == {
         k: v for k, v in before.items() if k.endswith("_KEY")
     }
@@ -105,7 +110,7 @@ def test_no_secret_is_in_any_output(app: Application) -> None:
     assert app.created
     logs = [
         app.data / "serve.log",
-        app.data.parent / "launch.log",
+        app.console,
         *(app.data / "held").glob("*"),
         *Path("/tmp/ray/session_latest/logs").rglob("*"),
     ]
@@ -113,7 +118,7 @@ def test_no_secret_is_in_any_output(app: Application) -> None:
         if log.is_file():
             text = log.read_text(errors="replace")
             # What `make serve` shows a person on the console are the demo keys, and nothing else.
-            shown = app.env.values() if log.name == "launch.log" else ()
+            shown = app.env.values() if log == app.console else ()
             assert not any(secret in text for secret in secrets if secret not in shown), log
     # What the command prints: a key only where it is made.
     for words in (["list"], ["export"], ["audit", "--json"], ["check"], ["key", "list", "demo-gold", "--json"]):

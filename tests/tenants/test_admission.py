@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 
@@ -191,3 +192,27 @@ async def test_the_headers_and_what_is_left_speak_of_the_tighter_limit(admission
         assert (fields["x-ratelimit-limit-requests"], fields["x-ratelimit-remaining-requests"]) == ("4", "3")
         assert (fields["x-ratelimit-limit-tokens"], fields["x-ratelimit-remaining-tokens"]) == ("100", "70")
         assert await admission.remaining(own) == {"rpm": 3, "tpm": 70, "concurrency": 1}
+
+
+async def test_what_this_process_alone_has_used_up_is_refused_unasked_and_nothing_that_the_store_might_admit(
+    admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_rate, by_tokens, by_key = tenant("a", rpm=2), tenant("b", tpm=100), tenant("c", rpm=9, key={"rpm": 1})
+    at_once = tenant("d", concurrency=1)
+    for own, request in ((by_rate, {}), (by_rate, {}), (by_tokens, {"tokens": 90}), (by_key, {})):
+        admission.check_rate(own)
+        assert await attempt(admission, own, **request)
+    monkeypatch.setattr(admission, "ask", None)
+    for own in (by_rate, by_key):
+        with pytest.raises(LimitExceeded) as refused:
+            admission.check_rate(own)
+        assert refused.value.code == "rate_limit_exceeded" and 0 < refused.value.retry_after <= 61
+    admission.check_rate(by_tokens)  # of what was reserved, some may have been given back
+    monkeypatch.undo()
+    async with admission.admit(at_once, model=MODEL):
+        with pytest.raises(LimitExceeded, match="at a time"):
+            admission.check_rate(at_once)
+    admission.check_rate(at_once)
+    now = time.monotonic()
+    monkeypatch.setattr("tenants.local.time.monotonic", lambda: now + 60.0)
+    admission.check_rate(by_rate)  # the store's seconds begin at other times: it may have forgotten the first already

@@ -168,6 +168,17 @@ class VisionEngine(CalibratedEngine):
                 answers |= dict(zip(group, modulated, strict=True))
         return [answers[i] for i in range(len(pixels))]
 
+    @torch.inference_mode()
+    def trial(self) -> None:
+        """Have the model answer a grey picture, and read the answer back. Raises what the device raises."""
+        blank = self._preprocess(Image.new("RGB", (64, 64), "grey"))[None].to(self.device, self.dtype)
+        with self._forward_lock:
+            if self._head is not None:
+                self._head.write_all([Setting()])
+            self._run(blank).float().sum().item()
+            if self._head is not None:
+                self._head.last = self._head.seen = None
+
     def _parts(self, shapes: Mapping[tuple[int, ...], list[int]]) -> Iterator[list[int]]:
         """Pictures of one shape that run together: no more pixels than a full batch of square ones has."""
         for shape, group in shapes.items():

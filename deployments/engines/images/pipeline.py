@@ -24,6 +24,8 @@ AHEAD_BYTES = 256 * 2**20
 WAITING_BYTES = 128 * 2**20
 """Of one tenant's encoded pictures."""
 _S_PER_PIXEL = 1.5e-8
+Picture = tuple[bytes, int]
+"""A file, and the most pixels that are decoded of it."""
 Decoded = tuple[tuple[int, int], Tensor]
 """A picture's (height, width), and its pixels as the model takes them."""
 
@@ -33,7 +35,6 @@ class Pipeline:
 
     Args:
         engine: it belongs to the pipeline's thread while that runs.
-        max_pixels: largest picture decoded.
         cores: that there are to decode with.
 
     Attributes:
@@ -41,16 +42,16 @@ class Pipeline:
         room: what is decoded.
     """
 
-    def __init__(self, engine: VisionEngine, max_pixels: int, cores: int) -> None:
+    def __init__(self, engine: VisionEngine, cores: int) -> None:
         spec = engine.spec
-        self._engine, self._max_pixels = engine, max_pixels
+        self._engine = engine
         self.under_way = FlowBound(spec.max_queue_per_tenant, WAITING_BYTES)
         self.room = Room(AHEAD * spec.max_batch_size, AHEAD_BYTES)
-        self._decoding: FairPool[bytes, Decoded] = FairPool(
+        self._decoding: FairPool[Picture, Decoded] = FairPool(
             self._decoded,
             workers=min(MOST_DECODED_AT_ONCE, cores),
             queue_bound=spec.max_queue_per_tenant,
-            cost=lambda data: pixels(data) * _S_PER_PIXEL,
+            cost=lambda picture: pixels(picture[0]) * _S_PER_PIXEL,
             room=self.room,
             size=lambda decoded: decoded[1].nbytes,
         )
@@ -61,15 +62,17 @@ class Pipeline:
             queue_bound=spec.max_queue_per_tenant,
         )
 
-    async def logits(self, data: bytes, modulation: Modulation, share: Share) -> tuple[tuple[int, int], ItemLogits]:
+    async def logits(
+        self, data: bytes, max_pixels: int, modulation: Modulation, share: Share
+    ) -> tuple[tuple[int, int], ItemLogits]:
         """A picture's (height, width), and its logits at a tenant's terms.
 
         Raises:
             InvalidRequest: not a picture.
-            PayloadTooLarge: one of too many pixels.
+            PayloadTooLarge: one of more pixels than that.
             Unavailable: this tenant has too many under way.
         """
-        async with self._decoding.lent(data, share) as (size, image):
+        async with self._decoding.lent((data, max_pixels), share) as (size, image):
             return size, await self.batcher.submit((image, modulation, share.flow), share)
 
     async def aclose(self) -> None:
@@ -77,8 +80,8 @@ class Pipeline:
         self._decoding.close()
         await self.batcher.aclose()
 
-    def _decoded(self, data: bytes) -> Decoded:
-        image = decode_image(data, self._max_pixels)
+    def _decoded(self, picture: Picture) -> Decoded:
+        image = decode_image(*picture)
         return (image.height, image.width), self._engine.preprocess(image)
 
     def _forward(self, items: list[tuple[Tensor, Modulation, str]]) -> Sequence[ItemLogits]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
@@ -18,7 +20,7 @@ from deployments.engines.text.loading.language_models import LanguageModel
 from deployments.engines.text.prefix_sharing import salted_id
 from deployments.engines.text.request import Progress, Request
 from deployments.engines.text.sampling import SamplingParams, seed_key
-from deployments.engines.text.scheduler import CPU_CACHE_GIB, cache_pages, start_manager
+from deployments.engines.text.scheduler import CPU_CACHE_GIB, FairScheduler, cache_pages, start_manager
 from deployments.engines.text.seat import Seat
 from deployments.engines.text.seats import Seats
 from deployments.engines.text.token_shares import TokenShares
@@ -76,6 +78,7 @@ class TextEngine:
             on_read=self._read_in_engine,
             on_cancelled=self._cancelled_in_engine,
         )
+        self._scheduler: FairScheduler = self._manager.batch_processor.scheduler
         self.line = WaitingLine[Request](shares, bound=spec.max_queue_per_tenant, rows=rows, pages=pages)
 
     @property
@@ -150,14 +153,15 @@ class TextEngine:
         error: BaseException | None = self._manager.background_thread_status.fatal_error
         return error
 
-    def healthy(self) -> None:
-        """Check that the engine's loop runs.
+    def healthy(self, most_s: float = math.inf) -> None:
+        """Check that the engine's loop runs, and has come by within so many seconds.
 
         Raises:
             Unavailable: it does not; only a new replica helps.
         """
-        status = self._manager.background_thread_status
-        if self._closed or not self._manager.is_running() or status.fatal_error is not None:
+        status, beat = self._manager.background_thread_status, self._scheduler.beat
+        hangs = beat is not None and time.monotonic() - beat > most_s
+        if self._closed or not self._manager.is_running() or status.fatal_error is not None or hangs:
             raise _stopped()
 
     def close(self) -> None:

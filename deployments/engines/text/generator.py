@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -239,13 +240,13 @@ class Generator(CalibratedEngine):
                 if reason is not None:
                     return
 
-    def healthy(self) -> None:
-        """Check that the engine's loop runs.
+    def healthy(self, most_s: float = math.inf) -> None:
+        """Check that the engine's loop runs, and has come by within so many seconds.
 
         Raises:
             Unavailable: it does not; only a new replica helps.
         """
-        self.engine.healthy()
+        self.engine.healthy(most_s)
 
     def close(self) -> None:
         """Stop the engine for good; what is running or waiting fails as unavailable."""

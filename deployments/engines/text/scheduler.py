@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,8 @@ class FairScheduler(FIFOScheduler):
     on_read: Callable[[str, int, int], None] | None = None
     on_cancelled: Callable[[str], None] | None = None
     shares: TokenShares
+    beat: float | None = None
+    """Monotonic time at which the engine's loop came by last; idle it does so ten times a second."""
 
     def reset(self) -> None:
         """Forget everything, as the base class does."""
@@ -92,6 +95,7 @@ class FairScheduler(FIFOScheduler):
 
     def clear_cancelled_requests(self) -> list[RequestState]:
         """Drop cancelled requests, as the base class does."""
+        self.beat = time.monotonic()
         with self._cancellation_lock:
             asked = set(self._requests_to_cancel)
         states: list[RequestState] = super().clear_cancelled_requests()

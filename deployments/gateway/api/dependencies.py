@@ -36,7 +36,7 @@ class KeyedRoute(APIRoute):
             gateway, intake = request.app.state.gateway, request.app.state.intake
             context = request.state.context
             own = await gateway.authenticate(context, _api_key(request))
-            read = Leniency(strict=gateway.args.strict)
+            read = Leniency(strict=gateway.settings.now.strict)
             leniency.set(read)
             with intake.charged(own.tenant):
                 async with intake.read(request, own.tenant):

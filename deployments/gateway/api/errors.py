@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,8 +11,6 @@ from starlette.exceptions import HTTPException
 
 from deployments.gateway.api.tolerance import UNSUPPORTED
 from policies import errors
-
-logger = logging.getLogger("deployments.gateway.api")
 
 STATUS: dict[type[errors.ServiceError], tuple[int, str]] = {
     errors.InvalidRequest: (400, "invalid_request_error"),
@@ -107,9 +104,3 @@ def install(app: FastAPI) -> None:
             message = str(error.detail)
         body = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
         return JSONResponse({"error": body}, status_code=error.status_code, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-        logger.exception("request failed: %s %s", request.method, request.url.path)
-        body = {"message": "The server failed on this request.", "type": "server_error", "param": None, "code": None}
-        return JSONResponse({"error": body}, status_code=500)

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deployments.config import GatewayArgs, Task
+from deployments.config import GatewaySettings, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
 from deployments.contracts.grammar import Grammar
 from deployments.contracts.text_rules import beyond_context, check_context, check_text_disclosure, probes_of
@@ -57,16 +57,17 @@ async def generate(
     """One way for chat and completion: check, admit, generate, and answer as a whole or as events."""
     info = gateway.entitle(context.caller, model_id)
     _check_terms(context.caller, info, body, asked)
-    _check_length(info, asked, gateway.args)
+    settings = gateway.settings.now
+    _check_length(info, asked, settings)
     prompts = await gateway.encode(context, info, asked.prompt)
-    most = [_most(info, asked, len(ids), gateway.args) for ids in prompts]
+    most = [_most(info, asked, len(ids), settings) for ids in prompts]
     cost = Cost(tokens=sum(len(ids) + body.n * tokens for ids, tokens in zip(prompts, most, strict=True)))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
             gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus)
         )
-        params = body.params(asked.max_tokens or gateway.args.default_max_tokens, asked.logprobs, asked.grammar)
+        params = body.params(asked.max_tokens or settings.default_max_tokens, asked.logprobs, asked.grammar)
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompts, asked.field, params, tally)))
         # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
         first = await anext(deltas)
@@ -76,16 +77,16 @@ async def generate(
     return JSONResponse(asked.shape.whole(pieces, tally))
 
 
-def _most(info: ModelInfo, asked: Generation, tokens: int, args: GatewayArgs) -> int:
+def _most(info: ModelInfo, asked: Generation, tokens: int, settings: GatewaySettings) -> int:
     """Most tokens of an answer to a prompt of so many.
 
     Raises:
         InvalidRequest: the context has no room beside the prompt; or, where that is strict, not for all of them.
     """
-    wanted = asked.max_tokens or args.default_max_tokens
+    wanted = asked.max_tokens or settings.default_max_tokens
     if info.context is None:
         return wanted
-    check_context(info.context, tokens, asked.max_tokens or 1 if args.strict else 1, param=asked.field)
+    check_context(info.context, tokens, asked.max_tokens or 1 if settings.strict else 1, param=asked.field)
     return min(wanted, info.context - tokens)
 
 
@@ -105,11 +106,11 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
     )
 
 
-def _check_length(info: ModelInfo, asked: Generation, args: GatewayArgs) -> None:
+def _check_length(info: ModelInfo, asked: Generation, settings: GatewaySettings) -> None:
     """Refuse what cannot fit the context whatever it says, before anything is made of it."""
     if info.context is None:
         return
-    if args.strict and asked.max_tokens is not None and asked.max_tokens > info.context:
+    if settings.strict and asked.max_tokens is not None and asked.max_tokens > info.context:
         raise InvalidRequest(
             f"max_tokens is {asked.max_tokens}, but the context of {info.id} is {info.context} tokens.",
             param="max_tokens",

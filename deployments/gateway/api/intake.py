@@ -13,7 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from deployments.config import GatewayArgs
+from deployments.config import GatewaySettings
+from deployments.gateway.settings import Settings
 from policies.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, ServiceError, Unavailable
 
 MOST_ELEMENTS, MOST_CONTAINERS = 2**17, 2**15
@@ -24,20 +25,20 @@ _ELEMENTS, _CONTAINERS = (b",", b"[", b"{", b":"), (b"[", b"{")
 _TEXT = re.compile(r"(/models/.+)?/v1/")
 
 
-def body_limit(args: GatewayArgs, scope: Scope) -> int:
+def body_limit(settings: GatewaySettings, scope: Scope) -> int:
     """Most bytes of a body: those of text are JSON and small, a picture is neither."""
-    return args.max_text_bytes if _TEXT.match(scope["path"]) else args.max_body_bytes
+    return settings.max_text_bytes if _TEXT.match(scope["path"]) else settings.max_body_bytes
 
 
 class Intake:
     """What one gateway reads, for all its tenants.
 
     Args:
-        args: limits; per tenant and in all.
+        settings: limits; per tenant and in all.
     """
 
-    def __init__(self, args: GatewayArgs) -> None:
-        self._args = args
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._held: dict[str, int] = {}
         self._bad: dict[str, tuple[float, float]] = {}
 
@@ -50,13 +51,14 @@ class Intake:
             DeadlineExceeded: the body did not come in time.
             InvalidRequest: a JSON body of too many elements.
         """
-        with self._hold(flow, _declared(request.headers, body_limit(self._args, request.scope))):
+        settings = self._settings.now
+        with self._hold(flow, _declared(request.headers, body_limit(settings, request.scope))):
             try:
-                async with asyncio.timeout(self._args.body_timeout_s):
+                async with asyncio.timeout(settings.body_timeout_s):
                     body = await request.body()
             except TimeoutError:
                 raise DeadlineExceeded(
-                    f"The request's body did not come within {self._args.body_timeout_s:g} s.", code="body_timeout"
+                    f"The request's body did not come within {settings.body_timeout_s:g} s.", code="body_timeout"
                 ) from None
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
                 check_elements(body)
@@ -69,7 +71,7 @@ class Intake:
         Raises:
             LimitExceeded: it has; the error says for how long.
         """
-        rate = self._args.bad_requests_per_s
+        rate = self._settings.now.bad_requests_per_s
         wait = (1.0 - self._left(flow, rate)) / rate
         if wait > 0.0:
             raise LimitExceeded(
@@ -95,9 +97,9 @@ class Intake:
     @contextmanager
     def _hold(self, flow: str, count: int) -> Iterator[None]:
         own, everyone = self._held.get(flow, 0), sum(self._held.values())
-        if own and own + count > self._args.max_tenant_bytes:
+        if own and own + count > self._settings.now.max_tenant_bytes:
             raise _busy(f"{own / 2**20:.0f} MiB of this tenant's requests")
-        if everyone and everyone + count > self._args.max_held_bytes:
+        if everyone and everyone + count > self._settings.now.max_held_bytes:
             raise _busy(f"{everyone / 2**20:.0f} MiB of requests")
         self._held[flow] = own + count
         try:

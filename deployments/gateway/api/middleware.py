@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 
@@ -11,8 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.gateway.api.errors import error_response
 from deployments.gateway.context import RequestContext
-from policies.errors import PayloadTooLarge
+from policies.errors import PayloadTooLarge, ServiceError
 from tenants.receipts import HEADER
+
+logger = logging.getLogger("deployments.gateway.api")
 
 
 class ReceiptHeaders:
@@ -80,6 +83,32 @@ class BodyLimit:
 def _too_large(most: int) -> PayloadTooLarge:
     size = f"{most / 2**20:.0f} MiB" if most >= 2**20 else f"{most / 2**10:.0f} KiB"
     return PayloadTooLarge(f"The request body is larger than {size}.", code="body_too_large")
+
+
+class Unexpected:
+    """Answers what nobody foresaw with 500, inside of what puts the headers on every answer: Starlette's own handler
+    stands outside. Once an answer has begun it can only break off."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            if begun:
+                raise
+            logger.exception("request failed: %s %s", scope["method"], scope["path"])
+            await error_response(ServiceError("The server failed on this request."))(scope, receive, send)
 
 
 class HeadAsGet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -14,7 +13,7 @@ from starlette.responses import Response
 from deployments.config import Task
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.api.dependencies import KEY_REQUIRED, Context, Gateway, KeyedRoute
-from deployments.gateway.api.image_requests import ImageParameters, ImageRequest, read_pictures
+from deployments.gateway.api.image_requests import ImageParameters, ImageRequest, Pictures, read_pictures
 from deployments.gateway.api.schemas import ERRORS
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import InvalidRequest
@@ -94,12 +93,12 @@ async def infer(
             f"'{info.id}' generates text; use POST /v1/chat/completions.", param="model", code="wrong_task"
         )
     sent = await read_pictures(request)
-    terms, cost = sent.parameters, Cost(images=len(sent.files))
+    terms, cost, settings = sent.parameters, Cost(images=len(sent.files)), gateway.settings.now
     _check_task(info, terms)
     async with gateway.admit(context, info.id, cost, utility=terms.utility, focus=terms.focus) as ticket:
-        answers = await _answers(ticket, sent.files, terms, sent.listed)
+        answers = await _answers(ticket, sent, settings.max_image_pixels)
         ticket.lease.settle(images=len(sent.files))
-    if not gateway.args.strict and any([_number(answer) for answer in answers]):
+    if not settings.strict and any([_number(answer) for answer in answers]):
         context.headers[UNDISCLOSED] = "undisclosed"
     return JSONResponse(answers if sent.listed else answers[0])
 
@@ -116,20 +115,20 @@ def _check_task(info: ModelInfo, terms: ImageParameters) -> None:
             )
 
 
-async def _answers(ticket: Ticket, files: Sequence[bytes], terms: ImageParameters, listed: bool) -> list[Any]:
+async def _answers(ticket: Ticket, sent: Pictures, most_pixels: int) -> list[Any]:
     """The answer to each picture; the first refusal refuses them all."""
-    room = asyncio.Semaphore(AT_ONCE)
+    room, terms = asyncio.Semaphore(AT_ONCE), sent.parameters
 
     async def one(at: int, file: bytes) -> Any:
         async with room:
             try:
-                return await ticket.call("predict", file, terms.top_k, terms.format)
+                return await ticket.call("predict", file, terms.top_k, terms.format, most_pixels)
             except InvalidRequest as error:
-                if listed and error.param == "inputs":
+                if sent.listed and error.param == "inputs":
                     error.param = f"inputs[{at}]"
                 raise
 
-    tasks = [asyncio.create_task(one(at, file)) for at, file in enumerate(files)]
+    tasks = [asyncio.create_task(one(at, file)) for at, file in enumerate(sent.files)]
     try:
         return list(await asyncio.gather(*tasks))
     finally:

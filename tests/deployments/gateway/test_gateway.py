@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ with warnings.catch_warnings():
     from deployments.gateway.ticket import Cost
     from deployments.serving.ingress import TenantGateway
 
-PUBLIC = {"/health", "/healthz", "/readyz"}
+PUBLIC = {"/health", "/healthz", "/readyz", "/readyz/{model_id}"}
 CHAT = "/v1/chat/completions"
 
 
@@ -120,7 +121,7 @@ async def test_encoding_and_answering_share_one_deadline(running: Running) -> No
     async with service.admit(context, "text", Cost(tokens=1)) as ticket:
         assert [ticket.deadline] == models.deadlines
     # It begins before the wait, however slow the machine is.
-    assert started + service.args.deadline_s <= ticket.deadline <= called + service.args.deadline_s
+    assert started + service.settings.now.deadline_s <= ticket.deadline <= called + service.settings.now.deadline_s
 
 
 async def test_nobody_is_admitted_who_has_not_said_who_calls(running: Running) -> None:
@@ -206,3 +207,22 @@ async def test_serve_sees_no_odd_request_id_and_no_switch_of_its_own(name: bytes
 
     await ClientHeaders(app)({"type": "http", "headers": [(name, value)]}, None, None)  # type: ignore[arg-type]
     assert bool(seen) is kept
+
+
+async def test_readiness_of_one_model_does_not_ask_for_the_others(running: Running) -> None:
+    running.gateway.service.models = models = Scripted()
+    info = ModelInfo(id="a", task=Task.TEXT, classes=None, floor=0.1, context=100, created=1)
+    models.add(info)
+    models.waking, models.visiting = ["b"], ["c"]
+
+    async def said(path: str) -> tuple[int, Any]:
+        answer = await running.client.get(path)
+        return answer.status_code, answer.json().get("status") or answer.json()["error"]["code"]
+
+    assert await said("/readyz/a") == (200, "ok")
+    assert await said("/readyz/b") == await said("/readyz/c") == await said("/readyz") == (503, "unready")
+    assert await said("/readyz/none") == (404, "model_not_found")
+    models.waking = []
+    models.add(info.model_copy(update={"id": "b", "pending": "levels are being solved"}))
+    assert await said("/readyz/b") == await said("/readyz") == (200, "partial")
+    assert "model c is starting" in (await running.client.get("/readyz")).json()["reasons"]

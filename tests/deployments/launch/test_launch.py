@@ -37,12 +37,15 @@ def launch(command: str, config: Path, **env: str) -> subprocess.CompletedProces
 def config(tmp_path: Path) -> Callable[..., Path]:
     """Writes the shipped configuration with changes, on a free port and its own data folder."""
 
-    def write(change: Callable[[dict[str, Any]], None] = lambda _: None, port: int | None = None) -> Path:
+    def write(
+        change: Callable[[dict[str, Any]], None] = lambda _: None, port: int | None = None, deployments: Any = None
+    ) -> Path:
         content = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             content["http_options"]["port"] = port or probe.getsockname()[1]
         content["applications"][0]["args"]["store"]["data_dir"] = str(tmp_path / "data")
+        content["applications"][0]["deployments"] = deployments or content["applications"][0]["deployments"]
         change(content["applications"][0]["args"])
         (tmp_path / "serve.yaml").write_text(yaml.safe_dump(content))
         return tmp_path / "serve.yaml"
@@ -84,6 +87,24 @@ def test_a_wrong_field(config: Callable[..., Path]) -> None:
         args["models"][1]["taks"] = "image-segmentation"
 
     one_line(launch("serve", config(misspell)), "models.1.taks")
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ({"name": "resnet", "num_replicas": 2}, "'resnet'"),
+        ({"num_replicas": 2}, "name"),
+        ({"name": "TenantGateway", "user_config": {"deadline_s": -1}}, "TenantGateway.user_config.deadline_s"),
+        ({"name": "TenantGateway", "user_config": {"deadlines": 1}}, "TenantGateway.user_config.deadlines"),
+    ],
+)
+def test_an_entry_that_no_deployment_takes(
+    config: Callable[..., Path], entry: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Exit):
+        read_plan(config(deployments=[entry]))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("✗ ") and says in line
 
 
 def test_no_such_file(tmp_path: Path) -> None:

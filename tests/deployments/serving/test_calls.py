@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from deployments.gateway.api.errors import error_response
-from policies.errors import DeadlineExceeded
+from policies.errors import DeadlineExceeded, Unavailable
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
+    from ray.exceptions import ActorDiedError
+
     from deployments.serving.calls import call_replica, stream_replica
 
 
@@ -47,6 +49,35 @@ def handle_of(response: Response) -> Any:
     return handle
 
 
+class Scripted(Response):
+    """Answers 7, or streams some items; then the replica dies where it is to."""
+
+    def __init__(self, *items: int, dies: bool = False) -> None:
+        super().__init__()
+        self._died = ActorDiedError() if dies else None
+        self._items = self._all(items)
+
+    async def _all(self, items: tuple[int, ...]) -> AsyncGenerator[int]:
+        for item in items:
+            yield item
+        if self._died:
+            raise self._died
+
+    def __await__(self) -> Generator[Any, None, int]:
+        if self._died:
+            raise self._died
+        return 7
+        yield
+
+
+def handle_of_all(*responses: Response) -> Any:
+    """As `handle_of`, of a replica after the other."""
+    left = list(responses)
+    handle = SimpleNamespace(answer=SimpleNamespace(remote=lambda *_: left.pop(0)), left=left)
+    handle.options = lambda **_: handle
+    return handle
+
+
 def soon() -> float:
     return asyncio.get_running_loop().time() + 0.05
 
@@ -74,3 +105,33 @@ async def test_a_client_that_leaves_cancels_the_replica_and_is_no_deadline() -> 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert response.cancelled
+
+
+async def test_what_a_dying_replica_owes_another_answers_once() -> None:
+    assert await call_replica(handle_of_all(Scripted(dies=True), Scripted()), "answer", deadline=soon() + 60.0) == 7
+    handle = handle_of_all(*(Scripted(dies=True) for _ in range(3)))
+    with pytest.raises(Unavailable, match="restarting"):
+        await call_replica(handle, "answer", deadline=soon() + 60.0)
+    assert len(handle.left) == 1  # a request that kills replicas does not kill them all
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seen", "whole"),
+    [((), (1, 2), [1, 2], True), ((1,), (1, 2), [1], False), ((), None, [], False)],
+)
+async def test_a_stream_begins_anew_on_another_replica_only_before_its_first_piece(
+    first: tuple[int, ...], second: tuple[int, ...] | None, seen: list[int], whole: bool
+) -> None:
+    other = Scripted(dies=True) if second is None else Scripted(*second)
+    got: list[int] = []
+
+    async def read() -> bool:
+        handle = handle_of_all(Scripted(*first, dies=True), other)
+        try:
+            async for item in stream_replica(handle, "answer", deadline=soon() + 60.0):
+                got.append(item)
+        except Unavailable:
+            return False
+        return True
+
+    assert await read() is whole and got == seen

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from deployments.config import StoreArgs
+from deployments.config import AppArgs, ModelArgs, ModelSpec, StoreArgs, Task
 from tenants import installation
 from tenants.cli import app
 from tenants.edits import AdminError
@@ -21,6 +22,7 @@ from tenants.store import TenantStore
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import
+    from deployments.app import build_app, build_model
     from deployments.environment import is_embedded, store_url
     from deployments.serving.store import EmbeddedStore, StoreAccess
 
@@ -105,3 +107,42 @@ async def test_a_secret_from_outside_is_used_and_not_kept(tmp_path: Path, monkey
         monkeypatch.delenv("AIM_NOISE_SECRET")
         with pytest.raises(RecordError, match="tenants init"):
             await StoreAccess(None, StoreArgs()).noise_secret(store)
+
+
+class Elsewhere:
+    """The embedded store's handle, seen from another node."""
+
+    def __init__(self) -> None:
+        self.node = self.url = self
+
+    async def remote(self, *_: str) -> str:
+        return "a node of the cluster"
+
+
+async def test_an_embedded_store_on_another_node_is_refused_at_once_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deployments.serving.store.own_node", lambda: "another")
+    handle: Any = Elsewhere()
+    with pytest.raises(ValueError, match="several nodes; name a store"):
+        await StoreAccess(handle, StoreArgs(data_dir=str(tmp_path))).connect()
+    (line,) = capfd.readouterr().out.splitlines()
+    assert "failed: redis_url: embedded" in line and "REDIS_URL" in line
+
+
+def test_an_embedded_store_is_refused_where_the_cluster_has_several_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True}, {"Alive": False}]
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", dict)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    model = ModelSpec(id="m", task=Task.CLASSIFICATION, source="torchvision:resnet18")
+    store = StoreArgs(data_dir=str(tmp_path))
+    build_app(AppArgs(models=(), store=store))
+    nodes.append({"Alive": True})
+    with pytest.raises(ValueError, match="several nodes"):
+        build_app(AppArgs(models=(), store=store))
+    with pytest.raises(ValueError, match="several nodes"):
+        build_model(ModelArgs(model=model, store=store))
+    build_app(AppArgs(models=(), store=StoreArgs(redis_url="redis://host", data_dir=str(tmp_path))))

@@ -28,6 +28,9 @@ def picture(width: int = 8, height: int = 8) -> bytes:
     return buffer.getvalue()
 
 
+MOST = 10_000_000
+
+
 class Engine:
     """A picture as it is, and whose it was; forwards wait for the gate."""
 
@@ -53,14 +56,14 @@ Parts = tuple[Engine, Pipeline]
 @pytest_asyncio.fixture
 async def parts() -> AsyncIterator[Parts]:
     engine = Engine()
-    pipeline = Pipeline(engine, 10_000_000, cores=2)  # type: ignore[arg-type]
+    pipeline = Pipeline(engine, cores=2)  # type: ignore[arg-type]
     yield engine, pipeline
     engine.gate.set()
     await pipeline.aclose()
 
 
 async def come(pipeline: Pipeline, flow: str, *pictures: bytes) -> list[asyncio.Task[Any]]:
-    tasks = [asyncio.create_task(pipeline.logits(data, Modulation(), Share(flow=flow))) for data in pictures]
+    tasks = [asyncio.create_task(pipeline.logits(data, MOST, Modulation(), Share(flow=flow))) for data in pictures]
     await asyncio.sleep(0)
     return tasks
 
@@ -91,7 +94,7 @@ async def test_decoded_bytes_are_bounded_and_of_one_tenant_to_half(
     each = 3 * 4 * 1000 * 1000
     monkeypatch.setattr(module, "AHEAD_BYTES", 4 * each)
     engine = Engine()
-    pipeline = Pipeline(engine, 10_000_000, cores=1)  # type: ignore[arg-type]
+    pipeline = Pipeline(engine, cores=1)  # type: ignore[arg-type]
     tasks = await come(pipeline, "flood", *[picture(1000, 1000)] * 6)
     await rested(pipeline)
     assert pipeline.room.size == 2 * each
@@ -124,9 +127,9 @@ async def test_large_pictures_that_are_known_by_their_headers_do_not_take_every_
     order: list[int] = []
     decode, gate = pipeline._decoding._run, threading.Event()
 
-    def decoded(data: bytes) -> Any:
+    def decoded(data: tuple[bytes, int]) -> Any:
         gate.wait()
-        order.append(len(data))
+        order.append(len(data[0]))
         return decode(data)
 
     pipeline._decoding._run = decoded

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from deployments.config import GatewayArgs
-from deployments.gateway.api.api import EXPOSED, build_api
+from deployments.gateway.api.api import build_api
+from deployments.gateway.api.browsers import EXPOSED
 from tests.deployments.openai_support import Script
 
 PAGE = "https://app.example.com"
@@ -15,7 +15,7 @@ KEY = {"authorization": "Bearer k"}
 
 def calling(**args: object) -> httpx.AsyncClient:
     script = Script()
-    script.args = GatewayArgs.model_validate(args)
+    script.settings.change(args)
     transport = httpx.ASGITransport(build_api(script))  # type: ignore[arg-type]
     return httpx.AsyncClient(transport=transport, base_url="http://gateway")
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from deployments.config import GatewayArgs
 from deployments.gateway.api.intake import MOST_CONTAINERS, MOST_ELEMENTS, Intake, body_limit, check_elements
 from deployments.gateway.api.text_schemas import ChatRequest, CompletionRequest
+from deployments.gateway.settings import Settings
 from policies.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, NotFound, Unavailable
 from tests.deployments.gateway_support import Running
 
@@ -78,7 +79,7 @@ async def slowly(gate: asyncio.Event) -> AsyncIterator[bytes]:
 
 
 async def test_a_body_that_does_not_come_ends_and_frees_what_it_held() -> None:
-    intake = Intake(GatewayArgs(body_timeout_s=0.05))
+    intake = Intake(Settings(GatewayArgs(body_timeout_s=0.05)))
     with pytest.raises(DeadlineExceeded) as late:
         async with intake.read(asked(slowly(asyncio.Event()), 1000), "a"):
             raise AssertionError
@@ -87,7 +88,7 @@ async def test_a_body_that_does_not_come_ends_and_frees_what_it_held() -> None:
 
 
 async def test_what_is_under_way_is_bounded_by_tenant_and_in_all() -> None:
-    intake, gate = Intake(GatewayArgs(max_tenant_bytes=2000, max_held_bytes=3000)), asyncio.Event()
+    intake, gate = Intake(Settings(GatewayArgs(max_tenant_bytes=2000, max_held_bytes=3000))), asyncio.Event()
 
     async def hold(flow: str, length: int) -> None:
         async with intake.read(asked(slowly(gate), length), flow):
@@ -110,7 +111,7 @@ async def test_what_is_under_way_is_bounded_by_tenant_and_in_all() -> None:
 async def test_bad_requests_cost_their_tenant_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("deployments.gateway.api.intake.time.monotonic", lambda: now)
-    intake = Intake(GatewayArgs(bad_requests_per_s=2.0))
+    intake = Intake(Settings(GatewayArgs(bad_requests_per_s=2.0)))
     for _ in range(20):
         with pytest.raises(NotFound), intake.charged("a"):
             raise NotFound("no such model")

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from deployments.config import GatewayArgs
+from deployments.gateway.settings import Settings
 from policies.terms import Tier
 from tests.deployments.openai_support import MODEL, QUESTION, Script
 
@@ -240,7 +241,7 @@ async def test_an_answer_longer_than_the_context_has_room_for_is_as_long_as_that
     fields: dict[str, Any] = {"model": "text", "prompt": list(range(990)), "max_tokens": 4096}
     await client.completions.create(**fields)
     assert script.costs == [1000]
-    script.args = GatewayArgs(strict=True)
+    script.settings = Settings(GatewayArgs(strict=True))
     for more in ({}, {"max_tokens": 11}):
         with pytest.raises(openai.BadRequestError) as error:
             await client.completions.create(**fields | more)
@@ -253,7 +254,7 @@ async def test_a_chat_without_a_limit_is_as_long_as_the_deployment_says(
     client: openai.AsyncOpenAI, script: Script
 ) -> None:
     for most in (100, 4000):
-        script.args = GatewayArgs(default_max_tokens=most)
+        script.settings = Settings(GatewayArgs(default_max_tokens=most))
         await client.chat.completions.create(model="text", messages=QUESTION)
     tokens = len(str(script.encoded[-1])) // 4 + 1
     assert script.costs == [tokens + 100, 1000]

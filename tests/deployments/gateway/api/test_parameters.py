@@ -19,6 +19,7 @@ from deployments.gateway.api.messages import ChatMessage, TextPart
 from deployments.gateway.api.parameter_docs import marked, page
 from deployments.gateway.api.schemas import StrictModel
 from deployments.gateway.api.tolerance import Unserved
+from deployments.gateway.settings import Settings
 from tests.deployments.openai_support import QUESTION, Script
 
 OPENAI: list[tuple[Any, type[StrictModel]]] = [
@@ -89,7 +90,7 @@ async def test_what_asks_for_nothing_is_accepted_and_named_and_refused_where_tha
     for path, name, value in WITHOUT_EFFECT:
         answer = await _post(client, path, {name: value})
         assert (answer.status_code, answer.headers.get(IGNORED)) == (200, name), (path, name, value, answer.text)
-    script.args = GatewayArgs(strict=True)
+    script.settings = Settings(GatewayArgs(strict=True))
     for path, name, value in WITHOUT_EFFECT:
         answer = await _post(client, path, {name: value})
         table = parameters.CHAT if path == "chat" else parameters.COMPLETION
@@ -122,7 +123,7 @@ async def test_a_turn_as_clients_keep_it_is_taken(
     turns = [*QUESTION, {"role": "assistant", "content": "Hello", name: value}, *QUESTION]
     answer = await _post(client, "chat", {"messages": turns})
     assert answer.status_code == 200 and answer.headers[IGNORED] == f"messages[].{name}"
-    script.args = GatewayArgs(strict=True)
+    script.settings = Settings(GatewayArgs(strict=True))
     strict = await _post(client, "chat", {"messages": turns})
     assert strict.status_code == (200 if parameters.MESSAGE[name].in_strict else 400)
 
@@ -176,7 +177,7 @@ async def test_what_programs_send_is_answered(client: openai.AsyncOpenAI, script
     path, fields = BODIES[who]
     answer = await _post(client, path, fields)
     assert answer.status_code == 200, answer.text
-    script.args = GatewayArgs(strict=True)
+    script.settings = Settings(GatewayArgs(strict=True))
     strict = await _post(client, path, fields)
     assert strict.status_code == (400 if answer.headers.get(IGNORED) or who == "guidellm" else 200), strict.text
 

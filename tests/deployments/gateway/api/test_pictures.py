@@ -20,7 +20,7 @@ import uvicorn
 from huggingface_hub import InferenceClient
 from PIL import Image
 
-from deployments.config import REPOSITORY, GatewayArgs, Task
+from deployments.config import REPOSITORY, Task
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.api.dependencies import IGNORED
 from deployments.gateway.api.vision import UNDISCLOSED
@@ -134,7 +134,7 @@ async def test_a_score_that_is_not_disclosed_is_said_to_be_none(running: Running
     model.score = 0.5
     assert UNDISCLOSED not in (await ask("labels")).headers
     model.score = None
-    running.gateway.service.args = GatewayArgs(strict=True)
+    running.gateway.service.settings.change({"strict": True})
     strict = await ask("labels")
     assert strict.json()[0]["score"] is None and UNDISCLOSED not in strict.headers
 

@@ -8,9 +8,9 @@ import openai
 import pytest
 
 from deployments.app import build_model
-from deployments.config import ModelArgs, Task
+from deployments.config import ModelArgs, Task, model_of
 from deployments.contracts.catalog import ModelInfo, TextDelta
-from deployments.serving.fleet import deployment_name, model_id
+from deployments.gateway.api.dependencies import IGNORED
 from tests.deployments.gateway_support import Running, Scripted
 from tests.deployments.openai_support import QUESTION, Script
 
@@ -76,11 +76,25 @@ async def test_health_is_readiness(running: Running, models: Scripted) -> None:
     assert (answer.status_code, answer.json()) == (503, (await running.client.get("/readyz")).json())
 
 
+async def test_a_failure_that_nobody_foresaw_carries_the_headers_of_every_answer(
+    running: Running, models: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(running.gateway.service, "encode", broken)
+    body = {"model": "a/b", "messages": QUESTION, "store": True}
+    answer = await running.client.post("/v1/chat/completions", json=body, headers=await running.key())
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert "a bug" not in answer.text and "x-receipt" not in answer.headers
+    assert (answer.headers["x-tenant-tier"], answer.headers[IGNORED]) == ("silver", "store")
+
+
 def test_serve_is_given_a_name_that_a_file_can_have() -> None:
     args = {"model": {"id": "org/text", "task": "text-generation", "source": "nowhere"}}
     made: Any = build_model(ModelArgs.model_validate(args))
-    assert made._bound_deployment.name == deployment_name("org/text") == "org:text"
-    assert model_id("org:text") == "org/text" and deployment_name("plain-1.0") == model_id("plain-1.0") == "plain-1.0"
+    assert made._bound_deployment.name == "org:text"
+    assert model_of("org:text") == "org/text" and model_of("plain-1.0") == "plain-1.0"
 
 
 @pytest.mark.parametrize(
