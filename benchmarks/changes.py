@@ -13,35 +13,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import copy
-import os
-import re
-import secrets
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 
+from benchmarks.changes_support import SHIP, Clients, Server
 from benchmarks.tenancy_support import REPOSITORY, free_port, milliseconds
 from tenants.seed import read_env
 
 SOURCE = "models/resnet18-cifar10"
 OWN, OTHER, THIRD = "own", "other", "third"
 """Copies of one model under different ids."""
-SHIP = (REPOSITORY / "examples" / "ship.jpg").read_bytes()
 LONG_ENOUGH_S = 180.0
 AFTER_S = 3.0
 """Load goes on for so long after a change was seen."""
 SLEEPS_AFTER_S = 5.0
+PHASES = ("settings", "model", "replicas", "gateways", "comes", "upgrade", "sleeps")
 
 
 def spec(model_id: str, **changes: Any) -> dict[str, Any]:
@@ -49,126 +43,6 @@ def spec(model_id: str, **changes: Any) -> dict[str, Any]:
     calibration = f"{SOURCE}/calibration.safetensors"
     task = "image-classification"
     return {"id": model_id, "task": task, "source": SOURCE, "calibration": calibration, "threads": 1} | changes
-
-
-@dataclass
-class Server:
-    """`serve run` of a configuration, from a bare environment but for the cluster's token.
-
-    Attributes:
-        config: what is deployed; `deploy` brings a change of it.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    token: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def base_url(self) -> str:
-        """Where the gateway answers."""
-        return f"http://127.0.0.1:{self.config['http_options']['port']}"
-
-    @property
-    def _log(self) -> Path:
-        return self.folder / "serve.log"
-
-    def _command(self, *words: str) -> list[str]:
-        path = self.folder / "serve.yaml"
-        path.write_text(yaml.safe_dump(self.config))
-        return [sys.executable, "-m", "ray.serve.scripts", *words, str(path)]
-
-    @property
-    def _env(self) -> dict[str, str]:
-        away = ("RAY_ADDRESS", "REDIS_URL", "AIM_REPLICA_REDIS_URL")
-        bare = {name: value for name, value in os.environ.items() if name not in away}
-        return bare | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-
-    def start(self) -> None:
-        """`serve run`."""
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self._command("run"),
-                cwd=REPOSITORY,
-                env=self._env,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    async def deploy(self) -> None:
-        """`serve deploy` of the configuration as it is now."""
-        found = re.search(r"dashboard at (?:\x1b\[[0-9;]*m)*(?:http://)?([\d.]+:\d+)", self._log.read_text())
-        assert found, "serve run says no dashboard"
-        command = self._command("deploy", "-a", f"http://{found[1]}")
-        done = await asyncio.create_subprocess_exec(
-            *command, cwd=REPOSITORY, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        said, _ = await done.communicate()
-        assert done.returncode == 0, said.decode()
-
-    def stop(self) -> None:
-        """End it as Ctrl-C does."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(timeout=90)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-
-    def replicas(self, name: str) -> list[int]:
-        """Processes of a deployment's replicas below this server: Ray names a worker's process after its actor."""
-        import psutil
-
-        assert self.process is not None
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        found = []
-        for child in below:
-            try:
-                command = " ".join(child.cmdline())
-            except psutil.Error:
-                continue
-            if command.startswith("ray::ServeReplica") and f":{name}" in command:
-                found.append(child.pid)
-        return sorted(found)
-
-
-@dataclass
-class Clients:
-    """Clients that ask for some models without a pause, and what they were answered."""
-
-    base_url: str
-    key: str
-    models: list[str]
-    each: int = 2
-    answers: list[tuple[float, float, str]] = field(default_factory=list)
-    """Began, took in seconds, "" or what was wrong."""
-    _stop: bool = False
-
-    @asynccontextmanager
-    async def asking(self) -> Any:
-        """Ask within."""
-        self._stop = False
-        tasks = [asyncio.create_task(self._ask(model)) for model in self.models for _ in range(self.each)]
-        try:
-            yield
-        finally:
-            self._stop = True
-            await asyncio.gather(*tasks)
-
-    async def _ask(self, model: str) -> None:
-        headers = {"authorization": f"Bearer {self.key}"}
-        async with httpx.AsyncClient(base_url=self.base_url, headers=headers, timeout=60.0) as client:
-            while not self._stop:
-                began = time.monotonic()
-                try:
-                    answer = await client.post(f"/models/{model}", content=SHIP)
-                    wrong = "" if answer.status_code == 200 else f"{model}: {answer.status_code} {answer.text[:120]}"
-                except httpx.HTTPError as error:
-                    wrong = f"{model}: {type(error).__name__}"
-                self.answers.append((began, time.monotonic() - began, wrong))
-                if wrong:
-                    await asyncio.sleep(0.05)
 
 
 class Drill:
@@ -226,17 +100,22 @@ class Drill:
         for said, count in wrong.most_common(5):
             print(f"  {count} x {said}")
 
-    async def run(self) -> None:
-        """All of them."""
+    async def run(self, chosen: Sequence[str]) -> None:
+        """Those that are chosen of `PHASES`."""
         print("| change | seen after, s | answered with 200 | ms: median / p99 / most | processes that ended, of |")
         print("|---|---|---|---|---|")
-        await self._settings()
-        await self._model()
-        await self._replicas(OWN, "default", OWN)
-        await self._replicas("gateway", "default", "TenantGateway")
-        await self._comes_and_goes()
-        await self._upgrade()
-        await self._sleeps()
+        phases = (
+            self._settings,
+            self._model,
+            lambda: self._replicas(OWN, "default", OWN),
+            lambda: self._replicas("gateway", "default", "TenantGateway"),
+            self._comes_and_goes,
+            self._upgrade,
+            self._sleeps,
+        )
+        for name, change in zip(PHASES, phases, strict=True):
+            if name in chosen:
+                await change()
 
     async def _settings(self) -> None:
         self.gateway["user_config"] = {"deadline_s": 100, "cors_origins": ["https://app.example.com"]}
@@ -345,7 +224,9 @@ def configuration(folder: Path) -> dict[str, Any]:
 
 
 async def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PHASES, default=PHASES, help="what is changed; default: all")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         server = Server(Path(name), configuration(Path(name)))
         server.start()
@@ -353,13 +234,13 @@ async def main() -> None:
             drill = Drill(server, "")
 
             async def ready() -> bool:
-                assert server.process is not None and server.process.poll() is None, server._log.read_text()[-3000:]
+                assert server.process is not None and server.process.poll() is None, server.log.read_text()[-3000:]
                 both = [(await drill.get(f"/readyz/{model}")).status_code for model in (OWN, OTHER)]
                 return both == [200, 200]
 
             await drill.until(ready)
             drill.key = read_env(Path(name) / "data" / "demo.env")["GOLD_KEY"]
-            await drill.run()
+            await drill.run(options.only)
         finally:
             await asyncio.to_thread(server.stop)
     sys.exit(1 if drill.failed else 0)

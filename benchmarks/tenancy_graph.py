@@ -39,7 +39,13 @@ class CountingText:
         return [[0] * len(text.split()) for text in prompt]
 
     async def generate(
-        self, prompts: list[list[int]], param: str, params: dict[str, Any], modulation: Modulation, share: Share
+        self,
+        prompts: list[list[int]],
+        param: str,
+        params: dict[str, Any],
+        modulation: Modulation,
+        share: Share,
+        call: str = "",
     ) -> AsyncIterator[TextDelta]:
         """As `TextReplica.generate`, of one text."""
         last = params["max_tokens"]

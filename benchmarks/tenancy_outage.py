@@ -126,8 +126,9 @@ async def cut_streams(server: Server, streams: int = 100, seen: int = 5, most: i
         if not used["tokens_reserved"]:
             break
         await asyncio.sleep(0.2)
-    left = await store.execute("ZCARD", keyspace.leases("cut"))
-    window = sum(int(n) for n in (await store.hashes(keyspace.tokens_window("cut")))[0].values())
+    left = await store.execute("ZCARD", keyspace.running("cut"))
+    raw = (await store.hashes(f"{keyspace.window('cut')}:tokens"))[0]
+    window = int(raw.get(b"sum", b"0"))
     print(f"\n{streams} streams of {most} tokens cut after {seen} events: {dict(used)}, {left} leases left;")
     print(f"  tokens of the sliding minute: {window}, tokens used: {used['tokens_in'] + used['tokens_out']}")
 

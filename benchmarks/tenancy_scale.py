@@ -169,17 +169,12 @@ async def gateway(small: Side, large: Side, slices: int) -> None:
     for name, side, mark, start in zip(("ten", "many"), (small, large), marks, starts, strict=True):
         after = await counters(side.store)
         done = side.requests - start
-        reads = (after.get("hgetall", 0) - mark.get("hgetall", 0) - _windows(after, mark)) / done
+        reads = (after.get("hgetall", 0) - mark.get("hgetall", 0)) / done
         scripts = sum(after.get(n, 0) - mark.get(n, 0) for n in ("evalsha", "eval")) / done
         print(
             f"  {name}: {statistics.median(side.rates):.0f} requests/s, {_ms(side.times)} ms; a request costs"
             f" {scripts:.2f} scripts and {reads:.3f} entitlement reads"
         )
-
-
-def _windows(after: dict[str, int], before: dict[str, int]) -> int:
-    """HGETALLs of `admit.lua`, one for each of the two windows of a tenant with rpm and tpm."""
-    return 2 * (after.get("time", 0) - before.get("time", 0))
 
 
 def _ms(times: Sequence[float]) -> str:

@@ -71,7 +71,7 @@ class LimitExceeded(ServiceError):
     """A rate, concurrency or quota limit is reached.
 
     Args:
-        retry_after: whole seconds until a retry can succeed.
+        retry_after: whole seconds until a retry can succeed; None where none can.
         retry_soon: False where waiting that long is not worth a client's automatic retry.
     """
 
@@ -79,7 +79,7 @@ class LimitExceeded(ServiceError):
         self,
         message: str,
         *,
-        retry_after: int,
+        retry_after: int | None,
         retry_soon: bool = True,
         param: str | None = None,
         code: str | None = None,

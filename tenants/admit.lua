@@ -1,184 +1,199 @@
--- Admit a request, or say which limit forbids it; a refused one costs nothing but a `rejected` counter.
--- KEYS  1 rpm:{t}, 2 tpm:{t}  requests and tokens by unix second
---       3 leases:{t}          running requests: lease id, expiry in unix ms
---       4 usage:{t}           stem; :<yyyy-mm-dd> and :<yyyy-mm> of the server's clock are appended (same hash tag)
---       5 lease:{t}:<id>      what this request is booked with
---       6-9 as 1-4, of an API key that has limits of its own; absent for others
--- ARGV  1 'admit', or 'look' to change nothing, 2 lease id, 3 lease in ms, 4 model
---       5 requests, 6 images, 7 tokens reserved
---       8 rpm, 9 tpm, 10 concurrency; -1 is unlimited
---       11-16 quotas: requests, images, tokens, each a day and a month; -1 is unlimited
---       17-25 as 8-16, where there are keys 6-9
---       then lease ids that have ended but are not settled yet
--- Answer: { limit that forbids it or '', 1 if the tenant's or 2 if the key's, ms to wait (-1: no wait helps),
---           requests used, ms until none is, tokens used, ms until none is, running, the six quotas used,
---           and these eleven again of the key }
-local WINDOW = 60
-local USAGE_TTL = 400 * 86400
-local LEASE_GRACE = 7 * 86400
-local LIMITS = 9
+-- Admit a request, or say which limit forbids it: read all, judge all, add all or nothing. A refusal writes nothing.
+-- KEYS  stems (meters.lua): 1 request:{t}, 2 running:{t}, 3 reserved:{t}, 4 window:{t}, 5 usage:{t}
+-- ARGV  JSON: mode ('admit', or 'look' to change nothing), id of the request, lease_ms, and lists of
+--       owners: part, suffix of its fields in the tenant's usage ('' where it has usage of its own)
+--       meters: counter, amount, least that will do
+--       limits: number of the owner from 1, counter, period (now, minute, hour, day, month, month@<day>), most
+--       ended: ids of requests that have ended but are not settled yet
+-- Answer: { number of the limit that forbids it, 0 if none, -1 if the request was settled before it was admitted;
+--           ms to wait (-1: no wait helps); unix second; tokens granted;
+--           then of each limit: used, ms until nothing is (of a period: until it ends) }
+local REAP = 16
+local LAPSED_TTL = 7 * 86400
+local LOOK_AHEAD = 8
 
 local time = redis.call('TIME')
 local now = tonumber(time[1])
 local exact = now + tonumber(time[2]) / 1000000
-local first_ended
-local requests, images, tokens = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local now_ms = math.floor(exact * 1000)
 
--- The civil calendar from days since 1970 (H. Hinnant, chrono-compatible low-level date algorithms).
-local function date(seconds)
-  local z = math.floor(seconds / 86400) + 719468
-  local era = math.floor(z / 146097)
-  local doe = z - era * 146097
-  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
-  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
-  local mp = math.floor((5 * doy + 2) / 153)
-  local day = doy - math.floor((153 * mp + 2) / 5) + 1
-  local month = mp < 10 and mp + 3 or mp - 9
-  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
-  return string.format('%04d-%02d-%02d', year, month, day)
-end
+local mode, id, owners, limits = asked.mode, asked.id, asked.owners, asked.limits
+local amounts, least = { requests = 0, images = 0, tokens = 0, running = mode == 'admit' and 1 or 0 }, {}
+for _, meter in ipairs(asked.meters) do amounts[meter[1]], least[meter[1]] = meter[2], meter[3] end
+local function least_of(counter) return least[counter] or amounts[counter] end
 
--- The current second and the 60 before it: with one bucket fewer, a sliding minute could exceed the limit.
-local function window(key, limit, amount)
-  if limit < 0 then return 0, 0, 0 end
-  local buckets, stale, used, newest = {}, {}, 0, nil
-  local flat = redis.call('HGETALL', key)
-  for i = 1, #flat, 2 do
-    local second, count = tonumber(flat[i]), tonumber(flat[i + 1])
-    if second < now - WINDOW or second > now + WINDOW then
-      stale[#stale + 1] = flat[i]
-    else
-      used = used + count
-      buckets[#buckets + 1] = { second, count }
-      if count > 0 and (not newest or second > newest) then newest = second end
-    end
-  end
-  if #stale > 0 then redis.call('HDEL', key, unpack(stale)) end
-  local function until_gone(second) return math.ceil((second + WINDOW + 1 - exact) * 1000) end
-  local wait = 0
-  if amount > limit then
-    wait = -1
-  elseif used + amount > limit then
-    table.sort(buckets, function(a, b) return a[1] < b[1] end)
-    local left = used
-    for _, bucket in ipairs(buckets) do
-      left = left - bucket[2]
-      wait = until_gone(bucket[1])
-      if left + amount <= limit then break end
-    end
-  end
-  return used, newest and until_gone(newest) or 0, wait
-end
+local request_key = KEYS[1] .. ':' .. id
+if mode == 'admit' and redis.call('EXISTS', request_key) == 1 then return { -1, 0, now, 0 } end
 
-local today = date(now)
-local month = string.sub(today, 1, 7)
-local TOKENS = { 'tokens_in', 'tokens_out', 'tokens_reserved' }
-local QUOTAS = {
-  { 'quota_requests_day', today, { 'requests' }, requests }, { 'quota_requests_month', month, { 'requests' }, requests },
-  { 'quota_images_day', today, { 'images' }, images }, { 'quota_images_month', month, { 'images' }, images },
-  { 'quota_tokens_day', today, TOKENS, tokens }, { 'quota_tokens_month', month, TOKENS, tokens },
-}
-
-local function count(scope, period, field, amount)
-  if amount == 0 then return end
-  local key = scope.usage .. ':' .. period
-  redis.call('HINCRBY', key, field, amount)
-  redis.call('HINCRBY', key, field .. ':' .. ARGV[4], amount)
-  redis.call('EXPIRE', key, USAGE_TTL)
-end
-
-local function until_midnight(period)
-  local midnight = now - now % 86400 + 86400
-  while period == month and string.sub(date(midnight), 1, 7) == month do midnight = midnight + 86400 end
-  return math.ceil((midnight - exact) * 1000)
-end
-
--- What a scope (the tenant, or one key) has used, and the limit of it that forbids the request.
-local function judge(scope)
-  scope.requests, scope.requests_reset, scope.rpm_wait = window(scope.rpm, scope.limit(1), requests)
-  scope.tokens, scope.tokens_reset, scope.tpm_wait = window(scope.tpm, scope.limit(2), tokens)
-  redis.call('ZREMRANGEBYSCORE', scope.leases, '-inf', exact * 1000)
-  for i = first_ended, #ARGV do redis.call('ZREM', scope.leases, ARGV[i]) end
-  scope.running = redis.call('ZCARD', scope.leases)
-  scope.verdict, scope.wait, scope.quotas = '', 0, {}
-  for i, quota in ipairs(QUOTAS) do
-    local limit, used = scope.limit(3 + i), 0
-    if limit >= 0 then
-      for _, value in ipairs(redis.call('HMGET', scope.usage .. ':' .. quota[2], unpack(quota[3]))) do
-        used = used + (tonumber(value) or 0)
-      end
-      if quota[4] > 0 and used + quota[4] > limit then
-        scope.verdict, scope.wait = quota[1], until_midnight(quota[2])
+-- The minute as it is now: the current second and the 60 before it. With one bucket fewer it could exceed the limit.
+local function read_window(key)
+  local raw = redis.call('HMGET', key, 'sum', 'from', 'last', now)
+  local own = { key = key, sum = number(key, 'sum', raw[1]), from = number(key, 'from', raw[2]), stale = {} }
+  own.last, own.current = number(key, 'last', raw[3]), number(key, text(now), raw[4])
+  local first = now - MINUTE
+  -- Nothing of it counts any more; or the server's clock was set back, and nothing would ever leave.
+  if not raw[2] or own.last < first or own.last > now + MINUTE then
+    own.renew, own.sum, own.from, own.last, own.current = raw[2] and true or false, 0, first, 0, 0
+  elseif own.from < first then
+    local seconds = {}
+    for second = math.max(own.from, first - MINUTE), first - 1 do seconds[#seconds + 1] = second end
+    for i, value in ipairs(redis.call('HMGET', key, unpack(seconds))) do
+      if value then
+        own.sum = own.sum - number(key, text(seconds[i]), value)
+        own.stale[#own.stale + 1] = seconds[i]
       end
     end
-    scope.quotas[i] = used
+    own.from = first
   end
-  if scope.verdict ~= '' then return end
-  local concurrency = scope.limit(3)
-  if scope.rpm_wait ~= 0 then scope.verdict, scope.wait = 'rpm', scope.rpm_wait
-  elseif scope.tpm_wait ~= 0 then scope.verdict, scope.wait = 'tpm', scope.tpm_wait
-  elseif concurrency >= 0 and scope.running >= concurrency then
-    scope.verdict, scope.wait = 'concurrency', concurrency == 0 and -1 or 1000
+  return own
+end
+-- Milliseconds until so much has left a window.
+local function until_gone(own, surplus)
+  local second = own.from
+  while second <= now do
+    local seconds = {}
+    for i = 1, LOOK_AHEAD do seconds[i] = second + i - 1 end
+    for i, value in ipairs(redis.call('HMGET', own.key, unpack(seconds))) do
+      surplus = surplus - number(own.key, text(seconds[i]), value)
+      if surplus <= 0 then second = seconds[i] break end
+    end
+    if surplus <= 0 then break end
+    second = second + LOOK_AHEAD
+  end
+  return math.ceil((second + MINUTE + 1 - exact) * 1000)
+end
+local function save_window(own, amount)
+  if own.renew then redis.call('DEL', own.key) end
+  if amount > 0 then own.last, own.sum = now, own.sum + amount end
+  local bucket = amount > 0 and { now, own.current + amount } or {}
+  redis.call('HSET', own.key, 'sum', own.sum, 'from', own.from, 'last', own.last, unpack(bucket))
+  -- After it: a server that is out of memory refuses the first write of a script, and then nothing must be gone.
+  if #own.stale > 0 then redis.call('HDEL', own.key, unpack(own.stale)) end
+  if own.current == 0 then redis.call('EXPIRE', own.key, 2 * MINUTE) end
+end
+
+-- Requests whose process died: their lease ran out and nobody settled them. They give back what they were admitted with.
+local reserved, lapsed = {}, {}
+local function reserved_of(part)
+  if not reserved[part] then reserved[part] = read_reserved(KEYS[3] .. part) end
+  return reserved[part]
+end
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now_ms, 'LIMIT', 0, REAP)) do
+  local own = read_request(KEYS[1] .. ':' .. name)
+  lapsed[#lapsed + 1] = { name, own }
+  if own and own.state == 'live' then
+    for _, part in ipairs(own.parts) do add_reserved(reserved_of(part), own, -1) end
   end
 end
 
-local function book(scope, lease_ms)
-  local reset = math.ceil((now + WINDOW + 1 - exact) * 1000)
-  if scope.limit(1) >= 0 then
-    redis.call('HINCRBY', scope.rpm, now, requests)
-    redis.call('EXPIRE', scope.rpm, WINDOW + 2)
-    scope.requests, scope.requests_reset = scope.requests + requests, reset
+-- What is used of each limit.
+local windows = {}
+local function running(key)
+  local count = redis.call('ZCOUNT', key, '(' .. now_ms, '+inf')
+  if count > 0 and #asked.ended > 0 then
+    for _, score in ipairs(redis.call('ZMSCORE', key, unpack(asked.ended))) do
+      if score and tonumber(score) > now_ms then count = count - 1 end
+    end
   end
-  if scope.limit(2) >= 0 and tokens > 0 then
-    redis.call('HINCRBY', scope.tpm, now, tokens)
-    redis.call('EXPIRE', scope.tpm, WINDOW + 2)
-    scope.tokens, scope.tokens_reset = scope.tokens + tokens, reset
-  end
-  redis.call('ZADD', scope.leases, math.floor(exact * 1000) + lease_ms, ARGV[2])
-  redis.call('EXPIRE', scope.leases, math.ceil(lease_ms / 1000) + LEASE_GRACE)
-  for _, period in ipairs({ today, month }) do
-    count(scope, period, 'requests', requests)
-    count(scope, period, 'images', images)
-    count(scope, period, 'tokens_reserved', tokens)
-  end
-  scope.running = scope.running + 1
+  return count
 end
-
-local function scope_of(first_key, usage_key, first_limit)
-  return {
-    rpm = KEYS[first_key], tpm = KEYS[first_key + 1], leases = KEYS[first_key + 2], usage = KEYS[usage_key],
-    limit = function(i) return tonumber(ARGV[first_limit + i - 1]) end,
+local FIELDS = { 'requests', 'images', 'tokens_in', 'tokens_out' }
+local usage = {}
+-- All that an owner has used in a period, by counter.
+local function usage_of(owner, period)
+  local name = owner[1] .. ' ' .. period
+  if usage[name] then return usage[name] end
+  local suffix, kept = owner[2], reserved_of(owner[1])
+  local stem = KEYS[5] .. (suffix == '' and owner[1] or '')
+  local key, seeded, raw = stem .. ':' .. label(period, now), seed(stem, period, now), nil
+  local fields = FIELDS
+  if suffix ~= '' then
+    fields = {}
+    for i, field in ipairs(FIELDS) do fields[i] = field .. suffix end
+  end
+  if seeded then
+    raw = {}
+    for i, field in ipairs(fields) do raw[i] = seeded[field] or 0 end
+  else
+    raw = redis.call('HMGET', key, unpack(fields))
+  end
+  for i, field in ipairs(fields) do raw[i] = number(key, field, raw[i]) end
+  usage[name] = {
+    requests = raw[1] + kept.requests, images = raw[2] + kept.images, tokens = raw[3] + raw[4] + kept.tokens,
   }
+  return usage[name]
+end
+local read, verdict, wait = {}, 0, 0
+for i, limit in ipairs(limits) do
+  local owner, counter, period, most = owners[limit[1]], limit[2], limit[3], limit[4]
+  local own = { most = most, counter = counter, used = 0, reset = 0 }
+  read[i] = own
+  local wanted, pause = least_of(counter), 0
+  if period == 'now' then
+    own.used = running(KEYS[2] .. owner[1])
+    if own.used + wanted > most then pause = 1000 end
+  elseif period == 'minute' then
+    local window = read_window(KEYS[4] .. owner[1] .. ':' .. counter)
+    windows[#windows + 1] = { window, counter, owner[1] }
+    own.used = window.sum
+    if own.used > 0 then own.reset = math.ceil((window.last + MINUTE + 1 - exact) * 1000) end
+    if wanted > 0 and wanted <= most and own.used + wanted > most then
+      pause = until_gone(window, own.used + wanted - most)
+    end
+  else
+    own.used, own.reset = usage_of(owner, period)[counter], math.ceil((ends(period, now) - exact) * 1000)
+    if own.used + wanted > most then pause = own.reset end
+  end
+  if wanted > 0 and wanted > most then pause = -1 elseif wanted == 0 then pause = 0 end
+  -- What no wait helps goes before the longest wait.
+  if wait ~= -1 and (pause == -1 or pause > wait) then verdict, wait = i, pause end
 end
 
-local scopes = { scope_of(1, 4, 8) }
-if #KEYS > 5 then scopes[2] = scope_of(6, 9, 8 + LIMITS) end
-first_ended = 8 + LIMITS * #scopes
-local verdict, whose, wait = '', 0, 0
-for i, scope in ipairs(scopes) do
-  judge(scope)
-  if verdict == '' and scope.verdict ~= '' then verdict, whose, wait = scope.verdict, i, scope.wait end
+local granted = amounts.tokens
+for _, own in ipairs(read) do
+  if own.counter == 'tokens' then granted = math.min(granted, math.max(own.most - own.used, least_of('tokens'))) end
 end
-if ARGV[1] == 'admit' then
-  local lease_ms = tonumber(ARGV[3])
-  for _, scope in ipairs(scopes) do
-    if verdict == '' then
-      book(scope, lease_ms)
-    else
-      count(scope, today, 'rejected', 1)
-      count(scope, month, 'rejected', 1)
+
+if mode == 'admit' and verdict == 0 then
+  local own = { at = now, requests = amounts.requests, images = amounts.images, tokens = granted, parts = {}, windows = {} }
+  local added = { requests = own.requests, images = own.images, tokens = own.tokens }
+  local sets = { [''] = true }
+  for i, owner in ipairs(owners) do own.parts[i] = owner[1] end
+  for _, window in ipairs(windows) do
+    if added[window[2]] > 0 then own.windows[#own.windows + 1] = window[3] .. ':' .. window[2] end
+  end
+  redis.call('SET', request_key, request_text('live', own))
+  for _, window in ipairs(windows) do
+    if added[window[2]] > 0 then save_window(window[1], added[window[2]]) end
+  end
+  for _, owner in ipairs(owners) do add_reserved(reserved_of(owner[1]), added, 1) end
+  for i, limit in ipairs(limits) do
+    if limit[3] == 'now' then sets[owners[limit[1]][1]] = true end
+    read[i].used = read[i].used + (limit[2] == 'running' and 1 or added[limit[2]])
+    if limit[3] == 'minute' and added[limit[2]] > 0 then read[i].reset = math.ceil((now + MINUTE + 1 - exact) * 1000) end
+  end
+  for part in pairs(sets) do redis.call('ZADD', KEYS[2] .. part, now_ms + asked.lease_ms, id) end
+elseif mode == 'admit' then
+  -- A storm of refusals would walk over ever more of the past.
+  for _, window in ipairs(windows) do
+    if #window[1].stale > LOOK_AHEAD then save_window(window[1], 0) end
+  end
+end
+if mode == 'admit' then
+  for _, own in pairs(reserved) do save_reserved(own) end
+  for _, pair in ipairs(lapsed) do
+    local name, own = pair[1], pair[2]
+    if own and own.state == 'live' then
+      redis.call('SET', KEYS[1] .. ':' .. name, request_text('lapsed', own), 'EX', LAPSED_TTL)
+      for _, part in ipairs(own.parts) do redis.call('ZREM', KEYS[2] .. part, name) end
     end
-  end
-  if verdict == '' then
-    redis.call('HSET', KEYS[5], 'day', today, 'second', now, 'requests', requests, 'images', images, 'tokens', tokens)
-    redis.call('EXPIRE', KEYS[5], math.ceil(lease_ms / 1000) + LEASE_GRACE)
+    redis.call('ZREM', KEYS[2], name)
   end
 end
-local answer = { verdict, whose, wait }
-for _, scope in ipairs(scopes) do
-  for _, value in ipairs({ scope.requests, scope.requests_reset, scope.tokens, scope.tokens_reset, scope.running }) do
-    answer[#answer + 1] = value
-  end
-  for _, used in ipairs(scope.quotas) do answer[#answer + 1] = used end
+
+local answer = { verdict, wait, now, granted }
+for _, own in ipairs(read) do
+  answer[#answer + 1] = own.used
+  answer[#answer + 1] = own.reset
 end
 return answer

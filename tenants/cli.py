@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from tenants import (
     cli_models,
     cli_receipts,
     cli_tiers,
+    cli_usage,
     installation,
     keyspace,
     served_levels,
@@ -23,11 +23,11 @@ from tenants.admin import TenantAdmin
 from tenants.console import Assignments, Json, TenantId, Yes, assignments, complete_tier, failure, run
 from tenants.served import ServedModels
 from tenants.store import TenantStore
-from tenants.usage import days_between, last_days, read_usage
 
 app = typer.Typer(help="Manage tiers, tenants and API keys.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(cli_tiers.app, name="tier")
 app.add_typer(cli_keys.app, name="key")
+app.add_typer(cli_usage.app, name="usage")
 app.command()(cli_installation.init)
 app.command()(cli_manifest.apply)
 app.command()(cli_manifest.export)
@@ -139,39 +139,6 @@ def delete_tenant(context: typer.Context, tenant: TenantId, yes: Yes = False, as
 
 
 @app.command()
-def usage(
-    context: typer.Context,
-    tenant: TenantId,
-    first: Annotated[str, typer.Option("--from", metavar="DATE", help="First UTC day, 2030-01-31.")] = "",
-    last: Annotated[str, typer.Option("--to", metavar="DATE", help="Last UTC day; default: today.")] = "",
-    days: Annotated[int, typer.Option(min=1, max=400, help="How many days back, without --from.")] = 7,
-    month: Annotated[str, typer.Option(metavar="YYYY-MM", help="The total of one month instead.")] = "",
-    key: Annotated[str, typer.Option(help="Id of a key that has limits of its own: only what it used.")] = "",
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: a line for each day and model.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Show what a tenant has used, by UTC day and model."""
-    if month and (first or last):
-        raise failure("--month goes without --from and --to.")
-    if month:
-        periods = [_day(f"{month}-01", "--month").isoformat()[:7]]
-    elif first:
-        periods = days_between(_day(first, "--from"), _day(last, "--to") if last else None)
-    else:
-        periods = last_days(days, _day(last, "--to") if last else None)
-    if not periods or len(periods) > 4000:
-        raise failure("--from must not be after --to, nor more than ten years before it.")
-
-    async def read(admin: TenantAdmin, store: TenantStore) -> Any:
-        found = await read_usage(store, tenant, *periods, key_id=key)
-        if not any(any(period.total.values()) for period in found):
-            await admin.tenant(tenant)  # a tenant that is gone may still have used something
-        return found
-
-    show.usage(run(context, read), as_json, as_csv)
-
-
-@app.command()
 def audit(
     context: typer.Context,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=100_000, help="How many.")] = 50,
@@ -205,16 +172,6 @@ def _strength(term: str, text: str | None) -> float:
         return float(text or "0")
     except ValueError:
         raise failure(f"the strength of '{term}' must be a number in (-1, 1), not '{text}'.") from None
-
-
-def _day(text: str, option: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        shape = "2030-01" if option == "--month" else "2030-01-31"
-        raise failure(
-            f"{option} must look like {shape}, not {text.removesuffix('-01') if option == '--month' else text}."
-        ) from None
 
 
 if __name__ == "__main__":

@@ -54,8 +54,12 @@ class Link:
         """Run one command, in a Cluster on `node` or where its key lives."""
         return await self._client.execute_command(*command, **({} if node is None else {"target_nodes": node}))
 
-    async def pipeline(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Run commands in one round trip, in a Cluster one to a node; a ResponseError stands in its answer's place."""
+    async def pipeline(self, commands: Sequence[tuple[Any, ...]], *, partial: bool = False) -> list[Any]:
+        """Run commands in one round trip, in a Cluster one to a node; a ResponseError stands in its answer's place.
+
+        Args:
+            partial: leave the absence of single nodes of a Cluster in their answers' places, too.
+        """
         if len(commands) == 1:
             try:
                 return [await self._client.execute_command(*commands[0])]
@@ -67,7 +71,7 @@ class Link:
             answers = await pipe.execute(raise_on_error=False)
         for answer in answers:
             # A Cluster's pipeline leaves a node's absence among the answers.
-            if isinstance(answer, Exception) and not isinstance(answer, ResponseError):
+            if isinstance(answer, Exception) and not isinstance(answer, ResponseError) and not partial:
                 raise answer
         return cast(list[Any], answers)
 

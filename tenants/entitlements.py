@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from policies.terms import Share, Tier
@@ -21,16 +21,18 @@ from tenants.records import (
 
 
 class Limits(LimitFields):
-    """A tenant's limits; `weight` is its fair share."""
+    """A tenant's limits; `weight` is its fair share, `billing_day` the first day of its monthly quotas."""
 
     weight: float = 1.0
+    billing_day: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Entitlements:
     """One key's rights, resolved. `version` changes with any edit of the records behind it.
 
-    `limits` are the tenant's, over all its keys; `key_limits` this key's beside them, None where it has none.
+    `limits` are the tenant's, over all its keys; `key_limits` this key's beside them, None where it has none;
+    `model_limits` the tenant's for single models, beside both.
     """
 
     tenant: str
@@ -46,6 +48,7 @@ class Entitlements:
     key_expires_at: float | None
     status: str
     version: str
+    model_limits: Mapping[str, LimitFields] = field(default_factory=dict)
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this key: its tenant has it, and its scopes do not leave it out."""
@@ -96,7 +99,7 @@ def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) 
             focus_allow=pick("focus_allow"),
             focus_locked=tenant.focus_locked,
         ),
-        limits=Limits(**{name: pick(name, field.default) for name, field in Limits.model_fields.items()}),
+        limits=Limits(**{name: pick(name, info.default) for name, info in Limits.model_fields.items()}),
         models=pick("models"),
         standing_focus=tenant.standing_focus,
         key_limits=LimitFields(**own_limits) if (own_limits := _limits(key)) else None,
@@ -106,7 +109,24 @@ def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) 
         key_expires_at=key.expires_at,
         status=tenant.status,
         version=version,
+        model_limits=_model_limits(own, base),
     )
+
+
+def _model_limits(own: Terms, base: Terms) -> dict[str, LimitFields]:
+    """Limits of single models: a tenant's field goes before its tier's for the same model."""
+    models = {**base.limits_by_model, **own.limits_by_model}
+    return {
+        model: LimitFields(
+            **{
+                name: getattr(terms.limits_by_model[model], name)
+                for terms in (base, own)
+                if model in terms.limits_by_model
+                for name in terms.limits_by_model[model].model_fields_set
+            }
+        )
+        for model in models
+    }
 
 
 def _limits(key: KeyRecord) -> dict[str, int]:

@@ -122,7 +122,8 @@ def used(digest: str) -> str:
 def usage(tenant_id: str, key_id: str = "") -> str:
     """Stem of the usage counters; `:<yyyy-mm-dd>` (a day) or `:<yyyy-mm>` (a month), both UTC, follows.
 
-    Here and below, `key_id` names the counters of one of the tenant's API keys that has limits of its own.
+    Here and below, `key_id` names the counters of one of the tenant's API keys that has limits of its own. The scripts
+    make the names of other owners and periods by the stems (`tenants/meters.lua`).
     """
     return f"usage:{{{tenant_id}}}{_part(key_id)}"
 
@@ -131,29 +132,46 @@ def usage_period(tenant_id: str, period: str, key_id: str = "") -> str:
     return f"{usage(tenant_id, key_id)}:{period}"
 
 
-def requests_window(tenant_id: str, key_id: str = "") -> str:
-    """Hash of one-second buckets: unix second to requests."""
-    return f"rpm:{{{tenant_id}}}{_part(key_id)}"
+def sold(tenant_id: str, day: str) -> str:
+    """What was settled on a UTC day, by model, level, tier and key."""
+    return f"{usage(tenant_id)}:sold:{day}"
 
 
-def tokens_window(tenant_id: str, key_id: str = "") -> str:
-    """Hash of one-second buckets: unix second to tokens."""
-    return f"tpm:{{{tenant_id}}}{_part(key_id)}"
+def window(tenant_id: str, key_id: str = "") -> str:
+    """Stem of the sliding minutes; `:<counter>` follows."""
+    return f"window:{{{tenant_id}}}{_part(key_id)}"
 
 
-def leases(tenant_id: str, key_id: str = "") -> str:
-    """Sorted set of running requests: lease id to expiry in unix milliseconds."""
-    return f"leases:{{{tenant_id}}}{_part(key_id)}"
+def running(tenant_id: str, key_id: str = "") -> str:
+    """Sorted set of requests under way: id to expiry in unix milliseconds."""
+    return f"running:{{{tenant_id}}}{_part(key_id)}"
 
 
-def lease(tenant_id: str, lease_id: str) -> str:
-    """Hash of what one running request was booked with."""
-    return f"lease:{{{tenant_id}}}:{lease_id}"
+def reserved(tenant_id: str, key_id: str = "") -> str:
+    """Hash of what the requests under way are admitted with."""
+    return f"reserved:{{{tenant_id}}}{_part(key_id)}"
 
 
-def held(tenant_id: str, lease_id: str) -> str:
-    """Marker of a settlement that was held while the store was away: it is booked once."""
-    return f"held:{{{tenant_id}}}:{lease_id}"
+def request(tenant_id: str) -> str:
+    """Stem of what single requests are admitted with, and of the tombstones of settled ones; `:<id>` follows."""
+    return f"request:{{{tenant_id}}}"
+
+
+EVENTS = "events:"
+
+
+def events(tenant_id: str) -> str:
+    """Stream with an entry for each settled request."""
+    return f"{EVENTS}{{{tenant_id}}}"
+
+
+def tenant_of_events(key: str) -> str:
+    """Whose stream of `events` this is."""
+    return key[len(EVENTS) + 1 : -1]
+
+
+STORE_ID = "store-id"
+"""Which store this is: 16 hex digits, drawn by the first gateway. Settlements that are held on disk name it."""
 
 
 def _part(key_id: str) -> str:

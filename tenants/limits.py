@@ -6,140 +6,111 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policies.errors import LimitExceeded
-from tenants.entitlements import Entitlements
-from tenants.records import LimitFields
+from policies.errors import LimitExceeded, Unavailable
+from tenants.meters import MINUTE, MINUTE_S, NOW, Counter, Limit
 
-QUOTAS = (
-    "quota_requests_day",
-    "quota_requests_month",
-    "quota_images_day",
-    "quota_images_month",
-    "quota_tokens_day",
-    "quota_tokens_month",
-)
-"""In the order of `admit.lua`."""
-WINDOW_S = 60
-_UNLIMITED = -1
 _NO_WAIT_HELPS = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """What is used of a tenant's limits, or of a key's own; `*_reset_ms` is the time until nothing is."""
+class Reading:
+    """What is used of a limit; `reset_ms` is the time until nothing is, or until its period ends."""
 
-    requests_used: int = 0
-    requests_reset_ms: int = 0
-    tokens_used: int = 0
-    tokens_reset_ms: int = 0
-    running: int = 0
-    quotas_used: tuple[int, ...] = (0,) * len(QUOTAS)
+    limit: Limit
+    used: int
+    reset_ms: int
+
+    @property
+    def left(self) -> int:
+        """What is left of it."""
+        return max(0, self.limit.most - self.used)
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Whether a request may run: the limit that forbids it or "", and what is used.
+    """Whether a request may run: the limit that forbids it or None, and what is used of each.
 
-    `wait_ms` is the time until a retry can succeed, -1 if none can. `of_key`: the limit is the API key's own.
+    Attributes:
+        wait_ms: time until a retry can succeed, -1 if none can.
+        at: unix second of the store's clock, 0 where the store was not asked.
+        tokens: how many of the tokens asked for are reserved.
     """
 
-    verdict: str
-    of_key: bool
-    wait_ms: int
-    tenant: Standing
-    key: Standing | None
+    forbidden_by: Limit | None = None
+    wait_ms: int = 0
+    readings: tuple[Reading, ...] = ()
+    at: int = 0
+    tokens: int = 0
+
+    def left(self, counter: Counter) -> float:
+        """What is left of a counter by the tightest of its limits; infinity where there is none."""
+        return min((r.left for r in self.readings if r.limit.counter is counter), default=math.inf)
 
 
-def scopes(entitlements: Entitlements) -> list[tuple[str, LimitFields]]:
-    """Whose limits a request counts against: its tenant's (""), and its key's (by id) where that has any."""
-    own = entitlements.key_limits
-    return [("", entitlements.limits), *([(entitlements.key_id, own)] if own is not None else [])]
+def read_answer(limits: Sequence[Limit], answer: Sequence[int]) -> Judgement:
+    """`admit.lua`'s answer. Raises Unavailable where the request was given up before the store heard of it."""
+    verdict, wait_ms, at, tokens, *numbers = (int(value) for value in answer)
+    if verdict < 0:
+        raise Unavailable("The tenant store was too slow; try again.")
+    readings = tuple(
+        Reading(limit, *pair) for limit, pair in zip(limits, zip(numbers[::2], numbers[1::2], strict=True), strict=True)
+    )
+    return Judgement(limits[verdict - 1] if verdict else None, wait_ms, readings, at, tokens)
 
 
-def as_arguments(limits: LimitFields) -> list[int]:
-    """The limits in the order of `admit.lua`."""
-    values = [getattr(limits, name) for name in ("rpm", "tpm", "concurrency", *QUOTAS)]
-    return [_UNLIMITED if value is None else value for value in values]
-
-
-def read_answer(answer: Sequence[bytes | int]) -> Judgement:
-    """`admit.lua`'s answer."""
-    verdict, numbers = answer[0], [int(value) for value in answer[1:]]
-    whose, wait_ms, *rest = numbers
-    size = 5 + len(QUOTAS)
-    standings = [_standing(rest[i : i + size]) for i in range(0, len(rest), size)]
-    name = verdict.decode() if isinstance(verdict, bytes) else str(verdict)
-    return Judgement(name, whose == 2, wait_ms, standings[0], standings[1] if len(standings) > 1 else None)
-
-
-def _standing(numbers: list[int]) -> Standing:
-    requests, requests_reset, tokens, tokens_reset, running, *quotas = numbers
-    return Standing(requests, requests_reset, tokens, tokens_reset, running, tuple(quotas))
-
-
-def exceeded(entitlements: Entitlements, judgement: Judgement) -> LimitExceeded:
+def exceeded(judgement: Judgement) -> LimitExceeded:
     """The error that a judgement's verdict means."""
-    name, wait_ms = judgement.verdict, judgement.wait_ms
-    _, limits = scopes(entitlements)[judgement.of_key]
-    limit = f"{getattr(limits, name)}"
-    of_key = " for this API key" if judgement.of_key else ""
+    limit, wait_ms = judgement.forbidden_by, judgement.wait_ms
+    assert limit is not None
     hopeless = wait_ms == _NO_WAIT_HELPS
-    retry_after = WINDOW_S if hopeless else max(1, math.ceil(wait_ms / 1000))
-    advice = "This request alone is beyond it." if hopeless else f"Try again in {retry_after} s."
-    match name.split("_"):
-        case ["quota", what, period]:
-            message = f"Quota used up: {limit} {what} per {period} (UTC){of_key}. {advice}"
-            return LimitExceeded(message, retry_after=retry_after, retry_soon=False, code="quota_exceeded")
-        case ["concurrency"]:
-            message = f"Concurrency limit reached: {limit} requests at a time{of_key}. Retry when one has ended."
-            code = "concurrency_limit_exceeded"
-        case _:
-            what = "requests" if name == "rpm" else "tokens"
-            message = f"Rate limit reached: {limit} {what} per minute{of_key}. {advice}"
-            code = "rate_limit_exceeded"
-    return LimitExceeded(message, retry_after=retry_after, retry_soon=not hopeless, code=code)
+    retry_after = None if hopeless else max(1, math.ceil(wait_ms / 1000))
+    whose = {"tenant": "", "key": " for this API key"}.get(
+        limit.owner.kind, f" for {limit.owner.kind} {limit.owner.name}"
+    )
+    what = f"{limit.most} {limit.counter}"
+    if limit.period == NOW:
+        advice = "None may run." if hopeless else "Retry when one has ended."
+        message = f"Concurrency limit reached: {limit.most} requests at a time{whose}. {advice}"
+        return LimitExceeded(
+            message, retry_after=retry_after, retry_soon=not hopeless, code="concurrency_limit_exceeded"
+        )
+    beyond = "This request alone is beyond it and can never fit; ask for less, trying again does not help."
+    if limit.period == MINUTE:
+        # Clients pass over a longer pause and come back sooner; a second of a minute may count for 61.
+        retry_after = None if retry_after is None else min(MINUTE_S, retry_after)
+        advice = beyond if hopeless else f"Try again in {retry_after} s."
+        message = f"Rate limit reached: {what} per minute{whose}. {advice}"
+        return LimitExceeded(message, retry_after=retry_after, retry_soon=not hopeless, code="rate_limit_exceeded")
+    period, _, day = limit.period.partition("@")
+    since = f" from day {day}" if day else ""
+    head = "Beyond the quota" if hopeless else "Quota used up"
+    advice = beyond if hopeless else f"Try again in {retry_after} s."
+    message = f"{head}: {what} per {period}{since} (UTC){whose}. {advice}"
+    return LimitExceeded(message, retry_after=retry_after, retry_soon=False, code="quota_exceeded")
 
 
-def headers(entitlements: Entitlements, judgement: Judgement) -> dict[str, str]:
+def headers(judgement: Judgement) -> dict[str, str]:
     """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, for those limits that are set.
 
-    Where a tenant and its key both have one, the one with less left speaks.
+    Where several have one, such as a tenant and its key, the one with less left speaks.
     """
     fields: dict[str, str] = {}
-    pairs = _pairs(entitlements, judgement)
-    for what, name, used, reset in (
-        ("requests", "rpm", "requests_used", "requests_reset_ms"),
-        ("tokens", "tpm", "tokens_used", "tokens_reset_ms"),
-    ):
-        known = [
-            (max(0, limit - getattr(standing, used)), limit, getattr(standing, reset))
-            for limits, standing in pairs
-            if (limit := getattr(limits, name)) is not None
-        ]
+    for counter in (Counter.REQUESTS, Counter.TOKENS):
+        known = [r for r in judgement.readings if (r.limit.counter, r.limit.period) == (counter, MINUTE)]
         if known:
-            left, limit, reset_ms = min(known)
-            fields[f"x-ratelimit-limit-{what}"] = str(limit)
-            fields[f"x-ratelimit-remaining-{what}"] = str(left)
-            fields[f"x-ratelimit-reset-{what}"] = duration(reset_ms)
+            tightest = min(known, key=lambda r: (r.left, r.limit.most))
+            fields[f"x-ratelimit-limit-{counter}"] = str(tightest.limit.most)
+            fields[f"x-ratelimit-remaining-{counter}"] = str(tightest.left)
+            fields[f"x-ratelimit-reset-{counter}"] = duration(tightest.reset_ms)
     return fields
 
 
-def remaining(entitlements: Entitlements, judgement: Judgement) -> dict[str, float]:
-    """What is left of each limit that is set, by its name: the lesser of what tenant and key have left."""
+def remaining(judgement: Judgement) -> dict[str, float]:
+    """What is left of each limit that is set, by its record's field: the least that any owner has left."""
     left: dict[str, float] = {}
-    for limits, standing in _pairs(entitlements, judgement):
-        used = {"rpm": standing.requests_used, "tpm": standing.tokens_used, "concurrency": standing.running}
-        used |= dict(zip(QUOTAS, standing.quotas_used, strict=True))
-        for name, count in used.items():
-            limit = getattr(limits, name)
-            if limit is not None:
-                left[name] = min(left.get(name, math.inf), float(max(0, limit - count)))
+    for reading in judgement.readings:
+        left[reading.limit.field] = min(left.get(reading.limit.field, math.inf), float(reading.left))
     return left
-
-
-def _pairs(entitlements: Entitlements, judgement: Judgement) -> list[tuple[LimitFields, Standing]]:
-    standings = [judgement.tenant, *([judgement.key] if judgement.key is not None else [])]
-    return [(limits, standing) for (_, limits), standing in zip(scopes(entitlements), standings, strict=True)]
 
 
 def duration(milliseconds: int) -> str:

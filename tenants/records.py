@@ -35,17 +35,21 @@ class RecordError(Exception):
 
 
 class LimitFields(BaseModel):
-    """Requests and tokens per sliding minute, requests at once, and quotas per UTC day and month; None is unlimited."""
+    """Requests and tokens per sliding minute, requests at once, and quotas per UTC hour, day and month; None is
+    unlimited."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rpm: Limit = None
     tpm: Limit = None
     concurrency: Limit = None
+    quota_requests_hour: Limit = None
     quota_requests_day: Limit = None
     quota_requests_month: Limit = None
+    quota_images_hour: Limit = None
     quota_images_day: Limit = None
     quota_images_month: Limit = None
+    quota_tokens_hour: Limit = None
     quota_tokens_day: Limit = None
     quota_tokens_month: Limit = None
 
@@ -54,7 +58,10 @@ LIMIT_FIELDS = tuple(LimitFields.model_fields)
 
 
 class Terms(LimitFields):
-    """What a tier sells and a tenant may override. An unset field is inherited; None is 'all' or 'unlimited'."""
+    """What a tier sells and a tenant may override. An unset field is inherited; None is 'all' or 'unlimited'.
+
+    `billing_day` is the day of the month on which monthly quotas begin anew.
+    """
 
     utility: Level | None = None
     utility_by_model: Mapping[str, Level] = Field(default_factory=dict)
@@ -62,6 +69,8 @@ class Terms(LimitFields):
     digits: Annotated[int | None, Field(ge=0, le=16), unbounded("all")] = None
     logprobs: bool | None = None
     lower_utility: bool | None = None
+    limits_by_model: Mapping[str, LimitFields] = Field(default_factory=dict)
+    billing_day: Annotated[int, Field(ge=1, le=28)] = 1
     weight: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] = 1.0
     focus_max: Annotated[float | None, Field(ge=0.0, le=FOCUS_LIMIT, allow_inf_nan=False)] = None
     focus_allow: Names = None
@@ -136,7 +145,7 @@ class KeyRecord(LimitFields):
         return self.expires_at is not None and now >= self.expires_at
 
 
-_TERM_FIELDS = frozenset(Terms.model_fields) - {"utility_by_model"}
+_TERM_FIELDS = frozenset(Terms.model_fields) - {"utility_by_model", "limits_by_model"}
 _TENANT_FIELDS = frozenset({"name", "tier", "status", "focus_locked"})
 _KEY_FIELDS = frozenset(KeyRecord.model_fields) - {"digest"}
 _Record = TypeVar("_Record", bound=BaseModel)
@@ -176,6 +185,10 @@ def parse_key(digest: str, raw: RawHash) -> KeyRecord:
 def dump_terms(terms: Terms) -> dict[str, str]:
     """The fields that are set, as the strings that `parse_tier` reads."""
     fields = {f"utility:{model}": _text(level) for model, level in terms.utility_by_model.items()}
+    for model, limits in terms.limits_by_model.items():
+        for name in sorted(limits.model_fields_set):
+            limit = getattr(limits, name)
+            fields[f"{name}:{model}"] = _NONE_WORDS[name] if limit is None else _text(limit)
     for name in sorted(terms.model_fields_set & _TERM_FIELDS):
         value = getattr(terms, name)
         if value is None and name not in _NONE_WORDS:
@@ -244,6 +257,7 @@ def _split(key: str, raw: RawHash) -> tuple[dict[str, Any], dict[str, str], dict
     """The fields of `Terms`, the others, and the standing focus."""
     terms: dict[str, Any] = {}
     by_model: dict[str, str] = {}
+    limits: dict[str, dict[str, str]] = {}
     rest: dict[str, str] = {}
     focus: dict[str, dict[str, str]] = {}
     for name, value in _decode(key, raw).items():
@@ -252,6 +266,8 @@ def _split(key: str, raw: RawHash) -> tuple[dict[str, Any], dict[str, str], dict
             terms[name] = value
         elif kind == "utility" and keyspace.is_model(subject):
             by_model[subject] = value
+        elif kind in LIMIT_FIELDS and keyspace.is_name(subject):
+            limits.setdefault(subject, {})[kind] = value
         elif kind == "focus" and key.startswith(keyspace.TENANT):
             model, _, term = subject.partition(":")
             if not keyspace.is_model(model) or not term:
@@ -259,7 +275,8 @@ def _split(key: str, raw: RawHash) -> tuple[dict[str, Any], dict[str, str], dict
             focus.setdefault(model, {})[term] = value
         else:
             rest[name] = value
-    return terms | ({"utility_by_model": by_model} if by_model else {}), rest, focus
+    models = {"utility_by_model": by_model, "limits_by_model": limits}
+    return terms | {name: value for name, value in models.items() if value}, rest, focus
 
 
 def _refuse_unknown(key: str, fields: Mapping[str, str], known: frozenset[str]) -> None:
@@ -282,6 +299,8 @@ def _field_of(loc: tuple[int | str, ...]) -> str:
     match parts:
         case ["utility_by_model", model, *_]:
             return f"utility:{model}"
+        case ["limits_by_model", model, name, *_]:
+            return f"{name}:{model}"
         case ["standing_focus", model, term, *_]:
             return f"focus:{model}:{term}"
         case [name, *_]:

@@ -15,7 +15,8 @@ class Script:
     sha: str
 
 
-def load(name: str) -> Script:
-    """Read `tenants/<name>.lua`."""
-    text = resources.files("tenants").joinpath(f"{name}.lua").read_text(encoding="utf-8")
+def load(*names: str) -> Script:
+    """Read `tenants/<name>.lua`; of several one script, each seeing what those before it define."""
+    folder = resources.files("tenants")
+    text = "\n".join(folder.joinpath(f"{name}.lua").read_text(encoding="utf-8") for name in names)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())

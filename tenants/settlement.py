@@ -1,226 +1,205 @@
-"""Settlements on their way to the store: off the request's path, repeated until the store has them, booked once."""
+"""What one request used, on its way to the store, and what becomes of it by the store's answer."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-from collections import deque
+import json
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, auto
 from typing import Any
 
 from redis.exceptions import ResponseError
 
-from policies.errors import Unavailable
-from tenants import keyspace, refusals, scripts, tasks
-from tenants.journal import Journal
-from tenants.store import TenantStore
+from tenants import keyspace, meters, refusals
+from tenants.outcome import Outcome
 
-logger = logging.getLogger(__name__)
+DAY_S = 86_400
+SHORT_TOMBSTONE_S = 3_600
+LONG_TOMBSTONE_S = 7 * DAY_S
 
-QUEUE_LIMIT = 100_000
-BATCH = 64
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 1.0
-MOST_REFUSALS = 5
-MOST_ENDED = 64
-ADOPT_EVERY_S = 10.0
-_SETTLE = scripts.load("settle")
+
+class State(StrEnum):
+    """What the store knows of a request."""
+
+    ADMITTED = "admitted"
+    """It said yes, and has a record of it, if it has not lost it."""
+    UNSURE = "unsure"
+    """It was asked, its answer was lost, and the request was served under local limits."""
+    HELD = "held"
+    """It was not asked: the request was served under local limits."""
+    UNDONE = "undone"
+    """It was asked, its answer was lost, and the request was not served."""
+
+
+class Answer(Enum):
+    """What came of sending a settlement."""
+
+    BOOKED = auto()
+    BEFORE = auto()
+    """It was booked before."""
+    MISSING = auto()
+    """There is neither a record of the request nor a tombstone, and it was first sent longer ago than those stay."""
+    UNSENT = auto()
+    """The store is known to be away."""
+    SILENT = auto()
+    """It was sent, and no answer came: it may be booked."""
+    REFUSING = auto()
+    """The server cannot book now: read-only, out of memory, a slot of nobody."""
+    BROKEN = auto()
+    """A counter of the tenant is none: an admin must mend it. Nothing was booked."""
+
+
+class Step(Enum):
+    """What to do next with a settlement."""
+
+    DONE = auto()
+    AGAIN = auto()
+    """Soon; what shares its slot waits with it."""
+    APART = auto()
+    """Now and then, and hold up nobody."""
+    LOST = auto()
+    """Give it up and say so: it may have been booked, and twice is worse."""
+
+
+_ALWAYS = {
+    Answer.BOOKED: Step.DONE,
+    Answer.BEFORE: Step.DONE,
+    Answer.UNSENT: Step.AGAIN,
+    Answer.SILENT: Step.AGAIN,
+    Answer.REFUSING: Step.AGAIN,
+    Answer.BROKEN: Step.APART,
+}
+STEPS: dict[State, dict[Answer, Step]] = {
+    State.ADMITTED: _ALWAYS | {Answer.MISSING: Step.LOST},
+    State.UNSURE: _ALWAYS | {Answer.MISSING: Step.LOST},
+    State.HELD: _ALWAYS | {Answer.MISSING: Step.LOST},
+    State.UNDONE: _ALWAYS | {Answer.MISSING: Step.DONE},
+}
+"""The next step by what the store knew and what it said."""
+TOMBSTONE_S = {
+    State.ADMITTED: SHORT_TOMBSTONE_S,
+    State.UNSURE: LONG_TOMBSTONE_S,
+    State.HELD: LONG_TOMBSTONE_S,
+    State.UNDONE: LONG_TOMBSTONE_S,
+}
+"""How long the store remembers that it booked a request: of the few that an outage met, as long as they may be held."""
+
+
+def answer_of(raw: Any) -> Answer:
+    """`settle.lua`'s answer, or the error in its place."""
+    if isinstance(raw, ResponseError):
+        return Answer.REFUSING if refusals.passes(raw) else Answer.BROKEN
+    if isinstance(raw, Exception):
+        return Answer.SILENT
+    return {1: Answer.BOOKED, 0: Answer.BEFORE, -1: Answer.MISSING}[int(raw)]
+
+
+@dataclass(frozen=True, slots=True)
+class Sold:
+    """What a request was: whose key's, of which model, at which level of which tier, and how it ended.
+
+    Attributes:
+        parts: owners that have usage of their own, by their parts of its names.
+        periods: in which it is booked.
+        ms: milliseconds from its admission to its end.
+    """
+
+    tenant: str
+    key: str
+    model: str
+    tier: str
+    level: float
+    focused: bool = False
+    parts: tuple[str, ...] = ("",)
+    periods: tuple[str, ...] = meters.ALWAYS
+
+    @property
+    def label(self) -> str:
+        """Its name among what was sold on a day; `-` is a name that a record does not allow."""
+        names = (name if keyspace.is_name(name) else "-" for name in (self.model, self.tier, self.key))
+        model, tier, key = names
+        return f"{model}:{self.level:g}:{tier}:{key}"
 
 
 @dataclass(slots=True)
 class Settlement:
-    """What one request used in all. `held` is the UTC day to book under where the store knows no lease of it.
+    """What one request used in all, however often it is sent.
 
-    `key_id` names the request's API key where that has limits of its own; `abandoned` undoes an admission that may not
-    have happened; `sent` says that the store may have booked it already.
+    Attributes:
+        at: unix second of its admission, of the store's clock where that answered.
+        status: how it ended. A failure of our own has no amounts, and is counted as `failed`.
+        ms: milliseconds from its admission to its end.
+        sent_at: unix time at which it was first sent, 0 if never: from then on it may be booked.
     """
 
-    tenant: str
-    lease_id: str
-    model: str
-    requests: int
-    images: int
-    tokens_in: int
-    tokens_out: int
-    key_id: str = ""
-    held: str = ""
-    abandoned: bool = False
-    sent: bool = False
-    refusals: int = 0
+    sold: Sold
+    id: str
+    at: int
+    state: State = State.ADMITTED
+    requests: int = 0
+    images: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    status: Outcome = Outcome.SERVED
+    ms: int = 0
+    sent_at: float = field(default=0.0)
 
-    def call(self) -> tuple[Sequence[str], Sequence[Any]]:
-        """Keys and arguments of `settle.lua`."""
-        keys = [keyspace.lease(self.tenant, self.lease_id), keyspace.held(self.tenant, self.lease_id)]
-        for key_id in ("", self.key_id) if self.key_id else ("",):
-            keys += [
-                keyspace.tokens_window(self.tenant, key_id),
-                keyspace.leases(self.tenant, key_id),
-                keyspace.usage(self.tenant, key_id),
-            ]
-        amounts = (self.requests, self.images, self.tokens_in, self.tokens_out)
-        return keys, (self.lease_id, self.model, *amounts, self.held)
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.sold.tenant
+
+    def call(self, now: float | None = None) -> tuple[Sequence[str], Sequence[Any]]:
+        """Keys and argument of `settle.lua`."""
+        own, tenant = self.sold, self.sold.tenant
+        keys = [stem(tenant) for stem in STEMS]
+        stays = TOMBSTONE_S[self.state]
+        # While a tombstone would still be there, its absence says that nothing was booked.
+        may_book = not self.sent_at or (time.time() if now is None else now) - self.sent_at < stays
+        undone = self.state is State.UNDONE
+        amounts = {name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")}
+        if self.status.ours and not self.requests:
+            amounts["failed"] = 1
+        asked = {
+            "id": self.id,
+            "at": self.at,
+            "model": own.model,
+            "may_book": may_book,
+            "tombstone_s": stays,
+            "parts": own.parts,
+            "periods": own.periods,
+            "amounts": {} if undone else {name: amount for name, amount in amounts.items() if amount},
+            "event": [] if undone else [word for pair in self._event().items() for word in pair],
+            "sold": "" if undone else own.label,
+        }
+        return keys, (json.dumps(asked),)
+
+    def _event(self) -> dict[str, str | int]:
+        own = self.sold
+        return {
+            "key": own.key,
+            "model": own.model,
+            "tier": own.tier,
+            "level": f"{own.level:g}",
+            "focus": int(own.focused),
+            **{name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")},
+            "status": self.status.value,
+            "ms": self.ms,
+        }
+
+
+STEMS = (
+    keyspace.request,
+    keyspace.running,
+    keyspace.reserved,
+    keyspace.window,
+    keyspace.usage,
+    keyspace.events,
+)
+"""The key stems of `settle.lua`; `admit.lua` has all but the last."""
 
 
 def today() -> str:
     """The UTC day, `yyyy-mm-dd`."""
-    return datetime.now(UTC).strftime("%Y-%m-%d")
-
-
-class Settler:
-    """A bounded queue and the one task that empties it, many settlements to a round trip.
-
-    While the store cannot take them, each is also written to the `journal`, before its request is answered.
-    """
-
-    def __init__(self, store: TenantStore, limit: int = QUEUE_LIMIT, journal: Journal | None = None) -> None:
-        self._store = store
-        self._limit = limit
-        self._journal = journal
-        self._queue: deque[Settlement] = deque()
-        self._ended: dict[str, dict[str, None]] = {}
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._task: asyncio.Task[None] | None = None
-        self._adopter: asyncio.Task[None] | None = None
-        self._stuck = False
-        self._dropped = 0
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    async def start(self) -> None:
-        """Take over what gateways of this machine left behind, now and whenever one ends."""
-        if self._journal is not None and self._adopter is None:
-            self._adopter = asyncio.create_task(self._adopt(self._journal), name="tenants-adoption")
-
-    def put(self, settlement: Settlement, *, keep: bool = False) -> None:
-        """Queue a settlement; never blocks. Beyond the limit the oldest is dropped, and the log says so.
-
-        Args:
-            keep: journal it although the store seems to be there.
-        """
-        if len(self._queue) >= self._limit:
-            self._forget(self._queue.popleft())
-            self._dropped += 1
-            if self._dropped == 1 or self._dropped % 1000 == 0:
-                logger.error("settlement queue is full: %d settlements dropped", self._dropped)
-        self._queue.append(settlement)
-        if keep or self._stuck or settlement.held:
-            self._keep(settlement)
-        self._ended.setdefault(settlement.tenant, {})[settlement.lease_id] = None
-        self._idle.clear()
-        self._wake.set()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="tenants-settlement")
-
-    def _keep(self, settlement: Settlement) -> None:
-        if self._journal is not None:
-            self._journal.append(settlement)
-
-    def ended(self, tenant: str) -> list[str]:
-        """Leases of this process that have ended but are not settled, so that the next admission can pass over them."""
-        leases = self._ended.get(tenant)
-        return list(leases)[:MOST_ENDED] if leases else []
-
-    async def drain(self, timeout_s: float) -> bool:
-        """Wait until all is settled; False if that takes longer than `timeout_s`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        return self._idle.is_set()
-
-    async def aclose(self, timeout_s: float) -> None:
-        """Settle what is left within `timeout_s`; what then remains is for the next gateway, if a journal keeps it."""
-        adopter, self._adopter = self._adopter, None
-        await tasks.end(adopter)
-        drained = await self.drain(timeout_s)
-        task, self._task = self._task, None
-        await tasks.end(task)
-        if not drained:
-            fate = "lost" if self._journal is None else "kept for the next gateway"
-            logger.error("closing with %d settlements that the store has not taken: %s", len(self._queue), fate)
-        if self._journal is not None:
-            if not drained:
-                self._journal.clear()
-                for settlement in self._queue:
-                    self._keep(settlement)
-            self._journal.close(keep=not drained)
-
-    async def _adopt(self, journal: Journal) -> None:
-        while True:
-            for entries in journal.orphans():
-                logger.warning("taking over %d settlements of a gateway that has ended", len(entries))
-                for entry in entries:
-                    with contextlib.suppress(TypeError):  # of another version of this program
-                        # It may have been sent: only a lease or its own day can still book it.
-                        self.put(Settlement(**{**entry, "sent": True, "refusals": 0}), keep=True)
-            await asyncio.sleep(ADOPT_EVERY_S)
-
-    async def _run(self) -> None:
-        pause = FIRST_PAUSE_S
-        while True:
-            await self._wake.wait()
-            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-            try:
-                again = await self._send(batch)
-            except BaseException:
-                self._queue.extendleft(reversed(batch))
-                raise
-            self._queue.extendleft(reversed(again))
-            self._note(stuck=bool(again))
-            if not self._queue:
-                self._wake.clear()
-                self._idle.set()
-                if self._journal is not None:
-                    self._journal.clear()
-            if again:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE_S)
-            else:
-                pause = FIRST_PAUSE_S
-
-    def _note(self, *, stuck: bool) -> None:
-        if stuck and not self._stuck:
-            for settlement in self._queue:
-                if not settlement.held:  # those that are held were kept when they came
-                    self._keep(settlement)
-        self._stuck = stuck
-
-    async def _send(self, batch: list[Settlement]) -> list[Settlement]:
-        """Send a batch; those to send again are returned."""
-        try:
-            answers = await self._store.run_many(_SETTLE, [settlement.call() for settlement in batch])
-        except Unavailable as error:
-            # Without a cause the breaker spoke and nothing was sent; with one the store may have booked all the same.
-            for settlement in batch:
-                settlement.sent = settlement.sent or error.__cause__ is not None
-            return batch
-        return [
-            settlement for settlement, answer in zip(batch, answers, strict=True) if self._again(settlement, answer)
-        ]
-
-    def _again(self, settlement: Settlement, answer: Any) -> bool:
-        if isinstance(answer, ResponseError):
-            if refusals.passes(answer):
-                return True
-            settlement.refusals += 1
-            if settlement.refusals < MOST_REFUSALS:
-                return True
-            logger.error("settlement of tenant %s refused: %s", settlement.tenant, str(answer)[:60])
-        elif answer == -1 and not settlement.sent and not settlement.abandoned:
-            # First attempt and no lease: the store lost the booking (a failover), so book the whole of it.
-            settlement.held = today()
-            return True
-        self._forget(settlement)
-        return False
-
-    def _forget(self, settlement: Settlement) -> None:
-        leases = self._ended.get(settlement.tenant)
-        if leases is not None:
-            leases.pop(settlement.lease_id, None)
-            if not leases:
-                del self._ended[settlement.tenant]
+    return time.strftime("%Y-%m-%d", time.gmtime())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -21,13 +20,12 @@ from tenants.jobs import BEFORE, Job
 from tenants.manifest import Step
 from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
 from tenants.served_levels import ServedLevels, level_fields
-from tenants.usage import COUNTERS, Usage
 
 
 def tenants(records: Mapping[str, TenantRecord | RecordError], as_json: bool) -> None:
     """Table or JSON of tenants; a broken record is shown as such."""
     if as_json:
-        return _json(
+        return print_json(
             [
                 tenant_fields(record) if isinstance(record, TenantRecord) else _error(record)
                 for record in records.values()
@@ -40,18 +38,18 @@ def tenants(records: Mapping[str, TenantRecord | RecordError], as_json: bool) ->
         else:
             overrides = ", ".join(f"{name}={value}" for name, value in dump_terms(record.overrides).items())
             rows.append((record.id, record.name, record.tier, record.status, overrides))
-    _table(("tenant", "name", "tier", "status", "overrides"), rows)
+    print_table(("tenant", "name", "tier", "status", "overrides"), rows)
 
 
 def tenant(record: TenantRecord, as_json: bool) -> None:
     """One tenant, field by field."""
-    _json(tenant_fields(record)) if as_json else _table(("field", record.id), dump_tenant(record).items())
+    print_json(tenant_fields(record)) if as_json else print_table(("field", record.id), dump_tenant(record).items())
 
 
 def tiers(records: Mapping[str, TierRecord | RecordError], as_json: bool) -> None:
     """Table or JSON of tiers."""
     if as_json:
-        return _json(
+        return print_json(
             [_tier(record) if isinstance(record, TierRecord) else _error(record) for record in records.values()]
         )
     rows = []
@@ -62,12 +60,12 @@ def tiers(records: Mapping[str, TierRecord | RecordError], as_json: bool) -> Non
             fields = dump_terms(record.terms)
             utility = fields.pop("utility")
             rows.append((name, utility, ", ".join(f"{name}={value}" for name, value in fields.items())))
-    _table(("tier", "utility", "terms"), rows)
+    print_table(("tier", "utility", "terms"), rows)
 
 
 def tier(record: TierRecord, as_json: bool) -> None:
     """One tier, field by field."""
-    _json(_tier(record)) if as_json else _table(("field", record.name), dump_terms(record.terms).items())
+    print_json(_tier(record)) if as_json else print_table(("field", record.name), dump_terms(record.terms).items())
 
 
 def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
@@ -77,51 +75,30 @@ def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
         key=lambda own: -(own.created_at or 0.0),
     )
     if as_json:
-        return _json([key(record) for record in found])
+        return print_json([key(record) for record in found])
     # Days are enough for people; --json has the seconds.
     moments = [[_moment(m)[:10] for m in (own.expires_at, own.last_used)] for own in found]
     rows = [
         (own.id, own.prefix, _status(own), *times, own.label, _terms(own))
         for own, times in zip(found, moments, strict=True)
     ]
-    _table(("id", "prefix", "status", "expires", "last used", "label", "scopes and limits"), rows, whole=5)
-
-
-def usage(periods: Iterable[Usage], as_json: bool, as_csv: bool = False) -> None:
-    """Table, CSV or JSON of usage; days without any are left out of table and CSV."""
-    if as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(("period", "model", *COUNTERS))
-        for period in periods:
-            for model, counts in sorted(period.by_model.items()):
-                writer.writerow((period.period, model, *(counts[name] for name in COUNTERS)))
-        return None
-    if as_json:
-        return _json([asdict(period) for period in periods])
-    rows: list[tuple[str, ...]] = []
-    used = [period for period in periods if any(period.total.values())]
-    for period in used:
-        rows.append((period.period, "all", *(str(period.total[name]) for name in COUNTERS)))
-        rows += [
-            ("", model, *(str(counts[name]) for name in COUNTERS)) for model, counts in sorted(period.by_model.items())
-        ]
-    if len(used) > 1:
-        rows.append(("total", "all", *(str(sum(period.total[name] for period in used)) for name in COUNTERS)))
-    _table(("period", "model", *(name.replace("_", " ") for name in COUNTERS)), rows)
+    print_table(("id", "prefix", "status", "expires", "last used", "label", "scopes and limits"), rows, whole=5)
 
 
 def audit(entries: Iterable[Mapping[str, str]], as_json: bool) -> None:
     """Table or JSON of changes."""
     if as_json:
-        return _json([{**entry, "time": iso(float(entry["time"]))} for entry in entries])
+        return print_json([{**entry, "time": iso(float(entry["time"]))} for entry in entries])
     names = ("who", "action", "subject", "detail")
-    _table(("time", *names), ((iso(float(entry["time"])), *(entry.get(n, "") for n in names)) for entry in entries))
+    print_table(
+        ("time", *names), ((iso(float(entry["time"])), *(entry.get(n, "") for n in names)) for entry in entries)
+    )
 
 
 def steps(planned: Iterable[Step], as_json: bool) -> None:
     """What `tenants apply` will do, field by field."""
     if as_json:
-        return _json([asdict(step) for step in planned])
+        return print_json([asdict(step) for step in planned])
     signs = {"create": ("+", "green"), "set": ("~", "yellow"), "delete": ("-", "red")}
     console = Console(highlight=False)
     empty = True
@@ -140,7 +117,7 @@ def levels(found: Mapping[str, Sequence[ServedLevels]], as_json: bool) -> None:
     """Every level in use, sold against delivered, with standard errors; replicas of one calibration together."""
     if as_json:
         fields = {model: [level_fields(g, own) for g in groups for own in g.levels] for model, groups in found.items()}
-        return _json(fields)
+        return print_json(fields)
     rows, notes = [], []
     for model, groups in found.items():
         for group in groups:
@@ -151,7 +128,7 @@ def levels(found: Mapping[str, Sequence[ServedLevels]], as_json: bool) -> None:
             ]
             if not group.levels:
                 rows.append((model, "", "", "", "no level below 1 in use", str(group)))
-    _table(("model", "sold", "delivered lately", "expected on live inputs", "state", "served by"), rows)
+    print_table(("model", "sold", "delivered lately", "expected on live inputs", "state", "served by"), rows)
     print("\n".join(notes), end="\n" if notes else "")
 
 
@@ -169,7 +146,9 @@ def calibrated(job: Job, replicas: int, as_json: bool) -> None:
     if as_json:
         fields = {"model": job.model, "source": job.source, "answers": job.answers, "replicas": replicas}
         fields |= {"tenants": job.tenants, "left_out": job.left_out, "capped": job.capped} if job.tenants else {}
-        return _json(fields | {"levels": {x: {"before": job.before[x], "after": job.after.get(x)} for x in job.before}})
+        return print_json(
+            fields | {"levels": {x: {"before": job.before[x], "after": job.after.get(x)} for x in job.before}}
+        )
     served = "1 replica has" if replicas == 1 else f"{replicas} replicas have"
     if job.source == BEFORE:
         print(f"Put back the calibration of {job.model} that the last refit replaced; {served} it.")
@@ -197,7 +176,7 @@ def _tally(tally: Tally) -> str:
 
 def done(value: Any, sentence: str, as_json: bool) -> None:
     """The outcome of a command: JSON, or a sentence."""
-    _json(value) if as_json else print(sentence)
+    print_json(value) if as_json else print(sentence)
 
 
 def problem(error: RecordError) -> dict[str, str]:
@@ -244,12 +223,14 @@ def _moment(moment: float | None) -> str:
     return "" if moment is None else iso(moment)
 
 
-def _json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """JSON on the standard output."""
     json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
 
 
-def _table(columns: Iterable[str], rows: Iterable[Iterable[str]], whole: int = 2) -> None:
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]], whole: int = 2) -> None:
+    """A table on the standard output; its first `whole` columns are not even wrapped."""
     table = Table(*columns, box=SIMPLE_HEAD)
     for number, column in enumerate(table.columns):
         # Nothing is shortened, and what a person copies is not even wrapped.

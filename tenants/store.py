@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -100,6 +101,15 @@ class TenantStore:
         await self.aclose()
 
     @property
+    def clustered(self) -> bool:
+        """Whether it is a Cluster, of which one slot may be away alone."""
+        return self._link.clustered
+
+    async def identity(self) -> str:
+        """This store's name for itself, drawn by whoever asks first: it moves with the data, not with the address."""
+        return await self.place(keyspace.STORE_ID, secrets.token_hex(8))
+
+    @property
     def problem(self) -> str:
         """What is wrong with the store, for readiness; "" where nothing is."""
         if away := self.breaker.open_for():
@@ -112,9 +122,13 @@ class TenantStore:
         """Run one command."""
         return await self._guarded(lambda: self._link.execute(*command))
 
-    async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
-        """Run commands in one round trip. An answer that is a ResponseError stands in its place, unraised."""
-        return await self._guarded(lambda: self._link.pipeline(commands))
+    async def pipeline(self, commands: Sequence[Command], *, partial: bool = False) -> list[Any]:
+        """Run commands in one round trip. An answer that is a ResponseError stands in its place, unraised.
+
+        Args:
+            partial: so does, in a Cluster, the absence of a command's node, which otherwise fails them all.
+        """
+        return await self._guarded(lambda: self._link.pipeline(commands, partial=partial))
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script, loading it where the server has forgotten it."""
@@ -123,14 +137,19 @@ class TenantStore:
             raise self._refused(answer)
         return answer
 
-    async def run_many(self, script: Script, calls: Sequence[Call]) -> list[Any]:
-        """Run a script once per call in one round trip; an error stands in its answer's place."""
-        answers = await self.pipeline([("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls])
+    async def run_many(self, script: Script, calls: Sequence[Call], *, partial: bool = False) -> list[Any]:
+        """Run a script once per call in one round trip; an error stands in its answer's place.
+
+        Args:
+            partial: as of `pipeline`.
+        """
+        words = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
+        answers = await self.pipeline(words, partial=partial)
         # A script that the server does not know has not run, so running it now repeats nothing.
         missing = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missing:
             again = [("EVAL", script.text, len(calls[i][0]), *calls[i][0], *calls[i][1]) for i in missing]
-            for i, answer in zip(missing, await self.pipeline(again), strict=True):
+            for i, answer in zip(missing, await self.pipeline(again, partial=partial), strict=True):
                 answers[i] = answer
         failures = [refusals.code(a) for a in answers if isinstance(a, ResponseError) and refusals.passes(a)]
         self.refusing = failures[0] if failures else ""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from tenants.entitlements import Entitlements
-from tenants.limits import Judgement, Standing
+from tenants.limits import Judgement, Reading
 
 MOST = 20_000
 
@@ -32,8 +32,7 @@ class Told:
         if judgement is None:
             return None
         age_ms = round((time.monotonic() - then) * 1000)
-        key = judgement.key and _aged(judgement.key, age_ms)
-        return replace(judgement, tenant=_aged(judgement.tenant, age_ms), key=key)
+        return replace(judgement, readings=tuple(_aged(reading, age_ms) for reading in judgement.readings))
 
 
 def _key(entitlements: Entitlements) -> tuple[str, str, str]:
@@ -41,12 +40,6 @@ def _key(entitlements: Entitlements) -> tuple[str, str, str]:
     return entitlements.tenant, entitlements.key_id, entitlements.version
 
 
-def _aged(standing: Standing, age_ms: int) -> Standing:
-    requests, tokens = standing.requests_reset_ms - age_ms, standing.tokens_reset_ms - age_ms
-    return replace(
-        standing,
-        requests_used=standing.requests_used if requests > 0 else 0,
-        requests_reset_ms=max(0, requests),
-        tokens_used=standing.tokens_used if tokens > 0 else 0,
-        tokens_reset_ms=max(0, tokens),
-    )
+def _aged(reading: Reading, age_ms: int) -> Reading:
+    left_ms = reading.reset_ms - age_ms
+    return replace(reading, used=reading.used if left_ms > 0 else 0, reset_ms=max(0, left_ms))

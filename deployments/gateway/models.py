@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 from typing import Any, Protocol
 
 from deployments.contracts.catalog import ModelInfo
+from deployments.contracts.spending import Spent
 
 
 class Model(Protocol):
@@ -23,6 +24,9 @@ class Model(Protocol):
 
     def stream(self, method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
         """What `method` of a replica yields; as `call`, and closing the iterator cancels the replica's work."""
+
+    async def spent(self, call: str) -> Spent | None:
+        """What a call had used that was cut short, by its number; None where no replica says so in time."""
 
 
 class Models(Protocol):

@@ -96,7 +96,8 @@ class Gateway:
     ) -> AsyncIterator[Ticket]:
         """A known caller's way in: entitle, resolve, admit; on the way out its lease is released and settled.
 
-        Within, `Ticket.call` routes to the shared replica and `Ticket.lease.settle` books what was really used.
+        Within, `Ticket.call` routes to the shared replica and `Ticket.lease.settle` books what was really used. What
+        fails by our own doing (an error that is no client's: late, away, a bug) is not booked at all.
         """
         entitlements = context.caller
         model = self.entitle(entitlements, model_id)
@@ -112,13 +113,23 @@ class Gateway:
         _check_pending(model, modulation)
         until, lease_s = self._until(context), self.settings.now.deadline_s + 30.0
         lease = self.admission.admit(
-            entitlements, model=model.id, images=cost.images, tokens=cost.tokens, lease_s=lease_s
+            entitlements,
+            model=model.id,
+            images=cost.images,
+            tokens=cost.tokens,
+            level=modulation.utility,
+            focused=bool(modulation.focus),
+            lease_s=lease_s,
         )
         try:
             async with lease:
                 context.headers.update(lease.headers() | _modulation_headers(modulation))
                 context.sign = partial(self.receipts.sign, context.number, entitlements, model.id, modulation)
-                yield Ticket(entitlements, model, modulation, lease, self.models.model(model.id), context, until)
+                ticket = Ticket(entitlements, model, modulation, lease, self.models.model(model.id), context, until)
+                try:
+                    yield ticket
+                finally:
+                    await ticket.book()
         except LimitExceeded:
             context.headers.update(lease.headers())
             raise

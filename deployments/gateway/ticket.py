@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Model
+from policies.errors import DeadlineExceeded
 from policies.terms import Modulation, Share
-from tenants.admission import Lease
 from tenants.entitlements import Entitlements
+from tenants.lease import Lease, Tokens
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,10 @@ class Cost:
     """What a request may use at most, for admission."""
 
     images: int = 0
-    tokens: int = 0
+    tokens: Tokens = field(default_factory=Tokens)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ticket:
     """An admitted request: whose it is, the terms it is answered at, and the lease to settle."""
 
@@ -34,6 +36,8 @@ class Ticket:
     remote: Model
     context: RequestContext
     deadline: float
+    cut: bool = False
+    """A call has begun and has not come to its own end."""
 
     @property
     def share(self) -> Share:
@@ -42,16 +46,33 @@ class Ticket:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the model's replica; waits no longer than the request's deadline."""
-        with self.context.waiting():
-            return await self.remote.call(method, *args, self.modulation, self.share, deadline=self.deadline)
+        terms = (self.modulation, self.share, self.lease.id)
+        with self._to_its_end(), self.context.waiting():
+            return await self.remote.call(method, *args, *terms, deadline=self.deadline)
 
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """Stream from a method of the model's replica; closing the iterator cancels the work."""
-        items = self.remote.stream(method, *args, self.modulation, self.share, deadline=self.deadline)
-        async with aclosing(items):
-            while True:
-                with self.context.waiting():
-                    item = await anext(items, None)
-                if item is None:
-                    return
-                yield item
+        terms = (self.modulation, self.share, self.lease.id)
+        items = self.remote.stream(method, *args, *terms, deadline=self.deadline)
+        with self._to_its_end():
+            async with aclosing(items):
+                while True:
+                    with self.context.waiting():
+                        item = await anext(items, None)
+                    if item is None:
+                        return
+                    yield item
+
+    async def book(self) -> None:
+        """Where a call was cut short, settle what its replica says that it had used: more than had come here."""
+        if self.cut and (spent := await self.remote.spent(self.lease.id)):
+            self.lease.settle(tokens_in=spent.tokens_in, tokens_out=spent.tokens_out, images=spent.images)
+
+    @contextmanager
+    def _to_its_end(self) -> Iterator[None]:
+        """Remembers a call that is cut short, by a client that leaves or by the deadline."""
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit, DeadlineExceeded):
+            self.cut = True
+            raise

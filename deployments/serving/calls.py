@@ -12,7 +12,11 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.contracts.spending import Spent
 from policies.errors import DeadlineExceeded, ServiceError, Unavailable
+
+SPENT_BY_S = 10.0
+"""A step of a large batch, and more."""
 
 
 class RemoteModel:
@@ -28,6 +32,15 @@ class RemoteModel:
     def stream(self, method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
         """As `stream_replica`."""
         return stream_replica(self._handle, method, *args, deadline=deadline)
+
+    async def spent(self, call: str) -> Spent | None:
+        """Asks every replica, since Serve does not say which of them a call went to."""
+        asked = self._handle.broadcast("spent", call)
+        try:
+            answers = await asked.results_async(timeout_s=SPENT_BY_S, return_exceptions=True)
+        except (TimeoutError, RayError, RayServeException, AioRpcError):
+            return None
+        return next((answer for answer in answers if isinstance(answer, Spent)), None)
 
 
 async def call_replica(handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float) -> Any:

@@ -16,6 +16,7 @@ from ray import serve
 from deployments.config import ModelSpec, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
 from deployments.contracts.console import announce, announced
+from deployments.contracts.spending import Spending, Spent
 from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.pipeline import Pipeline
@@ -71,6 +72,11 @@ class Replica:
             **of_text,
         )
         self._metrics = LevelMetrics(spec.id)
+        self._spending = Spending()
+
+    async def spent(self, call: str) -> Spent | None:
+        """What one of this replica's calls had used that was cut short."""
+        return await self._spending.spent(call)
 
     def info(self) -> ModelInfo:
         """What the gateway needs to know of this model; a refit can move its floor.
@@ -124,7 +130,14 @@ class VisionReplica(Replica):
         self._most_s, self._vitals = spec.max_step_s, Vitals(self.engine.trial)
 
     async def predict(
-        self, data: bytes, top_k: int | None, form: str, max_pixels: int, modulation: Modulation, share: Share
+        self,
+        data: bytes,
+        top_k: int | None,
+        form: str,
+        max_pixels: int,
+        modulation: Modulation,
+        share: Share,
+        call: str = "",
     ) -> Any:
         """Classify or segment one encoded image at a tenant's terms, in a batch shared with others.
 
@@ -141,10 +154,10 @@ class VisionReplica(Replica):
         """
         held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
-        with self._pictures.under_way.hold(share.flow, len(data)):
+        with self._pictures.under_way.hold(share.flow, len(data)), self._spending.of(call) as meter:
             await asyncio.gather(*map(asyncio.wrap_future, held))
             with self._vitals.watched():
-                size, item = await self._pictures.logits(data, max_pixels, modulation, share)
+                size, item = await self._pictures.logits(data, max_pixels, modulation, share, meter)
                 if isinstance(self.engine, ImageClassifier):
                     return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
                 if form == "labelmap":
@@ -191,16 +204,24 @@ class TextReplica(Replica):
         )
 
     async def generate(
-        self, prompts: list[list[int]], param: str, params: dict[str, Any], modulation: Modulation, share: Share
+        self,
+        prompts: list[list[int]],
+        param: str,
+        params: dict[str, Any],
+        modulation: Modulation,
+        share: Share,
+        call: str = "",
     ) -> AsyncIterator[TextDelta]:
         """Answer prompts, which are token ids, at a tenant's terms. Closing the iterator frees the slots.
 
         Raises:
             InvalidRequest, NotEntitled, Unavailable: as `choices.answer`.
         """
-        async with aclosing(answer(self.engine, prompts, params, modulation, share, param=param)) as deltas:
-            async for delta in deltas:
-                yield delta
+        with self._spending.of(call) as meter:
+            answers = answer(self.engine, prompts, params, modulation, share, param=param, meter=meter)
+            async with aclosing(answers) as deltas:
+                async for delta in deltas:
+                    yield delta
 
     async def form(self) -> AsyncIterator[bytes]:
         """In parts, what makes prompts into tokens: `Form.pack`. Gateways ask for it by `info`'s digest."""

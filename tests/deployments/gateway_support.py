@@ -10,6 +10,7 @@ import httpx
 
 from deployments.config import AppArgs
 from deployments.contracts.catalog import ModelInfo
+from deployments.contracts.spending import Spent
 from tenants.admin import TenantAdmin
 from tenants.embedded import EmbeddedValkey
 
@@ -39,6 +40,7 @@ class Scripted:
         self.waking: list[str] = []
         self.visiting: list[str] = []
         self.deadlines: list[float] = []
+        self.cut: dict[str, Spent] = {}
         self._answer, self._pieces = answer, pieces
 
     def add(self, info: ModelInfo) -> None:
@@ -60,6 +62,9 @@ class Scripted:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def spent(self, call: str) -> Spent | None:
+        return self.cut.get(call)
 
     async def stream(self, method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
         self.deadlines.append(deadline)

@@ -33,11 +33,14 @@ class Script:
         self.settled: dict[str, int] = {}
         self.encoded: list[Any] = []
         self.released = 0
+        self.short = 0
+        self.broken: list[Exception] = []
         self.fails = False
         self.model = MODEL
         self.said: list[str] = []
         """Pieces that an answer has in place of its greeting."""
         self.reads: asyncio.Event | None = None
+        self.pause_s = 0.0
 
     async def authenticate(self, context: Any, api_key: str) -> Any:
         context.entitlements = SimpleNamespace(tenant="own", tier=self.tier, share=lambda: Share(flow="own"))
@@ -57,9 +60,11 @@ class Script:
 
     @asynccontextmanager
     async def admit(self, context: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
-        self.costs.append(cost.tokens)
+        self.costs.append(cost.tokens.most)
         try:
-            yield SimpleNamespace(stream=self.stream, lease=SimpleNamespace(settle=self.settled.update))
+            lease = SimpleNamespace(settle=self.settled.update, short=self.short, broke=self.broken.append)
+            deadline = asyncio.get_running_loop().time() + 120
+            yield SimpleNamespace(stream=self.stream, lease=lease, deadline=deadline)
         finally:
             self.released += 1
 
@@ -75,6 +80,7 @@ class Script:
             if self.fails:
                 raise Unavailable("The text engine has stopped.", code="engine_stopped")
             await asyncio.sleep(60)
+        await asyncio.sleep(self.pause_s)
         for at, piece in enumerate(self.said):
             reason = "stop" if at == len(self.said) - 1 else None
             yield TextDelta(piece, 1, reason, 7, at + 1)
@@ -82,5 +88,6 @@ class Script:
             yield TextDelta("Hello", 2, None, 7, 2, index, LOGPROBS if told else ())
             if self.fails:
                 raise Unavailable("The text engine has stopped.", code="engine_stopped")
+        await asyncio.sleep(self.pause_s)
         for index in range(0 if self.said else count):
             yield TextDelta(f" {index}", 1, "length" if index else "stop", 7, 3, index)

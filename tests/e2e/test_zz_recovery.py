@@ -90,7 +90,10 @@ def test_a_restart_by_make_serve_changes_no_answer_keeps_every_key_and_says_how_
     app.stop()
     assert app.readiness().get("status") != "ok"
     app.start(MAKE_SERVE)
-    said = app.output().removeprefix(shown)
+    deadline = time.monotonic() + 60.0
+    while "First calls" not in (said := app.output().removeprefix(shown)):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.1)
     assert all(f"{tier.upper()}_KEY={app.key(tier)}" in said for tier in TIERS)
     assert all(f"{app.base_url}/{path}" in said for path in ("v1/chat/completions", f"models/{CLASSIFIER}"))
     assert (app.data / "serve.log").stat().st_size

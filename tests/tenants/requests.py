@@ -1,5 +1,6 @@
 """Requests of a tenant with limits, for the tests of admission and settlement."""
 
+import time
 from typing import Any
 
 from policies.errors import LimitExceeded
@@ -7,6 +8,7 @@ from policies.terms import Tier
 from tenants.admission import Admission
 from tenants.entitlements import Entitlements, Limits
 from tenants.records import LimitFields
+from tenants.settlement import Settlement, Sold, State
 from tenants.store import TenantStore
 from tenants.usage import read_days
 
@@ -30,6 +32,12 @@ def tenant(name: str = "acme", /, *, key: dict[str, int] | None = None, **limits
         status="active",
         version="0" * 12,
     )
+
+
+def settlement(i: int, *, state: State = State.HELD, name: str = "acme", **amounts: int) -> Settlement:
+    """The i-th of many settlements."""
+    used = amounts or {"requests": 1, "images": 2, "tokens_in": 3, "tokens_out": 4}
+    return Settlement(Sold(name, "ab" * 6, MODEL, "silver", 0.9), f"{i:024x}", int(time.time()), state, **used)
 
 
 async def total(store: TenantStore, name: str = "acme") -> dict[str, int]:

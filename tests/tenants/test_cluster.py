@@ -17,6 +17,7 @@ from tenants.admin import TenantAdmin
 from tenants.admission import Admission
 from tenants.cache import EntitlementCache
 from tenants.connection import make_client
+from tenants.settlement import STEMS
 from tenants.store import TenantStore
 from tests.tenants.clusters import running_cluster
 from tests.tenants.conftest import populate, refused, until
@@ -73,7 +74,7 @@ async def test_limits_usage_and_settlements_of_many_tenants_and_of_keys(store: T
         counters = await total(store, own.tenant)
         assert (counters["requests"], counters["images"], counters["rejected"]) == (6, 12, 10)
         assert counters["tokens_in"] == 30 and counters["tokens_reserved"] == 0
-    names = (keyspace.requests_window("t1"), keyspace.leases("t1", "ab"), keyspace.usage_period("t1", "2030-01-01"))
+    names = [*(stem("t1") for stem in STEMS), keyspace.usage_period("t1", "2030-01-01", "ab")]
     homes = {store._link._client.keyslot(name) for name in names}
     assert len(homes) == 1
     await first.aclose()

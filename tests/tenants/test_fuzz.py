@@ -195,7 +195,16 @@ async def bystander_of(admin: TenantAdmin) -> str:
     return (await admin.create_key("bystander"))[0]
 
 
-@pytest.mark.parametrize("counter", ["rpm:{{acme}}", "tpm:{{acme}}", "leases:{{acme}}", "usage:{{acme}}:{day}"])
+COUNTERS = (
+    "window:{{acme}}:requests",
+    "window:{{acme}}:tokens",
+    "running:{{acme}}",
+    "reserved:{{acme}}",
+    "usage:{{acme}}:{day}",
+)
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
 async def test_a_counter_that_is_none_stops_its_tenant_and_no_other(
     admin: TenantAdmin, store: TenantStore, counter: str
 ) -> None:

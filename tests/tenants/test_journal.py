@@ -9,10 +9,9 @@ import pytest
 
 from tenants.admission import Admission
 from tenants.journal import Journal
-from tenants.settlement import Settlement, today
 from tenants.store import TenantStore
 from tests.tenants.conftest import Backend, until
-from tests.tenants.requests import MODEL, attempt, tenant, total
+from tests.tenants.requests import attempt, settlement, tenant, total
 
 REPOSITORY = str(Path(__file__).parents[2])
 GATEWAY = """
@@ -33,10 +32,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def settlement(i: int) -> Settlement:
-    return Settlement("acme", f"{i:024x}", MODEL, 1, 2, 3, 4, held=today())
 
 
 async def test_usage_that_is_held_survives_a_graceful_end_and_is_booked_once(backend: Backend, tmp_path: Path) -> None:
@@ -100,7 +95,7 @@ def test_a_line_that_was_cut_off_is_left_out_and_the_others_are_taken(
     path.write_bytes(path.read_bytes()[:-20])
     journal.close(keep=True)
     (entries,) = Journal(tmp_path).orphans()
-    assert [entry["lease_id"] for entry in entries] == [f"{i:024x}" for i in range(2)]
+    assert [entry.id for entry in entries] == [f"{i:024x}" for i in range(2)]
     assert "damaged" in caplog.text and not list(tmp_path.iterdir())
 
 

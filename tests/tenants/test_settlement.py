@@ -3,20 +3,22 @@
 import asyncio
 import os
 import signal
+import time
 
 import pytest
 
-from policies.errors import Unavailable
+from policies.errors import InvalidRequest, Unavailable
 from tenants import keyspace
-from tenants.admission import Admission, Lease
-from tenants.settlement import Settlement, today
+from tenants.admission import Admission
+from tenants.lease import Lease
+from tenants.settlement import Settlement, State, today
 from tenants.store import TenantStore
 from tenants.usage import read_days, read_usage
 from tests.tenants.conftest import Backend, until
-from tests.tenants.requests import MODEL, attempt, tenant, total
+from tests.tenants.requests import MODEL, attempt, settlement, tenant, total
 
 
-@pytest.mark.parametrize("failure", [RuntimeError, asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize("failure", [InvalidRequest, asyncio.CancelledError, GeneratorExit])
 async def test_a_failed_request_releases_its_lease_and_gets_its_tokens_and_images_back(
     store: TenantStore, admission: Admission, failure: type[BaseException]
 ) -> None:
@@ -24,7 +26,7 @@ async def test_a_failed_request_releases_its_lease_and_gets_its_tokens_and_image
     for _ in range(3):
         with pytest.raises(failure):
             async with admission.admit(own, model=MODEL, tokens=100, images=5):
-                raise failure()
+                raise failure("no")
         assert await admission.drain()
     counters = await total(store)
     assert (counters["requests"], counters["images"], counters["tokens_in"], counters["tokens_reserved"]) == (
@@ -44,10 +46,10 @@ async def test_settlement_books_what_was_used_and_returns_the_rest(store: Tenant
     assert await admission.drain()
     usage = (await read_days(store, "acme", 1))[0]
     assert (usage.total["tokens_in"], usage.total["tokens_out"], usage.total["tokens_reserved"]) == (5, 12, 0)
-    assert usage.by_model[MODEL] == usage.total
+    assert usage.by_model[MODEL] == usage.total == usage.sold[0].counts
     assert (await read_usage(store, "acme", today()[:7]))[0].total == usage.total
     assert (await admission.remaining(own))["tpm"] == 83
-    assert not await store.execute("EXISTS", keyspace.lease("acme", lease.id))
+    assert (await store.execute("GET", f"{keyspace.request('acme')}:{lease.id}")).startswith(b"settled")
 
 
 async def test_without_a_word_of_settlement_what_was_reserved_is_booked(
@@ -61,7 +63,7 @@ async def test_without_a_word_of_settlement_what_was_reserved_is_booked(
 
 async def test_a_settlement_sent_twice_counts_once(store: TenantStore, admission: Admission) -> None:
     lease = await admission.admit(tenant(), model=MODEL, tokens=50).__aenter__()
-    again = Settlement("acme", lease.id, MODEL, 1, 0, 10, 20, sent=True)
+    again = Settlement(lease.sold, lease.id, int(time.time()), State.ADMITTED, 1, 0, 10, 20, sent_at=time.time())
     for _ in range(3):
         admission.settler.put(again)
         assert await admission.drain()
@@ -75,7 +77,7 @@ async def test_a_held_settlement_sent_twice_counts_once_with_or_without_a_lease(
     lease = await admission.admit(tenant(), model=MODEL, tokens=50).__aenter__()
     for lease_id in (lease.id, "ab" * 12):
         for _ in range(3):
-            admission.settler.put(Settlement("acme", lease_id, MODEL, 1, 2, 10, 20, held=today()))
+            admission.settler.put(Settlement(lease.sold, lease_id, int(time.time()), State.HELD, 1, 2, 10, 20))
             assert await admission.drain()
     counters = await total(store)
     assert (counters["requests"], counters["images"], counters["tokens_out"], counters["tokens_reserved"]) == (
@@ -115,7 +117,7 @@ async def test_while_the_store_is_away_local_limits_hold_and_usage_is_held_and_b
         assert await admission.drain(20.0)
         counters = await total(store)
         assert (counters["requests"], counters["images"], counters["tokens_reserved"]) == (10, 10, 0)
-        assert await store.execute("ZCARD", keyspace.leases("acme")) == 0
+        assert await store.execute("ZCARD", keyspace.running("acme")) == 0
         await admission.aclose()
 
 
@@ -150,7 +152,7 @@ async def test_a_request_cancelled_while_it_is_admitted_leaves_no_lease(backend:
         finally:
             os.kill(backend.pid, signal.SIGCONT)
         assert await admission.drain(20.0)
-        assert await store.execute("ZCARD", keyspace.leases("acme")) == 0
+        assert await store.execute("ZCARD", keyspace.running("acme")) == 0
         counters = await total(store)
         assert (counters["requests"], counters["tokens_reserved"]) == (1, 0)
         await admission.aclose()
@@ -179,7 +181,7 @@ async def test_the_settlement_queue_is_bounded(backend: Backend, caplog: pytest.
         admission.settler._limit = 10
         backend.kill()
         for i in range(30):
-            admission.settler.put(Settlement("acme", f"{i:024x}", MODEL, 1, 0, 0, 0, held=today()))
+            admission.settler.put(settlement(i, requests=1))
         assert len(admission.settler) == 10
         assert len(admission.settler._ended["acme"]) == 10
         assert "queue is full" in caplog.text

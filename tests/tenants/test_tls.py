@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -86,7 +87,7 @@ async def models_calibrated(store: TenantStore, operator: ServedModels) -> None:
 
 
 async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_rights(
-    server: TlsServer, monkeypatch: pytest.MonkeyPatch
+    server: TlsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tenants.cache.TOUCH_FLUSH_S", 0.01)
     async with (
@@ -99,8 +100,10 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
         admin = TenantAdmin(admins, who="tester")
         secret = await populate(admin, rpm="3", tpm="1000", concurrency="2", quota_tokens_day="5000")
         await admin.set_key(secret, {"rpm": "2"})
-        cache, admission = EntitlementCache(store, ttl_s=60.0), Admission(store)
+        cache, admission = EntitlementCache(store, ttl_s=60.0), Admission(store, held_dir=tmp_path)
         await cache.start()
+        await admission.start()
+        assert len(await store.identity()) == 16
         await served_and_counted(store, admission, await cache.authenticate(secret))
 
         await admin.set_tier("silver", {"utility": "0.5"})
@@ -186,6 +189,7 @@ async def test_the_command_does_all_it_can_with_an_admins_rights(server: TlsServ
     await tenants("key", "revoke", successor)
     assert {k["status"] for k in json.loads(await tenants("key", "list", "acme", "--json"))} == {"active", "revoked"}
     await tenants("usage", "acme")
+    assert (await tenants("usage", "export", "--from", "2020-01-01")).startswith("id,at,tenant")
     file = await tenants("export")
     await tenants("apply", "-", "--prune", "--yes", text=file.replace("utility: 1.0", "utility: 0.9"))
     assert "0.9" in await tenants("tier", "show", "gold") and "acme" in await tenants("list")

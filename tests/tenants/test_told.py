@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tenants import limits, told
-from tenants.limits import Judgement, Standing
+from tenants.limits import Judgement, Reading
+from tenants.meters import limits_of
 from tenants.told import Told
 from tests.tenants.requests import tenant
 
@@ -17,12 +18,13 @@ def test_what_was_told_ages_and_an_edit_makes_it_unknown(monkeypatch: pytest.Mon
     monkeypatch.setattr("tenants.told.time.monotonic", lambda: now)
     own, known = tenant(rpm=10, tpm=100), Told()
     assert known.now(own) is None
-    known.tell(own, Judgement("", False, 0, Standing(4, 30_000, 70, 50_000), None))
+    rpm, tpm = limits_of(own)
+    known.tell(own, Judgement(None, 0, (Reading(rpm, 4, 30_000), Reading(tpm, 70, 50_000))))
     for later, left, reset in ((0.0, ("6", "30"), "30s"), (20.0, ("6", "30"), "10s"), (40.0, ("10", "30"), "0ms")):
         now = 1000.0 + later
         judgement = known.now(own)
         assert judgement is not None
-        fields = limits.headers(own, judgement)
+        fields = limits.headers(judgement)
         assert (fields["x-ratelimit-remaining-requests"], fields["x-ratelimit-remaining-tokens"]) == left
         assert fields["x-ratelimit-reset-requests"] == reset
     assert known.now(replace(own, version="edited")) is None
@@ -33,5 +35,5 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     own, known = tenant(rpm=10), Told()
     keys = [replace(own, key_id=f"{number}") for number in range(5)]
     for key in keys:
-        known.tell(key, Judgement("", False, 0, Standing(), None))
+        known.tell(key, Judgement())
     assert [known.now(key) is not None for key in keys] == [False, False, True, True, True]

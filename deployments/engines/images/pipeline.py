@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from deployments.contracts.spending import Meter
 from deployments.engines.images.decoding import decode_image
 from deployments.engines.images.engine import VisionEngine
 from deployments.engines.images.headers import pixels
@@ -28,6 +29,8 @@ Picture = tuple[bytes, int]
 """A file, and the most pixels that are decoded of it."""
 Decoded = tuple[tuple[int, int], Tensor]
 """A picture's (height, width), and its pixels as the model takes them."""
+Queued = tuple[Tensor, Modulation, str, Meter]
+"""A picture's pixels, its terms, its tenant, and what is told that it is in a forward."""
 
 
 class Pipeline:
@@ -55,7 +58,7 @@ class Pipeline:
             room=self.room,
             size=lambda decoded: decoded[1].nbytes,
         )
-        self.batcher: FairBatcher[tuple[Tensor, Modulation, str], ItemLogits] = FairBatcher(
+        self.batcher: FairBatcher[Queued, ItemLogits] = FairBatcher(
             self._forward,
             max_batch_size=spec.max_batch_size,
             max_wait_ms=spec.max_batch_wait_ms,
@@ -63,9 +66,9 @@ class Pipeline:
         )
 
     async def logits(
-        self, data: bytes, max_pixels: int, modulation: Modulation, share: Share
+        self, data: bytes, max_pixels: int, modulation: Modulation, share: Share, meter: Meter | None = None
     ) -> tuple[tuple[int, int], ItemLogits]:
-        """A picture's (height, width), and its logits at a tenant's terms.
+        """A picture's (height, width), and its logits at a tenant's terms; `meter` is told when it is in a forward.
 
         Raises:
             InvalidRequest: not a picture.
@@ -73,7 +76,7 @@ class Pipeline:
             Unavailable: this tenant has too many under way.
         """
         async with self._decoding.lent((data, max_pixels), share) as (size, image):
-            return size, await self.batcher.submit((image, modulation, share.flow), share)
+            return size, await self.batcher.submit((image, modulation, share.flow, meter or Meter()), share)
 
     async def aclose(self) -> None:
         """End the threads; what waits is cancelled."""
@@ -84,5 +87,8 @@ class Pipeline:
         image = decode_image(*picture)
         return (image.height, image.width), self._engine.preprocess(image)
 
-    def _forward(self, items: list[tuple[Tensor, Modulation, str]]) -> Sequence[ItemLogits]:
-        return self._engine.forward(*zip(*items, strict=True))
+    def _forward(self, items: list[Queued]) -> Sequence[ItemLogits]:
+        images, modulations, flows, meters = zip(*items, strict=True)
+        for meter in meters:
+            meter.images = 1
+        return self._engine.forward(images, modulations, flows)

@@ -10,6 +10,7 @@ from typing import Any
 
 from deployments.config import ModelSpec
 from deployments.contracts.catalog import TextDelta
+from deployments.contracts.spending import Meter
 from deployments.engines.text.generator import Generator, SamplingParams
 from policies.errors import InvalidRequest
 from policies.terms import Modulation, Share
@@ -23,6 +24,7 @@ async def answer(
     share: Share,
     *,
     param: str,
+    meter: Meter | None = None,
 ) -> AsyncGenerator[TextDelta]:
     """Answer each of several prompts `n` times. Closing it cancels all that is not finished.
 
@@ -31,6 +33,7 @@ async def answer(
         params: `SamplingParams` by name and `n`; None is the default: of `max_tokens`, which never goes beyond it, all
             that the context has room for; of how tokens are drawn the model's own.
         param: the field that a refusal of a prompt names.
+        meter: told what is used.
 
     Raises:
         InvalidRequest, NotEntitled, Unavailable: as `Generator.generate`; before anything is generated where a request
@@ -48,7 +51,10 @@ async def answer(
     read = [(0, 0)] * len(prompts)
     streams = [
         _numbered(
-            generator.generate(ids, own, modulation, share, param=param, choice=choice), at, at * n + choice, read
+            generator.generate(ids, own, modulation, share, param=param, choice=choice, meter=meter),
+            at,
+            at * n + choice,
+            read,
         )
         for at, (ids, own) in enumerate(zip(prompts, asked, strict=True))
         for choice in range(n)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from deployments.config import ModelSpec
+from deployments.contracts.spending import Meter
 from deployments.engines.live import LiveRows
 from deployments.engines.text.admission import SEATS_PER_ROW, WaitingLine
 from deployments.engines.text.grammars.matcher import Matcher
@@ -100,6 +101,7 @@ class TextEngine:
         choice: int = 0,
         features: list[Tensor] | None = None,
         matcher: Matcher | None = None,
+        meter: Meter | None = None,
     ) -> AsyncGenerator[Progress]:
         """Answer one prompt, step by step, the steps that read it included. Closing it cancels.
 
@@ -107,6 +109,7 @@ class TextEngine:
             choice: which of several answers of one seed this is.
             features: gets the final layer's input [H] float32 of each step.
             matcher: keeps the answer to its grammar, and says whether it could.
+            meter: told what is used, until the answer is out of the engine.
 
         Raises:
             Unavailable: no head is there yet for the setting, too many of this flow are waiting, or the engine has
@@ -123,8 +126,9 @@ class TextEngine:
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         key = seed_key(self.draw_secret, seed, choice)
         seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow, matcher=matcher)
-        request = Request(share.flow, prompt, params, seat, salted_id(share.flow))
+        request = Request(share.flow, prompt, params, seat, salted_id(share.flow), meter or Meter())
         self.line.push(share.flow, share.weight, request.pages, request)
+        request.meter.open()
         try:
             self._admit()
             last = False
@@ -209,6 +213,7 @@ class TextEngine:
             self._leave(request, _stopped())
             return
         told, request.told = request.told, len(output.generated_tokens)
+        request.meter.read(request.prompt, len(request.prompt))
         tokens, records = output.generated_tokens[told:], request.seat.records[told : request.told]
         progress = Progress(len(request.prompt), tokens, output.is_finished(), records, request.cached or 0)
         request.events.put_nowait(progress)
@@ -220,6 +225,7 @@ class TextEngine:
         if request.finished:
             return
         if self.line.discard(request.flow, request):
+            request.meter.close()
             self._admit()
         elif request.id in self._running:
             self._manager.cancel_request(request.id)
@@ -233,6 +239,7 @@ class TextEngine:
                 read = len(request.prompt) - left
                 if request.cached is None:  # what its first step need not read
                     request.cached = max(0, read - step)
+                request.meter.read(request.prompt, read)
                 request.events.put_nowait(Progress(read, [], False, [], request.cached))
 
         self._in_loop(tell)
@@ -255,11 +262,12 @@ class TextEngine:
         """A request is done with the engine, in whatever way: free what it held, and let the next one in."""
         if request.finished:
             return
-        request.finished = True
+        request.finished, drawn = True, request.told
         if self._running.pop(request.id, None) and request.number is not None:
             self.line.release(request.flow, request.pages)
-            self.seats.leave(request.number)
+            drawn = max(drawn, self.seats.leave(request.number))  # a refit counts steps anew
             self._manager.output_router.result_handlers.pop(request.id, None)
+        request.meter.close(drawn)
         if error is None:
             self._admit()
             return
@@ -275,6 +283,7 @@ class TextEngine:
         """The engine is gone for those that wait, too."""
         for waiting in self.line.drain():
             waiting.finished = True
+            waiting.meter.close()
             waiting.events.put_nowait(_stopped())
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deployments.config import ModelSpec
 from deployments.contracts.catalog import TextDelta
+from deployments.contracts.spending import Meter
 from deployments.contracts.text_rules import check_context, check_text_disclosure
 from deployments.contracts.tools import CallForm
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
@@ -198,6 +199,7 @@ class Generator(CalibratedEngine):
         *,
         param: str = "messages",
         choice: int = 0,
+        meter: Meter | None = None,
     ) -> AsyncGenerator[TextDelta]:
         """Answer one prompt, piece by piece; the last piece has the finish reason. Closing the generator cancels.
 
@@ -207,6 +209,7 @@ class Generator(CalibratedEngine):
             prompt: token ids from `encode` or `encode_chat`.
             param: the field that a refusal of the prompt names.
             choice: which of several answers of one seed this is.
+            meter: told what is used.
 
         Raises:
             InvalidRequest: as `check` and `setting`; a grammar that is none, or cannot be followed to its end.
@@ -226,7 +229,8 @@ class Generator(CalibratedEngine):
             params.min_tokens,
         )
         seen, most, ending = 0, params.logprobs or 0, Ending(params, self.language_model.end_tokens)
-        async with aclosing(self.engine.run(prompt, params, setting, share, choice, matcher=matcher)) as steps:
+        run = self.engine.run(prompt, params, setting, share, choice, matcher=matcher, meter=meter)
+        async with aclosing(run) as steps:
             async for step in steps:
                 if matcher is not None and matcher.fault is not None:
                     raise _unfollowed(matcher)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from deployments.contracts.spending import Meter
 from deployments.engines.text.sampling import SamplingParams
 from deployments.engines.text.scheduler import pages_of
 from deployments.engines.text.seat import LogprobRecord, Seat
@@ -39,6 +40,7 @@ class Request:
     params: SamplingParams
     seat: Seat
     id: str
+    meter: Meter
     events: asyncio.Queue[Progress | Unavailable] = field(default_factory=asyncio.Queue)
     number: int | None = None
     told: int = 0

@@ -133,8 +133,8 @@ class Seats(ContinuousBatchingLogitsProcessor):
             self._changed = True
         return number
 
-    def leave(self, number: int) -> None:
-        """Free a seat, once the engine is done with its sequence."""
+    def leave(self, number: int) -> int:
+        """Free a seat, once the engine is done with its sequence; the steps that drew a token for it."""
         with self._lock:
             steps, agreed = self._streams[number].tolist()
             self._streams[number] = 0
@@ -145,6 +145,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
             self._left.add(number)
             self._free.append(number)
             self._changed = True
+        return int(steps)
 
     def audit(self) -> dict[float, tuple[int, int]]:
         """Since start, by level: decoding steps, and those whose token after utility, before focus, is the clean."""

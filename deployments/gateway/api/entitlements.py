@@ -69,6 +69,6 @@ async def entitlements(gateway: Gateway, context: Context) -> EntitlementsView:
         models=models,
         focus_allow=None if tier.focus_allow is None else sorted(tier.focus_allow),
         focus_locked=tier.focus_locked,
-        limits=own.limits.model_dump(exclude={"weight"}),
+        limits=own.limits.model_dump(exclude={"weight", "billing_day"}),
         remaining=await gateway.admission.remaining(own),
     )

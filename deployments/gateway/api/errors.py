@@ -49,7 +49,7 @@ def error_response(error: errors.ServiceError) -> JSONResponse:
     headers = {}
     if isinstance(error, errors.Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, errors.LimitExceeded | errors.Unavailable):
+    if isinstance(error, errors.LimitExceeded | errors.Unavailable) and error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, errors.DeadlineExceeded) or (isinstance(error, errors.LimitExceeded) and not error.retry_soon):
         headers["x-should-retry"] = "false"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from deployments.config import GatewaySettings, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
 from deployments.contracts.grammar import Grammar
 from deployments.contracts.text_rules import beyond_context, check_context, check_text_disclosure, probes_of
 from deployments.gateway.api.dependencies import Context, Gateway
+from deployments.gateway.api.streams import COMMENT_EVERY_S, LeasedStream, Waited
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape, Tally
 from deployments.gateway.api.text_schemas import GenerationRequest
 from deployments.gateway.ticket import Cost, Ticket
@@ -23,11 +23,12 @@ from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
 from policies.terms import round_level
 from tenants.entitlements import Entitlements
+from tenants.lease import Tokens
 
 MAX_CHARACTERS_PER_TOKEN = 64
 """Of a model whose tokenizer may leave out parts of a text, so that no length is too long for it."""
-_STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-"""No proxy on the way is to wait for more of a stream."""
+_LEAST_ANSWER = 16
+"""Tokens that an answer of the default length may be cut to, where a limit leaves no more."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,28 @@ async def generate(
     settings = gateway.settings.now
     _check_length(info, asked, settings)
     prompts = await gateway.encode(context, info, asked.prompt)
-    most = [_most(info, asked, len(ids), settings) for ids in prompts]
-    cost = Cost(tokens=sum(len(ids) + body.n * tokens for ids, tokens in zip(prompts, most, strict=True)))
+    longest = [_most(info, asked, len(ids), settings) for ids in prompts]
+    least = [most if asked.max_tokens else min(most, _LEAST_ANSWER) for most in longest]
+    read = sum(map(len, prompts))
+    # Never less than what is used, so that no limit is exceeded.
+    cost = Cost(tokens=Tokens(read + body.n * sum(longest), read + body.n * sum(least)))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
             gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus)
         )
-        params = body.params(asked.max_tokens or settings.default_max_tokens, asked.logprobs, asked.grammar)
+        most = asked.max_tokens or settings.default_max_tokens
+        if ticket.lease.short:
+            most = max(longest) + -ticket.lease.short // (body.n * len(prompts))
+        params = body.params(most, asked.logprobs, asked.grammar)
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompts, asked.field, params, tally)))
-        # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
-        first = await anext(deltas)
         if body.stream:
-            return _LeasedStream(asked.shape.events(first, deltas, tally, body.usage_in_stream), stack.pop_all())
-        pieces = [first] + [delta async for delta in deltas]
+            waited = await stack.enter_async_context(aclosing(Waited(deltas)))
+            # Waiting for the first piece turns a refusal by the engine into a status instead of a broken stream.
+            await waited.ready(COMMENT_EVERY_S)
+            events = asked.shape.events(waited.or_pauses(COMMENT_EVERY_S), tally, body.usage_in_stream)
+            return LeasedStream(events, stack.pop_all(), ticket.deadline)
+        pieces = [delta async for delta in deltas]
     return JSONResponse(asked.shape.whole(pieces, tally))
 
 
@@ -132,20 +141,12 @@ async def _metered(
     Those that tell of a prompt being read are booked and kept back: an answer begins with its first token.
     """
     async with aclosing(ticket.stream("generate", prompts, field, params)) as deltas:
-        async for delta in deltas:
-            tally.add(delta)
-            ticket.lease.settle(tokens_in=tally.prompt, tokens_out=tally.completion)
-            if delta.tokens or delta.finish_reason:
-                yield delta
-
-
-class _LeasedStream(StreamingResponse):
-    """Server-sent events that hold a request's lease, and release it even where the client leaves before the first."""
-
-    def __init__(self, events: AsyncIterator[str], stack: AsyncExitStack) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=_STREAM)
-        self._stack = stack
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stack:
-            await super().__call__(scope, receive, send)
+        try:
+            async for delta in deltas:
+                tally.add(delta)
+                ticket.lease.settle(tokens_in=tally.prompt, tokens_out=tally.completion)
+                if delta.tokens or delta.finish_reason:
+                    yield delta
+        except Exception as error:  # which a stream that has begun tells its client inside itself
+            ticket.lease.broke(error)
+            raise

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from deployments.config import GatewaySettings
@@ -21,6 +22,8 @@ MOST_ELEMENTS, MOST_CONTAINERS = 2**17, 2**15
 """Of a JSON body, and lists and objects among them: parsing then holds the event loop for some milliseconds."""
 BURST_S = 10.0
 """Seconds' worth of bad requests that a tenant may send at once."""
+BROKEN = 10.0
+"""Bad requests that one body costs which breaks off: it was read for nothing, and may have been large."""
 _ELEMENTS, _CONTAINERS = (b",", b"[", b"{", b":"), (b"[", b"{")
 _TEXT = re.compile(r"(/models/.+)?/v1/")
 
@@ -49,6 +52,7 @@ class Intake:
         Raises:
             Unavailable: too many bytes of the tenant's, or of all tenants', are held already.
             DeadlineExceeded: the body did not come in time.
+            ClientDisconnect: it broke off, which is charged to the tenant.
             InvalidRequest: a JSON body of too many elements.
         """
         settings = self._settings.now
@@ -56,6 +60,9 @@ class Intake:
             try:
                 async with asyncio.timeout(settings.body_timeout_s):
                     body = await request.body()
+            except (ClientDisconnect, asyncio.CancelledError):
+                self._charge(flow, BROKEN)
+                raise
             except TimeoutError:
                 raise DeadlineExceeded(
                     f"The request's body did not come within {settings.body_timeout_s:g} s.", code="body_timeout"
@@ -83,8 +90,11 @@ class Intake:
             yield
         except (ServiceError, RequestValidationError) as error:
             if not isinstance(error, Unavailable | LimitExceeded):
-                self._bad[flow] = (self._left(flow, rate) - 1.0, time.monotonic())
+                self._charge(flow, 1.0)
             raise
+
+    def _charge(self, flow: str, count: float) -> None:
+        self._bad[flow] = (self._left(flow, self._settings.now.bad_requests_per_s) - count, time.monotonic())
 
     def _left(self, flow: str, rate: float) -> float:
         """Bad requests that a tenant may send now."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from deployments.contracts.catalog import TextDelta, TokenLogprob
 from deployments.gateway.api.errors import error_object
+from deployments.gateway.api.streams import COMMENT
 from deployments.gateway.api.tool_calls import Call, CallReader
 from policies.errors import ServiceError
 
@@ -79,18 +80,22 @@ class Shape(ABC):
         return {**self.base, "object": self.object, "choices": choices, "usage": tally.usage()}
 
     async def events(
-        self, first: TextDelta, deltas: AsyncIterator[TextDelta], tally: Tally, usage: Literal["none", "last", "each"]
+        self, deltas: AsyncIterator[TextDelta | None], tally: Tally, usage: Literal["none", "last", "each"]
     ) -> AsyncIterator[str]:
-        """The answers as server-sent events, ending with [DONE]; an error becomes the last event before it."""
+        """The answers as server-sent events, ending with [DONE]; an error becomes the last event before it.
+
+        Where None comes in a piece's place, so does a comment in an event's.
+        """
 
         def of_each() -> dict[str, Any]:
             return {} if usage == "none" else {"usage": tally.usage() if usage == "each" else None}
 
         told: set[int] = set()
         try:
-            for event in self._events(first, told):
-                yield _sse(event | of_each())
             async for delta in deltas:
+                if delta is None:
+                    yield COMMENT
+                    continue
                 for event in self._events(delta, told):
                     yield _sse(event | of_each())
             if usage != "none":

@@ -14,6 +14,7 @@ from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.api.middleware import ClientHeaders
 from deployments.gateway.context import RequestContext
 from policies.errors import Unauthenticated
+from tenants.lease import Tokens
 from tenants.usage import read_days
 from tests.deployments.gateway_support import Running, Scripted, opened
 from tests.tenants.conftest import until
@@ -118,7 +119,7 @@ async def test_encoding_and_answering_share_one_deadline(running: Running) -> No
     await service.encode(context, info, ["a"])
     called = now()
     await asyncio.sleep(0.05)
-    async with service.admit(context, "text", Cost(tokens=1)) as ticket:
+    async with service.admit(context, "text", Cost(tokens=Tokens(1, 1))) as ticket:
         assert [ticket.deadline] == models.deadlines
     # It begins before the wait, however slow the machine is.
     assert started + service.settings.now.deadline_s <= ticket.deadline <= called + service.settings.now.deadline_s

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from types import SimpleNamespace
+from contextlib import aclosing
 from typing import Any, Literal
 
 import httpx
@@ -49,7 +48,7 @@ class Served(Script):
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
-        self.generator, self.level = generator, 1.0
+        self.generator = generator
         self.model = ModelInfo(
             id="text", task=Task.TEXT, classes=None, floor=0.1, context=generator.context, created=1,
             tools=generator.tools,
@@ -58,16 +57,12 @@ class Served(Script):
     async def encode(self, context: Any, info: ModelInfo, prompt: Any) -> list[list[int]]:
         return self.generator.language_model.encoder.prompts(prompt)[1]
 
-    @asynccontextmanager
-    async def admit(self, context: Any, model_id: str, cost: Any, **terms: Any) -> AsyncIterator[Any]:
-        self.level = terms["utility"] or 1.0
-        yield SimpleNamespace(stream=self.answered, lease=SimpleNamespace(settle=self.settled.update))
-
-    async def answered(
+    async def stream(
         self, method: str, prompts: list[list[int]], field: str, params: dict[str, Any]
     ) -> AsyncGenerator[TextDelta]:
-        terms = Modulation(utility=self.level)
-        async with aclosing(answer(self.generator, prompts, params, terms, Share(flow="own"), param=field)) as deltas:
+        async with aclosing(
+            answer(self.generator, prompts, params, Modulation(), Share(flow="own"), param=field)
+        ) as deltas:
             async for delta in deltas:
                 yield delta
 

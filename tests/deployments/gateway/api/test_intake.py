@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from deployments.config import GatewayArgs
 from deployments.gateway.api.intake import MOST_CONTAINERS, MOST_ELEMENTS, Intake, body_limit, check_elements
@@ -128,6 +129,34 @@ async def test_bad_requests_cost_their_tenant_and_nobody_else(monkeypatch: pytes
             raise Unavailable("busy", retry_after=1)
     with intake.charged("b"):
         pass
+
+
+@pytest.mark.parametrize("leaves", ["closes its connection", "is cancelled by Serve"])
+async def test_bodies_that_break_off_cost_their_tenant_until_nothing_more_is_read_of_it(
+    leaves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.gateway.api.intake.time.monotonic", lambda: 100.0)
+    intake, count = Intake(GatewayArgs(bad_requests_per_s=2.0)), 0
+
+    async def broken() -> AsyncIterator[bytes]:
+        nonlocal count
+        count += 1
+        yield b"half"
+        raise ClientDisconnect if leaves == "closes its connection" else asyncio.CancelledError
+
+    async def upload(flow: str) -> None:
+        with intake.charged(flow):
+            async with intake.read(asked(broken(), 1000), flow):
+                raise AssertionError
+
+    for _ in range(2):
+        with pytest.raises((ClientDisconnect, asyncio.CancelledError)):
+            await upload("a")
+    with pytest.raises(LimitExceeded):
+        await upload("a")
+    assert count == 2 and not intake._held
+    with pytest.raises((ClientDisconnect, asyncio.CancelledError)):
+        await upload("b")
 
 
 async def test_through_the_gateway_a_large_text_is_refused_and_so_is_one_mistake_too_many(running: Running) -> None:
