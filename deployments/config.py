@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -120,6 +120,11 @@ class ModelSpec(BaseModel):
     )
     max_context: Annotated[int, Field(ge=16)] | None = Field(
         default=None, description="text: most tokens of prompt and answer together; None: the model's own limit"
+    )
+    tools: Literal["template", "told"] = Field(
+        default="template",
+        description="text: who tells a model of tools: its chat template, where that takes any; or, where it takes"
+        " none, the system's turn (`told`), for a model that was trained to call tools nevertheless, such as SmolLM2",
     )
     cache_gib: Annotated[float, Field(gt=0.0)] | None = Field(
         default=None,

@@ -37,7 +37,9 @@ class Disclosure(BaseModel):
 
     labels: int | None = Field(default=None, ge=1, description="most labels in a classification answer; None: all")
     digits: int | None = Field(default=None, ge=0, le=16, description="decimals of a score; 0: no score; None: all")
-    logprobs: bool = Field(default=True, description="whether log-probabilities of text may be asked for")
+    logprobs: bool = Field(
+        default=True, description="whether log-probabilities of text, and what measures logits, may be asked for"
+    )
 
     def score(self, value: float) -> float | None:
         """As much of a score as may be seen, None for nothing: rounded to 0 digits it would still tell doubt."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from deployments.config import Task
+from deployments.contracts.tools import CallForm
 
 DEFAULT_COMPLETION_TOKENS = 16
 """Of a text completion whose request sets no limit, as in OpenAI's API."""
@@ -31,6 +32,8 @@ class ModelInfo(BaseModel):
     """Digest of what makes its prompts into tokens, which a gateway asks for once; None: they are sent as text."""
     characters: int | None = None
     """Most that one of its tokens stands for, where that is known."""
+    tools: CallForm | None = None
+    """How a text model calls tools; None where it cannot."""
     aliases: tuple[str, ...] = ()
     """Other names that clients may call it by."""
     created: int

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from deployments.contracts.grammar import Grammar
 from policies.errors import InvalidRequest, NotEntitled
 from policies.terms import Disclosure
 
 
-def probes_of(logit_bias: object, repetition_penalty: float) -> tuple[str, ...]:
+def probes_of(logit_bias: object, repetition_penalty: float, grammar: Grammar | None = None) -> tuple[str, ...]:
     """Fields of a request that measure logits as well as log-probabilities tell them, and need the same grant.
 
     A sweep of `logit_bias` does. So does a repetition penalty: it takes any token that a client writes into the prompt
-    out of the answer, so that the next likely one is seen.
+    out of the answer, so that the next likely one is seen. And so does a grammar: which of two texts comes, where
+    nothing else may, tells which of them has the higher logits.
     """
     given = (("logit_bias", bool(logit_bias)), ("repetition_penalty", repetition_penalty != 1.0))
-    return tuple(name for name, asked in given if asked)
+    return (*(name for name, asked in given if asked), *([] if grammar is None else [grammar.param]))
 
 
 def check_text_disclosure(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.models import Model
-from deployments.prompts.encoder import Conversation, Encoder, Texts
+from deployments.prompts.encoder import Conversation, Encoder, Texts, characters_of
 from deployments.prompts.form import Form
 from deployments.prompts.library import Portable
 from deployments.queues.fair_pool import FairPool
@@ -147,4 +147,4 @@ def _encoded(item: tuple[Encoder, Prompt]) -> list[list[int]]:
 def _size(part: object) -> int:
     if isinstance(part, list):
         return len(part) // _IDS_PER_CHARACTER
-    return len(part) if isinstance(part, str) else len(part["content"])  # type: ignore[index]
+    return characters_of(part)

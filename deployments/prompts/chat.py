@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from deployments.contracts.tools import TOOLS_ROLE, CallForm
 from deployments.prompts.alternatives import any_of
 from deployments.prompts.library import Library
+from deployments.prompts.tool_turns import OPEN, form_of_calls, told
 from policies.errors import InvalidRequest, first_line
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 _SYSTEM, _USER, _ANSWER = "sYsTeM5", "uSeR5", "aNsWeR5"
 """Texts that no template has of its own."""
 _MARK = "\ue000{}-{}\ue001"
@@ -42,21 +45,37 @@ class Chat:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """A conversation's tokens, ready for the assistant's answer.
 
-        A special token that a message's text spells is encoded as text: nobody ends a turn by typing `<|im_end|>`.
+        A special token that a message's text spells is encoded as text: nobody ends a turn by typing `<|im_end|>`. A
+        first turn of `TOOLS_ROLE` has the tools.
 
         Raises:
             InvalidRequest: no messages, an unknown role, no chat template, or one that refuses the conversation.
         """
+        tools, messages = _parted(messages)
         self._check(messages)
         typed, own = list[str](), f"{secrets.randbelow(10**12):012d}"  # of one length: a template may count
-        marked = [{**message, "content": self._marked(str(message["content"]), typed, own)} for message in messages]
+
+        def mark(text: str) -> str:
+            return self._marked(text, typed, own)
+
+        turns = [{name: _each(value, mark) for name, value in message.items()} for message in messages]
+        offered = [] if tools is None else _each(json.loads(tools["content"]), mark)
         try:
-            rendered = self._render(marked)
+            if tools is not None and tools["form"] == CallForm.TOLD:
+                turns, offered = told(turns, offered), []
+            rendered = self._render(turns, offered or None)
         except Exception as error:  # whatever a template does
             raise _invalid(
                 f"The chat template of {self._model_id} refuses this conversation: {first_line(error)}", "invalid_value"
             ) from None
         return self._tokens(rendered, typed, own) if typed else self._library.ids(rendered, whole=False)
+
+    def call_form(self) -> CallForm | None:
+        """How the template has the model call tools; None where it cannot."""
+        special = [token.content for token in self._library.added.values() if token.special]
+        if not self._library.chats or OPEN in special:
+            return None  # what a special token spells is left out of answers
+        return form_of_calls(self._render)
 
     def turn_end(self) -> frozenset[int]:
         """The special token that the template sets behind an assistant's answer, if it does."""
@@ -64,7 +83,7 @@ class Chat:
             return frozenset()
         turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
         try:
-            rendered = self._render(turns, prompt=False)
+            rendered = self._render(turns, None, prompt=False)
         except Exception:
             return frozenset()
         _, answer, after = rendered.rpartition(_ANSWER)
@@ -101,21 +120,21 @@ class Chat:
             for in_parts in (False, True):
                 self._in_parts, self._folded = in_parts, folded
                 try:
-                    rendered = self._render(turns)
+                    rendered = self._render(turns, None)
                 except Exception:
                     continue
                 if _SYSTEM in rendered and _USER in rendered:
                     return in_parts, folded
         return False, False
 
-    def _render(self, messages: Sequence[Message], prompt: bool = True) -> str:
+    def _render(self, messages: Sequence[Message], tools: Any, prompt: bool = True) -> str:
         turns = [dict(message) for message in messages]
         while self._folded and [turn["role"] for turn in turns[:2]] in (["system", "user"], ["system", "system"]):
             system, after, *others = turns
             turns = [{**after, "content": f"{system['content']}\n\n{after['content']}"}, *others]
         if self._in_parts:
             turns = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
-        return self._library.render(turns, prompt=prompt)
+        return self._library.render(turns, tools, prompt=prompt)
 
     def _marked(self, text: str, typed: list[str], own: str) -> str:
         """A client's text with marks in place of special tokens, which are noted in `typed`."""
@@ -150,6 +169,22 @@ class Chat:
             return ids
         # A token that ends answers without being marked special is found in any whole text.
         return self._as_text(text[:1]) + self._as_text(text[1:])
+
+
+def _parted(messages: Sequence[Message]) -> tuple[Message | None, Sequence[Message]]:
+    """The turn that has the tools, and the others."""
+    if messages and messages[0].get("role") == TOOLS_ROLE:
+        return messages[0], messages[1:]
+    return None, messages
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    """JSON with each of its texts changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_each(item, change) for item in value]
+    return {change(k): _each(v, change) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _invalid(message: str, code: str) -> InvalidRequest:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from deployments.prompts.chat import Chat, Message
 from deployments.prompts.library import Library
 from policies.errors import InvalidRequest
 
-Conversation = Sequence[Mapping[str, str]]
+Conversation = Sequence[Mapping[str, Any]]
 Texts = Sequence[str | list[int]]
+
+
+def characters_of(part: Any) -> int:
+    """Characters of a turn or of a text; of a text given as token ids, those."""
+    if not isinstance(part, Mapping):
+        return len(part)
+    calls = part.get("tool_calls")
+    return len(part["content"]) + (len(json.dumps(calls)) if calls else 0)
 
 
 class Encoder:

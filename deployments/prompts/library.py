@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -22,8 +22,8 @@ class Library(Protocol):
     def added(self) -> Mapping[int, AddedToken]:
         """Tokens beside the model's words, special ones among them, by id."""
 
-    def render(self, turns: Sequence[Turn], *, prompt: bool) -> str:
-        """The filled chat template. Raises whatever the template does."""
+    def render(self, turns: Sequence[Turn], tools: Any = None, *, prompt: bool) -> str:
+        """The filled chat template; `tools` as OpenAI has them. Raises whatever the template does."""
 
     def ids(self, text: str, *, whole: bool) -> list[int]:
         """A text's tokens; `whole`: with those that the model wants at its begin and end."""
@@ -53,11 +53,11 @@ class Portable:
         """Whether there is a chat template."""
         return self._template is not None
 
-    def render(self, turns: Sequence[Turn], *, prompt: bool) -> str:
-        """The filled chat template. Raises whatever the template does."""
+    def render(self, turns: Sequence[Turn], tools: Any = None, *, prompt: bool) -> str:
+        """The filled chat template; `tools` as OpenAI has them. Raises whatever the template does."""
         if self._template is None:
             raise ValueError("there is no chat template")
-        return self._template.render(turns, prompt=prompt)
+        return self._template.render(turns, tools, prompt=prompt)
 
     def ids(self, text: str, *, whole: bool) -> list[int]:
         """A text's tokens; `whole`: with those that the model wants at its begin and end."""

@@ -35,7 +35,7 @@ class Template:
         self._filled = _environment().from_string(source)
         self._variables = dict(variables)
 
-    def render(self, turns: Sequence[Turn], *, prompt: bool) -> str:
+    def render(self, turns: Sequence[Turn], tools: Any = None, *, prompt: bool) -> str:
         """A conversation as the model reads it; with `prompt`, ready for the assistant's answer.
 
         Raises:
@@ -43,7 +43,7 @@ class Template:
         """
         return self._filled.render(
             messages=[dict(turn) for turn in turns],
-            tools=None,
+            tools=tools,
             documents=None,
             add_generation_prompt=prompt,
             **self._variables,

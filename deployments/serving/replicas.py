@@ -195,6 +195,7 @@ class TextReplica(Replica):
             model = self.engine.language_model
             form, characters, _ = await asyncio.to_thread(lambda: (model.form, model.characters, model.encoder))
             of_text = {"context": self.engine.context, "form": form and form.digest, "characters": characters}
+            of_text["tools"] = self.engine.tools
             await self.start(self.engine, spec, access, threads.count(), **of_text)
         self._most_s = spec.max_step_s
         # What is encoded is not admitted yet: it gets a thread, and each tenant its part of it.

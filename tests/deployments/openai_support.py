@@ -23,7 +23,7 @@ LOGPROBS = (
 
 
 class Script:
-    """A gateway and its engine in one: says `Hello <index>` to everything, and remembers what it was asked."""
+    """A gateway and its engine in one: says `Hello <index>`, or what it is given, and remembers what it was asked."""
 
     def __init__(self) -> None:
         self.settings = Settings(GatewayArgs())
@@ -36,6 +36,9 @@ class Script:
         self.short = 0
         self.broken: list[Exception] = []
         self.fails = False
+        self.model = MODEL
+        self.said: list[str] = []
+        """Pieces that an answer has in place of its greeting."""
         self.reads: asyncio.Event | None = None
         self.pause_s = 0.0
 
@@ -44,10 +47,10 @@ class Script:
         return context.entitlements
 
     def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:
-        return MODEL
+        return self.model
 
     def models_for(self, entitlements: Any) -> list[ModelInfo]:
-        return [MODEL]
+        return [self.model]
 
     async def encode(self, context: Any, info: ModelInfo, prompt: Any) -> list[list[int]]:
         """Tokens of four characters."""
@@ -78,10 +81,13 @@ class Script:
                 raise Unavailable("The text engine has stopped.", code="engine_stopped")
             await asyncio.sleep(60)
         await asyncio.sleep(self.pause_s)
-        for index in range(count):
+        for at, piece in enumerate(self.said):
+            reason = "stop" if at == len(self.said) - 1 else None
+            yield TextDelta(piece, 1, reason, 7, at + 1)
+        for index in range(0 if self.said else count):
             yield TextDelta("Hello", 2, None, 7, 2, index, LOGPROBS if told else ())
             if self.fails:
                 raise Unavailable("The text engine has stopped.", code="engine_stopped")
         await asyncio.sleep(self.pause_s)
-        for index in range(count):
+        for index in range(0 if self.said else count):
             yield TextDelta(f" {index}", 1, "length" if index else "stop", 7, 3, index)

@@ -16,6 +16,7 @@ from deployments.config import ModelSpec
 from deployments.contracts.spending import Meter
 from deployments.engines.live import LiveRows
 from deployments.engines.text.admission import SEATS_PER_ROW, WaitingLine
+from deployments.engines.text.grammars.matcher import Matcher
 from deployments.engines.text.loading.language_models import LanguageModel
 from deployments.engines.text.prefix_sharing import salted_id
 from deployments.engines.text.request import Progress, Request
@@ -99,6 +100,7 @@ class TextEngine:
         share: Share,
         choice: int = 0,
         features: list[Tensor] | None = None,
+        matcher: Matcher | None = None,
         meter: Meter | None = None,
     ) -> AsyncGenerator[Progress]:
         """Answer one prompt, step by step, the steps that read it included. Closing it cancels.
@@ -106,6 +108,7 @@ class TextEngine:
         Args:
             choice: which of several answers of one seed this is.
             features: gets the final layer's input [H] float32 of each step.
+            matcher: keeps the answer to its grammar, and says whether it could.
             meter: told what is used, until the answer is out of the engine.
 
         Raises:
@@ -122,7 +125,7 @@ class TextEngine:
         self._loop = asyncio.get_running_loop()
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         key = seed_key(self.draw_secret, seed, choice)
-        seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow)
+        seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow, matcher=matcher)
         request = Request(share.flow, prompt, params, seat, salted_id(share.flow), meter or Meter())
         self.line.push(share.flow, share.weight, request.pages, request)
         request.meter.open()
@@ -237,6 +240,7 @@ class TextEngine:
                 request.meter.read(request.prompt, read)
                 if request.cached is None:  # what its first step need not read
                     request.cached = max(0, read - step)
+                request.meter.read(request.prompt, read)
                 request.events.put_nowait(Progress(read, [], False, [], request.cached))
 
         self._in_loop(tell)

@@ -16,13 +16,17 @@ from deployments.config import ModelSpec
 from deployments.contracts.catalog import TextDelta
 from deployments.contracts.spending import Meter
 from deployments.contracts.text_rules import check_context, check_text_disclosure
+from deployments.contracts.tools import CallForm
 from deployments.engines.calibrated import CalibratedEngine, Progress, untold
+from deployments.engines.errors import first_line
 from deployments.engines.live import Kept
 from deployments.engines.memory import free_share
 from deployments.engines.text.admission import SEATS_PER_ROW
 from deployments.engines.text.calibration import calibration_steps
 from deployments.engines.text.ending import Ending
 from deployments.engines.text.engine import TextEngine
+from deployments.engines.text.grammars.grammars import Grammars
+from deployments.engines.text.grammars.matcher import Matcher
 from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
 from deployments.engines.text.sampling import SamplingParams
 from deployments.engines.text.smoke import check_serves
@@ -31,6 +35,7 @@ from policies.calibration.answering import CANDIDATES
 from policies.calibration.candidates import Candidates
 from policies.calibration.sample import CalibrationSample
 from policies.calibration.schemes import TEXT
+from policies.errors import InvalidRequest
 from policies.field.identity import field_digest
 from policies.head.head import Head
 from policies.head.slots import Setting
@@ -51,6 +56,7 @@ class Generator(CalibratedEngine):
         vocabulary: V.
         final: the model's own final layer, tied to the embeddings where the model ties them.
         context: most tokens of prompt and answer together.
+        tools: how the model calls tools; None where it cannot.
     """
 
     live_judged = 1024
@@ -66,9 +72,12 @@ class Generator(CalibratedEngine):
         self.field = spec.field or field_digest(self.final)
         self.features, self.vocabulary = self.final.in_features, self.final.out_features
         self.context = min(language_model.context, spec.max_context or language_model.context)
+        self.tools = language_model.encoder.chat.call_form() or (CallForm.TOLD if spec.tools == "told" else None)
         self.depth = spec.depth or TEXT.depth
         self.device = next(self.final.parameters()).device
         self.slots = spec.max_batch_size * SEATS_PER_ROW
+        ends = language_model.end_tokens
+        self.grammars = Grammars(spec.id, self.tokenizer, self.vocabulary, ends)
         room = free_share(self.device, share)
         self.engine = TextEngine(language_model, spec, self.context, self.live, self.counts, room)
 
@@ -163,6 +172,13 @@ class Generator(CalibratedEngine):
         check_context(self.context, len(prompt), params.max_tokens, param=param)
         self.language_model.encoder.checked([token for token, _ in params.logit_bias], "logit_bias")
         self.language_model.encoder.checked(list(params.stop_token_ids), "stop_token_ids")
+        for field, asked in (("ignore_eos", params.ignore_eos), ("min_tokens", params.min_tokens > 0)):
+            if asked and params.grammar is not None:
+                raise InvalidRequest(
+                    f"{field} does not go with {params.grammar.param}, which says where the answer ends.",
+                    param=field,
+                    code="invalid_value",
+                )
 
     def setting(self, modulation: Modulation) -> Setting:
         """A request's terms by token.
@@ -196,12 +212,13 @@ class Generator(CalibratedEngine):
             meter: told what is used.
 
         Raises:
-            InvalidRequest: as `check` and `setting`.
+            InvalidRequest: as `check` and `setting`; a grammar that is none, or cannot be followed to its end.
             NotEntitled: as `check`.
             Unavailable: as `setting`; too many of this flow are waiting, or the engine has stopped.
         """
         self.check(prompt, params, modulation, param=param)
         setting = await asyncio.to_thread(self.setting, modulation)
+        matcher = params.grammar and await self.grammars.matcher(params.grammar, share)
         digits = modulation.disclosure.digits
         text = Transcript(
             self.tokenizer.backend_tokenizer,
@@ -212,8 +229,11 @@ class Generator(CalibratedEngine):
             params.min_tokens,
         )
         seen, most, ending = 0, params.logprobs or 0, Ending(params, self.language_model.end_tokens)
-        async with aclosing(self.engine.run(prompt, params, setting, share, choice, meter=meter)) as steps:
+        run = self.engine.run(prompt, params, setting, share, choice, matcher=matcher, meter=meter)
+        async with aclosing(run) as steps:
             async for step in steps:
+                if matcher is not None and matcher.fault is not None:
+                    raise _unfollowed(matcher)
                 told, taken, stopped = ending.take(step.tokens)
                 seen += taken
                 piece = text.push(told, step.records[: len(told)], most)
@@ -235,3 +255,13 @@ class Generator(CalibratedEngine):
     def close(self) -> None:
         """Stop the engine for good; what is running or waiting fails as unavailable."""
         self.engine.close()
+        self.grammars.close()
+
+
+def _unfollowed(matcher: Matcher) -> InvalidRequest:
+    said = first_line(ValueError(matcher.fault))
+    return InvalidRequest(
+        f"The answer could not be kept to {matcher.param} to its end ({said}); make it simpler.",
+        param=matcher.param,
+        code="invalid_value",
+    )

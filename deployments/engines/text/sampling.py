@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deployments.contracts.grammar import Grammar
 from deployments.contracts.text_rules import probes_of
 
 _FEW = 1024
@@ -35,6 +36,7 @@ class SamplingParams:
             answer has (Keskar et al., 2019); in (0, inf), 1 is none.
         logit_bias: (token, added to its logit) pairs.
         logprobs: log-probabilities of the answer's tokens with so many of the likeliest beside each; None: none.
+        grammar: what the answer must be; None: anything.
     """
 
     max_tokens: int
@@ -52,6 +54,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def random(self) -> bool:
@@ -71,7 +74,7 @@ class SamplingParams:
     @property
     def probes(self) -> tuple[str, ...]:
         """Fields of it that measure logits."""
-        return probes_of(self.logit_bias, self.repetition_penalty)
+        return probes_of(self.logit_bias, self.repetition_penalty, self.grammar)
 
 
 def seed_key(secret: bytes, seed: int, choice: int = 0) -> int:

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from deployments.engines.text.grammars.matcher import Matcher
 from deployments.engines.text.sampling import SamplingParams
 from policies.head.slots import Setting
 
@@ -38,6 +39,7 @@ class Seat:
         records: one for each drawn token, where the parameters ask for log-probabilities.
         features: [H] inputs of the final layer, one for each drawn token, where a list is given: what calibrates.
         flow: whose it is, for the live rows.
+        matcher: keeps it to its grammar, where it has one.
         source: a hash of the prompt, for the audit and the live rows.
     """
 
@@ -49,6 +51,7 @@ class Seat:
     records: list[LogprobRecord] = field(default_factory=list)
     features: list[Tensor] | None = None
     flow: str = ""
+    matcher: Matcher | None = None
 
     @cached_property
     def source(self) -> int:

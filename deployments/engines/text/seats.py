@@ -13,6 +13,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from deployments.engines.live import LiveRows
 from deployments.engines.text.draws import DrawPlan, DrawTables
+from deployments.engines.text.grammars.masks import Masks
 from deployments.engines.text.seat import LogprobRecord, Seat
 from policies.answers import highest
 from policies.audit import LevelAudit
@@ -60,6 +61,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         self.ignored_kwargs: tuple[str, ...] = ()
         self._final, self._device = final, final.weight.device
         self._nobody, self._rows = seats, rows
+        self._masks = Masks(final.out_features, self._device)
         self._draws = DrawTables(seats, final.out_features, self._device, ends)
         self._taken: dict[int, Seat] = {}
         self._free = list(range(seats))
@@ -70,7 +72,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         self._in_step = False
         self._waiting: list[tuple[Callable[[], None], threading.Event]] = []
         self._plan = DrawPlan()
-        self._recording = False
+        self._recording = self._masked = False
         self._row_seats: list[int] = []
         self._slots: Tensor | None = None
         self._level = torch.zeros(seats + 1, dtype=torch.int64, device=self._device)
@@ -177,6 +179,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
             if self.head is not None:
                 self.head.seats = self._slots
             self._seat_new()
+        self._masks.advance()
 
     def _seat_new(self) -> None:
         if not self._changed:
@@ -196,19 +199,22 @@ class Seats(ContinuousBatchingLogitsProcessor):
             self._places = {n: (seat.source, head.position(seat.setting), seat.flow) for n, seat in self._taken.items()}
         self._plan = DrawPlan.of({number: seat.params for number, seat in self._taken.items()})
         self._recording = any(seat.features is not None for seat in self._taken.values())
+        self._masked = any(seat.matcher is not None for seat in self._taken.values())
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         """Scores [N, V] float32 to those whose argmax is each row's next token."""
         assert self._slots is not None  # `_begin` ran before this step's forward
         slots = self._slots[: len(scores)]
         features, modulated = self._answered(len(scores))
-        drawn = self._draws.scores(scores, slots, self._plan)
+        allowed = self._allowed(scores)
+        drawn = self._draws.scores(allowed, slots, self._plan)
         tokens = highest(drawn)
         greedy = drawn is scores and not (self.head and self.head.focus.in_use)
         self._count(modulated, tokens if greedy else None, slots)
         self._keep(features)
         self.steps += 1
         self._draws.drawn(tokens, slots, self._plan)
+        self._masks.chose(tokens)
         if self.head is not None:
             self.head.chosen(tokens, slots)
         if self._plan.logprobs is not None:
@@ -236,6 +242,13 @@ class Seats(ContinuousBatchingLogitsProcessor):
         if features is None or len(features) != rows or (self.head is not None and last is None):
             raise RuntimeError("the final layer's input does not match its logits: the head is not in the path")
         return features, last
+
+    def _allowed(self, scores: Tensor) -> Tensor:
+        """Scores [N, V] float32 of what each row's grammar allows, the rest at -inf; themselves where none has one."""
+        if not self._masked:
+            return scores
+        seats = map(self._taken.get, self._row_seats)
+        return self._masks.applied(scores, [None if seat is None else seat.matcher for seat in seats])
 
     def _count(self, modulated: Modulated | None, answers: Tensor | None, slots: Tensor) -> None:
         """Audit a step; `answers` [N] int64 is where the logits after utility are highest, if that is known already."""

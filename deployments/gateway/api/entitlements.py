@@ -18,7 +18,9 @@ class ModelTerms(BaseModel):
     utility: float = Field(description="This key's level of the model.")
     labels: int | None = Field(description="Most labels in an answer; null: all.")
     digits: int | None = Field(description="Decimal digits of a score; 0: no score; null: all.")
-    logprobs: bool = Field(description="Whether text's log-probabilities and logit_bias may be asked for.")
+    logprobs: bool = Field(
+        description="Whether text's log-probabilities, logit_bias and response_format may be asked for."
+    )
     lower_utility: bool = Field(description="Whether a request may ask for a lower utility than that.")
     focus_max: float = Field(description="The strongest focus that a request may set; 0: none.")
     standing_focus: dict[str, float] = Field(description="Focus that applies to every call.")

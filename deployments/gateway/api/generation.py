@@ -12,12 +12,14 @@ from starlette.responses import Response
 
 from deployments.config import GatewaySettings, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
-from deployments.contracts.text_rules import beyond_context, check_context, check_text_disclosure
+from deployments.contracts.grammar import Grammar
+from deployments.contracts.text_rules import beyond_context, check_context, check_text_disclosure, probes_of
 from deployments.gateway.api.dependencies import Context, Gateway
 from deployments.gateway.api.streams import COMMENT_EVERY_S, LeasedStream, Waited
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape, Tally
 from deployments.gateway.api.text_schemas import GenerationRequest
 from deployments.gateway.ticket import Cost, Ticket
+from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
 from policies.terms import round_level
 from tenants.entitlements import Entitlements
@@ -39,13 +41,15 @@ class Generation:
         max_tokens: most tokens of an answer; None: the default, as far as the context has room.
         logprobs: likeliest tokens to tell beside each; None: no log-probabilities.
         shape: how the answer looks.
+        grammar: what it must be; None: anything.
     """
 
-    prompt: list[dict[str, str]] | list[str | list[int]]
+    prompt: list[dict[str, Any]] | list[str | list[int]]
     field: str
     max_tokens: int | None
     logprobs: int | None
     shape: ChatShape | CompletionShape
+    grammar: Grammar | None = None
 
 
 async def generate(
@@ -70,7 +74,7 @@ async def generate(
         most = asked.max_tokens or settings.default_max_tokens
         if ticket.lease.short:
             most = max(longest) + -ticket.lease.short // (body.n * len(prompts))
-        params = body.params(most, asked.logprobs)
+        params = body.params(most, asked.logprobs, asked.grammar)
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompts, asked.field, params, tally)))
         if body.stream:
             waited = await stack.enter_async_context(aclosing(Waited(deltas)))
@@ -106,7 +110,7 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
     check_text_disclosure(
         entitlements.tier.disclosure(level),
         logprobs=asked.logprobs,
-        probes=body.probes,
+        probes=probes_of(body.logit_bias, body.repetition_penalty, asked.grammar),
         count_param="top_logprobs" if asked.field == "messages" else "logprobs",
     )
 
@@ -123,7 +127,7 @@ def _check_length(info: ModelInfo, asked: Generation, settings: GatewaySettings)
         )
     each = info.characters or MAX_CHARACTERS_PER_TOKEN
     for text in [asked.prompt] if asked.field == "messages" else [[text] for text in asked.prompt]:
-        characters = sum(len(part["content"]) if isinstance(part, dict) else len(part) for part in text)
+        characters = sum(map(characters_of, text))
         if characters > each * info.context:
             said = f"your {asked.field} hold {characters} characters, of which a token has at most {each}"
             raise beyond_context(info.context, said, param=asked.field)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 from pydantic_core import InitErrorDetails, ValidationError
 
 from deployments.gateway.api import parameters
@@ -13,6 +14,8 @@ from deployments.gateway.api.schemas import StrictModel, short
 from deployments.gateway.api.tolerance import Unserved, is_strict
 
 MOST_PARTS = 1024
+_ROLES = {"developer": "system"}
+"""OpenAI's newer name of a role, which chat templates do not know."""
 
 
 def _only_text(kind: Any) -> Any:
@@ -43,13 +46,42 @@ def _as_parts(content: Any) -> Any:
 _CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": TextPart.model_json_schema()}]}
 
 
+class CalledFunction(StrictModel):
+    """A function that was called."""
+
+    name: str = Field(description="Its name.")
+    arguments: str | dict[str, Any] = Field(description="Its arguments: an object, in JSON.")
+
+    @field_validator("arguments")
+    @classmethod
+    def _object(cls, arguments: Any) -> Any:
+        try:
+            read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+        except (ValueError, RecursionError):
+            read = None
+        if not isinstance(read, dict):
+            raise ValueError("send a JSON object, as text")
+        return read
+
+
+class CalledTool(StrictModel):
+    """A call in an assistant's turn."""
+
+    unserved: ClassVar[Mapping[str, Unserved]] = parameters.CALLED_TOOL
+    where: ClassVar[str] = "messages[].tool_calls[]."
+
+    id: str = Field(default="", description="By which a tool's turn names it.")
+    type: Literal["function"] = Field(default="function", description="Functions are served.")
+    function: CalledFunction = Field(description="What was called.")
+
+
 class ChatMessage(StrictModel):
     """One turn of a conversation."""
 
     unserved: ClassVar[Mapping[str, Unserved]] = parameters.MESSAGE
     where: ClassVar[str] = "messages[]."
 
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who speaks.")
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who speaks.")
     content: Annotated[
         list[TextPart],
         Field(fail_fast=True),
@@ -57,6 +89,11 @@ class ChatMessage(StrictModel):
         BeforeValidator(_as_parts),
         WithJsonSchema(_CONTENT_SCHEMA),
     ] = Field(default_factory=list, description="What is said: text, or a list of text parts.")
+
+    tool_calls: Annotated[list[CalledTool], short(MOST_PARTS)] = Field(
+        default_factory=list, description="Of an assistant's turn: the functions that it called."
+    )
+    tool_call_id: str | None = Field(default=None, description="Of a tool's turn: the call that it answers.")
 
     @model_validator(mode="after")
     def _says_something(self) -> ChatMessage:
@@ -66,6 +103,20 @@ class ChatMessage(StrictModel):
             missing = InitErrorDetails(type="missing", loc=("content",), input=None)
             raise ValidationError.from_exception_data("ChatMessage", [missing])
         return self
+
+    @property
+    def of_tools(self) -> bool:
+        """Whether it tells of a call, or answers one."""
+        return self.role == "tool" or bool(self.tool_calls)
+
+    def turn(self) -> dict[str, Any]:
+        """As chat templates have it."""
+        turn: dict[str, Any] = {"role": _ROLES.get(self.role, self.role), "content": self.text}
+        if self.tool_calls:
+            turn["tool_calls"] = [call.model_dump(include={"id", "type", "function"}) for call in self.tool_calls]
+        if self.role == "tool" and self.tool_call_id:
+            turn["tool_call_id"] = self.tool_call_id
+        return turn
 
     @property
     def text(self) -> str:

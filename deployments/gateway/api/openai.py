@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -13,10 +16,10 @@ from deployments.gateway.api.schemas import ERRORS, ModelCard, ModelList
 from deployments.gateway.api.text_answers import ChatShape, CompletionShape
 from deployments.gateway.api.text_responses import ChatCompletion, Completion
 from deployments.gateway.api.text_schemas import ChatByUrl, ChatRequest, CompletionByUrl, CompletionRequest
+from deployments.gateway.api.tool_calls import CallReader
+from deployments.gateway.api.tools import form_of
+from policies.errors import InvalidRequest
 from policies.terms import Tier
-
-_ROLES = {"developer": "system"}
-"""OpenAI's newer name of a role, which chat templates do not know."""
 
 router = APIRouter(tags=["text"], dependencies=KEY_REQUIRED, route_class=KeyedRoute, responses=ERRORS)
 
@@ -89,16 +92,33 @@ async def _complete(gateway: Gateway, context: Context, model_id: str, body: Com
         max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS,
         logprobs=body.logprobs,
         shape=CompletionShape(model_id, body.logprobs is not None),
+        grammar=body.grammar(),
     )
     return await generate(gateway, context, model_id, body, asked)
 
 
 async def _chat(gateway: Gateway, context: Context, model_id: str, body: ChatRequest) -> Response:
+    offer, turns, grammar = body.offer(), [message.turn() for message in body.messages], body.grammar()
+    reader: Callable[[], CallReader] | None = None
+    if offer.offered or any(message.of_tools for message in body.messages):
+        form = form_of(gateway.entitle(context.caller, model_id))
+        turns = [offer.turn(form), *turns]
+        called = offer.grammar(form)
+        if called is not None and grammar is not None:
+            raise InvalidRequest(
+                f"{called.param} asks for a call, and {grammar.param} for an answer of a form; leave one out.",
+                param=grammar.param,
+                code="invalid_value",
+            )
+        grammar = called or grammar
+        if offer.offered:
+            reader = partial(CallReader, form, offer.names)
     asked = Generation(
-        prompt=[{"role": _ROLES.get(m.role, m.role), "content": m.text} for m in body.messages],
+        prompt=turns,
         field="messages",
         max_tokens=body.most_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        shape=ChatShape(model_id, body.logprobs),
+        shape=ChatShape(model_id, body.logprobs, reader),
+        grammar=grammar,
     )
     return await generate(gateway, context, model_id, body, asked)

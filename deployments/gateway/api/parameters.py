@@ -16,8 +16,8 @@ Table = dict[str, Unserved]
 WHATEVER = Unserved()
 """Labels, hints and switches of other servers, of which no answer depends."""
 ALWAYS = Unserved(in_strict=True)
-_NO_TOOLS = "Tools are not served: leave it out, or send tool_choice 'none'."
-_NO_FORMAT = "Structured output is not served: leave it out."
+_NO_TOOLS = "Use tools, and tool_choice."
+_NO_FORMAT = "Use response_format, or structured_outputs with json, regex or choice."
 _PENALTY = "Use repetition_penalty, frequency_penalty or presence_penalty."
 _SAMPLER = "Use temperature, top_p, top_k or min_p."
 _MAX_TOKENS = "Use max_tokens."
@@ -53,7 +53,7 @@ _VLLM: Table = {
     **_each("priority", only(0)),
     **_each("kv_transfer_params vllm_xargs mm_processor_kwargs media_io_kwargs", only({})),
     **_each("logits_processors bad_words allowed_token_ids", only([])),
-    **_each("guided_json guided_regex guided_choice guided_grammar structured_outputs", never(_NO_FORMAT)),
+    **_each("guided_grammar", never(_NO_FORMAT)),
     **_each("guided_decoding_backend guided_whitespace_pattern", WHATEVER),
     **_each("truncate_prompt_tokens prompt_logprobs", never()),
 }
@@ -106,15 +106,13 @@ _SHARED: Table = {**_OPENAI, **_VLLM, **_LLAMA_CPP, **_SGLANG, **_TGI, **_OTHERS
 CHAT: Table = {
     **_SHARED,
     **_each("store metadata prompt_cache_key prompt_cache_options prompt_cache_retention", WHATEVER),
-    **_each("safety_identifier prediction parallel_tool_calls reasoning_effort verbosity", WHATEVER),
+    **_each("safety_identifier prediction reasoning_effort verbosity", WHATEVER),
     **_each("include_reasoning reasoning_format parse_tool_calls thinking_forced_open", WHATEVER),
     "service_tier": only("auto", "default", instead="There is one; quality is `utility`."),
     "modalities": only(["text"], [], instead="Only text is answered."),
     "audio": never("Only text is answered."),
     "moderation": never(),
     "web_search_options": never(),
-    "tools": Unserved(([],), _NO_TOOLS, _by_choice("tool_choice"), 'beside tool_choice "none"'),
-    "tool_choice": only("none", "auto", instead=_NO_TOOLS),
     "functions": Unserved(([],), _NO_TOOLS, _by_choice("function_call"), 'beside function_call "none"'),
     "function_call": only("none", "auto", instead=_NO_TOOLS),
     **_each("echo add_special_tokens continue_final_message", only(False)),
@@ -136,7 +134,6 @@ COMPLETION: Table = {
     "echo": only(False, instead="The prompt is not answered: put it before the text."),
     "suffix": only("", instead="Nothing is served that fills in a middle."),
     "add_special_tokens": only(True),
-    "response_format": only({"type": "text"}, instead=_NO_FORMAT),
 }
 
 STREAM_OPTIONS: Table = {"include_obfuscation": WHATEVER}
@@ -149,11 +146,11 @@ MESSAGE: Table = {
     **_each("annotations images", only([])),
     **_each("prefix partial", only(False)),
     "refusal": only("", instead="Put it into content."),
-    "tool_calls": only([], instead="Tools are not served."),
-    "function_call": never("Tools are not served."),
-    "tool_call_id": only("", instead="Tools are not served."),
+    "function_call": never("Use tool_calls."),
     "audio": never("Only text is read."),
 }
+
+CALLED_TOOL: Table = {"index": WHATEVER}
 
 TEXT_PART: Table = {
     **_each("cache_control prompt_cache_breakpoint", WHATEVER),

@@ -7,12 +7,13 @@ import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal
 
 from deployments.contracts.catalog import TextDelta, TokenLogprob
 from deployments.gateway.api.errors import error_object
 from deployments.gateway.api.streams import COMMENT
+from deployments.gateway.api.tool_calls import Call, CallReader
 from policies.errors import ServiceError
 
 logger = logging.getLogger("deployments.gateway.api")
@@ -47,15 +48,21 @@ class Shape(ABC):
     Args:
         model: its id.
         logprobs: whether log-probabilities were asked for.
+        reader: makes what finds calls of tools in one answer; None where there are none.
     """
 
     prefix: str
     object: str
     chunk_object: str
 
-    def __init__(self, model: str, logprobs: bool) -> None:
+    def __init__(self, model: str, logprobs: bool, reader: Callable[[], CallReader] | None = None) -> None:
         self.base = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self._logprobs = logprobs
+        self._logprobs, self._reader = logprobs, reader
+        self._readers: dict[int, CallReader] = {}
+
+    def _read(self, text: str) -> tuple[str, list[Call]]:
+        """Words and calls of a whole answer."""
+        return (text, []) if self._reader is None else self._reader().push(text, last=True)
 
     def whole(self, deltas: Sequence[TextDelta], tally: Tally) -> dict[str, Any]:
         """All answers of a request, from all their pieces."""
@@ -64,11 +71,12 @@ class Shape(ABC):
             pieces.setdefault(delta.index, []).append(delta)
         choices = []
         for index, own in sorted(pieces.items()):
-            text = "".join(delta.text for delta in own)
+            words, calls = self._read("".join(delta.text for delta in own))
             tokens = [token for delta in own for token in delta.logprobs]
             logprobs = self.logprobs(tokens) if self._logprobs else None
-            reason = own[-1].finish_reason
-            choices.append({"index": index, **self.content(text), "logprobs": logprobs, "finish_reason": reason})
+            reason = _reason(own[-1].finish_reason, bool(calls))
+            content = self.content(words, calls)
+            choices.append({"index": index, **content, "logprobs": logprobs, "finish_reason": reason})
         return {**self.base, "object": self.object, "choices": choices, "usage": tally.usage()}
 
     async def events(
@@ -105,12 +113,23 @@ class Shape(ABC):
         if delta.index not in told and (opening := self.opening()):
             events.append(self._event(delta.index, opening, None, None))
         told.add(delta.index)
-        if delta.text or delta.logprobs:
+        words, calls, called = self._parted(delta)
+        if words or delta.logprobs:
             logprobs = self.logprobs(delta.logprobs) if self._logprobs else None
-            events.append(self._event(delta.index, self.piece(delta.text), logprobs, None))
+            events.append(self._event(delta.index, self.piece(words), logprobs, None))
+        events += [self._event(delta.index, {"delta": {"tool_calls": [call.piece()]}}, None, None) for call in calls]
         if delta.finish_reason:
-            events.append(self._event(delta.index, self.piece(""), None, delta.finish_reason))
+            reason = _reason(delta.finish_reason, called)
+            events.append(self._event(delta.index, self.piece(""), None, reason))
         return events
+
+    def _parted(self, delta: TextDelta) -> tuple[str, list[Call], bool]:
+        """Words and calls of a piece, and whether its answer has called at all."""
+        if self._reader is None:
+            return delta.text, [], False
+        reader = self._readers.get(delta.index) or self._readers.setdefault(delta.index, self._reader())
+        words, calls = reader.push(delta.text, last=delta.finish_reason is not None)
+        return words, calls, reader.called
 
     def _event(
         self, index: int, content: dict[str, Any], logprobs: dict[str, Any] | None, finish_reason: str | None
@@ -123,8 +142,8 @@ class Shape(ABC):
         return None
 
     @abstractmethod
-    def content(self, text: str) -> dict[str, Any]:
-        """A whole answer's text."""
+    def content(self, text: str, calls: Sequence[Call] = ()) -> dict[str, Any]:
+        """A whole answer's text and calls."""
 
     @abstractmethod
     def piece(self, text: str) -> dict[str, Any]:
@@ -144,9 +163,12 @@ class ChatShape(Shape):
         """The role."""
         return {"delta": {"role": "assistant", "content": ""}}
 
-    def content(self, text: str) -> dict[str, Any]:
+    def content(self, text: str, calls: Sequence[Call] = ()) -> dict[str, Any]:
         """The assistant's message."""
-        return {"message": {"role": "assistant", "content": text}}
+        if not calls:
+            return {"message": {"role": "assistant", "content": text}}
+        made = [call.whole() for call in calls]
+        return {"message": {"role": "assistant", "content": text or None, "tool_calls": made}}
 
     def piece(self, text: str) -> dict[str, Any]:
         """A part of it."""
@@ -166,7 +188,7 @@ class CompletionShape(Shape):
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
 
-    def content(self, text: str) -> dict[str, Any]:
+    def content(self, text: str, calls: Sequence[Call] = ()) -> dict[str, Any]:
         """The continuation."""
         return {"text": text}
 
@@ -180,6 +202,10 @@ class CompletionShape(Shape):
             "top_logprobs": [{token.text: token.logprob, **dict(reversed(token.top))} for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
+
+
+def _reason(reason: str | None, called: bool) -> str | None:
+    return "tool_calls" if called and reason == "stop" else reason
 
 
 def _likely(text: str, logprob: float) -> dict[str, Any]:

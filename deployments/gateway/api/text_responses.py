@@ -44,11 +44,27 @@ class ChatLogprobs(BaseModel):
     refusal: None = Field(default=None, description="Always null.")
 
 
+class CalledFunction(BaseModel):
+    """A function to call."""
+
+    name: str = Field(description="Its name.")
+    arguments: str = Field(description="Its arguments: an object, in JSON.")
+
+
+class ToolCall(BaseModel):
+    """A call of a tool."""
+
+    id: str = Field(description="By which a tool's turn names it.")
+    type: Literal["function"] = Field(default="function", description="Always function.")
+    function: CalledFunction = Field(description="What to call.")
+
+
 class AnswerMessage(BaseModel):
     """The assistant's turn."""
 
     role: Literal["assistant"] = Field(default="assistant", description="Always assistant.")
-    content: str = Field(description="The answer.")
+    content: str | None = Field(description="The answer; null where it is nothing but calls.")
+    tool_calls: list[ToolCall] | None = Field(default=None, description="The functions to call, where there are any.")
 
 
 class ChatChoice(BaseModel):
@@ -56,7 +72,7 @@ class ChatChoice(BaseModel):
 
     index: int = Field(description="From 0.")
     message: AnswerMessage = Field(description="The answer.")
-    finish_reason: str = Field(description="stop (the model or a stop string ended it) or length.")
+    finish_reason: str = Field(description="stop (the model or a stop string ended it), length or tool_calls.")
     logprobs: ChatLogprobs | None = Field(default=None, description="Where asked for and disclosed.")
 
 

@@ -7,11 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from deployments.contracts.text_rules import probes_of
+from deployments.contracts.grammar import Grammar
 from deployments.gateway.api import parameters
 from deployments.gateway.api.messages import ChatMessage, mended
 from deployments.gateway.api.schemas import FocusField, StrictModel, UtilityField, short
+from deployments.gateway.api.text_grammars import Constrained
 from deployments.gateway.api.tolerance import Unserved, is_strict
+from deployments.gateway.api.tools import Offer, ToolChoice, Tools
 from policies.errors import InvalidRequest
 
 MAX_CHOICES = 128
@@ -41,13 +43,7 @@ class StreamOptions(StrictModel):
     )
 
 
-class ResponseFormat(StrictModel):
-    """Format of the answer."""
-
-    type: Literal["text"] = Field(description="Only free text is supported.")
-
-
-class GenerationRequest(StrictModel):
+class GenerationRequest(Constrained):
     """What chat and text completions share."""
 
     model: str = Field(description="Model id; GET /v1/models lists them.", examples=["smollm2-135m-instruct"])
@@ -140,12 +136,7 @@ class GenerationRequest(StrictModel):
             return "none"
         return "each" if self.stream_options.continuous_usage_stats else "last"
 
-    @property
-    def probes(self) -> tuple[str, ...]:
-        """Fields of it that measure logits."""
-        return probes_of(self.logit_bias, self.repetition_penalty)
-
-    def params(self, max_tokens: int | None, logprobs: int | None) -> dict[str, Any]:
+    def params(self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None) -> dict[str, Any]:
         """What the engine is told: its `SamplingParams` by name, and `n`."""
         return {
             "n": self.n,
@@ -164,7 +155,7 @@ class GenerationRequest(StrictModel):
             "presence_penalty": self.presence_penalty,
             "logit_bias": tuple(self.logit_bias.items()),
             "logprobs": logprobs,
-        }
+        } | ({} if grammar is None else {"grammar": grammar})
 
 
 class ChatRequest(GenerationRequest):
@@ -180,7 +171,23 @@ class ChatRequest(GenerationRequest):
     )
     logprobs: bool = Field(default=False, description="Tell the log-probability of each token; needs the tier's grant.")
     top_logprobs: int | None = Field(default=None, ge=0, le=20, description="Likeliest tokens to tell beside each.")
-    response_format: ResponseFormat | None = Field(default=None, description="Only {'type': 'text'}.")
+
+    tools: Tools = Field(default_factory=list, description="Functions that the model may call.")
+    tool_choice: ToolChoice | None = Field(
+        default=None,
+        description="none, auto, required, or a function; below level 1.0 the last two need the tier's `logprobs`.",
+    )
+    parallel_tool_calls: bool = Field(
+        default=True, description="Whether an answer that has to call may call several functions, where the model can."
+    )
+
+    def offer(self) -> Offer:
+        """Its tools.
+
+        Raises:
+            InvalidRequest: as `Offer`.
+        """
+        return Offer(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     @model_validator(mode="after")
     def _agree(self) -> ChatRequest:

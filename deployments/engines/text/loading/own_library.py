@@ -42,9 +42,12 @@ class OwnLibrary:
         added: Mapping[int, AddedToken] = self._tokenizer.added_tokens_decoder
         return added
 
-    def render(self, turns: Sequence[Turn], *, prompt: bool) -> str:
-        """The filled chat template. Raises whatever the template does."""
-        return str(self._tokenizer.apply_chat_template(list(turns), add_generation_prompt=prompt, tokenize=False))
+    def render(self, turns: Sequence[Turn], tools: Any = None, *, prompt: bool) -> str:
+        """The filled chat template; `tools` as OpenAI has them. Raises whatever the template does."""
+        filled = self._tokenizer.apply_chat_template(
+            list(turns), tools=tools, add_generation_prompt=prompt, tokenize=False
+        )
+        return str(filled)
 
     def ids(self, text: str, *, whole: bool) -> list[int]:
         """A text's tokens; `whole`: with those that the model wants at its begin and end."""

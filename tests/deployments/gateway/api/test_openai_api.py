@@ -115,6 +115,33 @@ async def test_every_parameter_reaches_the_engine(client: openai.AsyncOpenAI, sc
     assert script.asked[0][1] == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "kind", "text"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type": "object"}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}}}},
+            "json_schema", '{"type": "null"}',
+        ),
+        ({"structured_outputs": {"json": {"type": "null"}}}, "json_schema", '{"type": "null"}'),
+        ({"structured_outputs": {"json_object": True}}, "json_schema", '{"type": "object"}'),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a", "b"]'),
+        ({"guided_json": '{"type": "null"}'}, "json_schema", '{"type": "null"}'),
+        ({"guided_regex": "a+"}, "regex", "a+"),
+        ({"guided_choice": ["a", "b"]}, "choice", '["a", "b"]'),
+    ],
+)  # fmt: skip
+async def test_what_the_answer_must_be_reaches_the_engine_by_whichever_name(
+    client: openai.AsyncOpenAI, script: Script, fields: dict[str, Any], kind: str, text: str
+) -> None:
+    await client.chat.completions.create(model="text", messages=QUESTION, extra_body=fields)
+    await client.completions.create(model="text", prompt="a", extra_body=fields)
+    for _, params in script.asked:
+        grammar = params["grammar"]
+        assert (grammar.kind, grammar.text, grammar.param) == (kind, text, next(iter(fields)))
+
+
 async def test_logprobs_have_the_form_of_either_call(client: openai.AsyncOpenAI) -> None:
     chat = await client.chat.completions.create(model="text", messages=QUESTION, logprobs=True, top_logprobs=2)
     assert chat.choices[0].logprobs is not None and chat.choices[0].logprobs.content is not None
@@ -143,6 +170,10 @@ async def test_logprobs_have_the_form_of_either_call(client: openai.AsyncOpenAI)
         ({"logprobs": True}, "logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 1}, "utility": 0.8}, "logit_bias"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}, "response_format"),
+        ({"structured_outputs": {"json_object": True}}, "structured_outputs"),
+        ({"guided_choice": ["a", "b"]}, "guided_choice"),
         ({"repetition_penalty": 1.1}, "repetition_penalty"),
     ],
 )

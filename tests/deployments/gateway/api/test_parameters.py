@@ -204,8 +204,8 @@ async def test_the_real_client_sends_all_of_openais_options(client: openai.Async
         user="u",
     )
     assert set(re.split(", ", told.headers[IGNORED])) == {
-        *("metadata", "modalities", "parallel_tool_calls", "prediction", "prompt_cache_key", "reasoning_effort"),
-        *("safety_identifier", "service_tier", "store", "tool_choice", "tools", "verbosity", "user"),
+        *("metadata", "modalities", "prediction", "prompt_cache_key", "reasoning_effort"),
+        *("safety_identifier", "service_tier", "store", "verbosity", "user"),
     }
     assert told.parse().choices[0].message.content == "Hello 0"
 
