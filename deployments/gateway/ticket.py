@@ -57,6 +57,7 @@ class Ticket:
 
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """Stream from a method of the model's replica; closing the iterator cancels the work."""
+        terms = (self.modulation, self.share, self.lease.id)
         items = self.remote.stream(method, *args, *terms, deadline=self.deadline)
         with self._to_its_end():
             async with aclosing(items):

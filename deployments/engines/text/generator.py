@@ -218,7 +218,8 @@ class Generator(CalibratedEngine):
         """
         self.check(prompt, params, modulation, param=param)
         setting = await asyncio.to_thread(self.setting, modulation)
-        matcher = params.grammar and await self.grammars.matcher(params.grammar, share)
+        grammar = params.grammar
+        matcher = None if grammar is None else await self.grammars.matcher(grammar, share)
         digits = modulation.disclosure.digits
         text = Transcript(
             self.tokenizer.backend_tokenizer,
