@@ -72,8 +72,9 @@ class Chat:
 
     def call_form(self) -> CallForm | None:
         """How the template has the model call tools; None where it cannot."""
-        special = [token.content for token in self._library.added.values() if token.special]
-        if not self._library.chats or OPEN in special:
+        if not self._library.chats:
+            return None
+        if OPEN in [token.content for token in self._library.added.values() if token.special]:
             return None  # what a special token spells is left out of answers
         return form_of_calls(self._render)
 

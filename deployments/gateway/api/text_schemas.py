@@ -136,7 +136,7 @@ class GenerationRequest(Constrained):
             return "none"
         return "each" if self.stream_options.continuous_usage_stats else "last"
 
-    def params(self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None) -> dict[str, Any]:
+    def params(self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None) -> dict[str, Any]:
         """What the engine is told: its `SamplingParams` by name, and `n`."""
         return {
             "n": self.n,

@@ -43,7 +43,7 @@ def grammar_of(kind: str, text: str) -> str:
             return LLMatcher.grammar_from_json_schema(text, overrides=options)
         case "regex":
             # By its own rule `\d` would be every digit of Unicode, some of which others do not know yet.
-            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text)}/")
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, use_ascii='d')}/")
         case "choice":
             texts = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(text))
             return LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}")
