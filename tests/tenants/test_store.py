@@ -69,9 +69,9 @@ async def test_a_forgotten_script_is_loaded_again(store: TenantStore) -> None:
     script = scripts.load("edit")
     for _ in range(2):
         await store.execute("SCRIPT", "FLUSH")
-        assert await store.run(script, ["x"], [0]) == 1
+        assert await store.run(script, ["x"], [0, "", ""]) == 1
     await store.execute("SCRIPT", "FLUSH")
-    assert await store.run_many(script, [(["x"], [0]), (["x"], [2, "field", "value"])]) == [1, 0]
+    assert await store.run_many(script, [(["x"], [0, "", ""]), (["x"], [2, "field", "value", "", ""])]) == [1, 0]
 
 
 async def test_a_refused_command_is_unavailable_and_leaves_the_store_usable(store: TenantStore) -> None:

@@ -36,6 +36,7 @@ from policies.head.slots import Setting
 from policies.provenance.answers import Answers
 from policies.provenance.decoys import Decoys
 from policies.provenance.trace import trace
+from tenants.console import Chosen
 from tenants.embedded import EmbeddedValkey
 from tenants.store import TenantStore
 from tests.deployments.text_support import SPEC as TEXT
@@ -78,7 +79,7 @@ class Traced:
 
 
 def _context(context: typer.Context, redis_url: str = typer.Option("", envvar="REDIS_URL")) -> None:
-    context.obj = redis_url
+    context.obj = Chosen(redis_url)
 
 
 @pytest_asyncio.fixture

@@ -40,7 +40,7 @@ class Picture(replicas.VisionReplica):
 
     async def ask(self, data: bytes = SHIP) -> Any:
         """Ask for an answer: it, or the error."""
-        asked = self.predict(data, None, MOST, Modulation(), Share(flow="tenant"))
+        asked = self.predict(data, None, "masks", MOST, Modulation(), Share(flow="tenant"))
         return (await asyncio.gather(asked, return_exceptions=True))[0]
 
 
