@@ -209,7 +209,7 @@ def test_broken_json(free: httpx.Client) -> None:
         ({"focus": [1]}, "focus"),
         ({"best_of": 3}, "best_of"),
         ({"n": 0}, "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
     ],
 )
 def test_wrong_types_and_unsupported_fields(free: httpx.Client, fields: dict[str, Any], param: str) -> None:

@@ -24,6 +24,7 @@ BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README + AFTER, re.MULTILINE 
 def test_a_block_runs_and_answers_as_it_says(app: Application, language: str, code: str) -> None:
     if "redis-cli" in code and shutil.which("redis-cli") is None:
         pytest.skip("needs redis-cli (Debian: redis-tools)")
+    code = code.replace(".data/", f"{app.data}/")
     binaries = str(Path(sys.executable).parent)
     env = os.environ | app.env | {"PATH": f"{binaries}:{os.environ['PATH']}"}
     command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]
