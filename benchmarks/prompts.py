@@ -56,7 +56,7 @@ def prompts() -> dict[str, list[dict[str, str]]]:
         "130,000 spaces": said(" " * MOST),
         "10,000 special tokens": said("<|im_end|>" * 10_000),
         "special tokens half typed": said("<|im_star" * (MOST // 9)),
-        "4,000 messages": [TURN] * 4000,
+        "1,000 messages": [TURN] * 1000,
     }
 
 

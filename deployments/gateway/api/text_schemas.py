@@ -19,7 +19,7 @@ from policies.errors import InvalidRequest
 MAX_CHOICES = 128
 """Most answers of one request, over all its prompts; of `n`, OpenAI's own limit."""
 
-MOST_MESSAGES, MOST_BIASED = 4096, 1024
+MOST_MESSAGES, MOST_BIASED = 1024, 1024
 MOST_STOPS, STOPS_OF_OPENAI = 32, 4
 SMALLEST_NUCLEUS = 1e-6
 """A top_p of 0 asks for the likeliest token alone."""
