@@ -15,7 +15,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,22 @@ def _form() -> Form:
     return form
 
 
+async def _asked(client: httpx.AsyncClient, headers: Mapping[str, str], messages: Any, rounds: int) -> str:
+    """The cells of one prompt."""
+    body = json.dumps({"model": SPEC.id, "messages": messages, "max_tokens": 1}).encode()
+    statuses, spent = set[int](), list[float]()
+
+    async def ask() -> None:
+        began = time.process_time()
+        answer = await client.post("/v1/chat/completions", content=body, headers=headers)
+        spent.append((time.process_time() - began) * 1e3)
+        statuses.add(answer.status_code)
+
+    held = [await late(ask) for _ in range(rounds)]
+    said = ", ".join(map(str, statuses))
+    return f"{said} | {min(spent):.1f} ms | {min(held):.1f} ms | {statistics.median(held):.1f} ms"
+
+
 async def measure(rounds: int, context: int) -> None:
     """Print a Markdown table."""
     form = _form()
@@ -112,21 +128,7 @@ async def measure(rounds: int, context: int) -> None:
         print("| prompt | status | processor time, least | loop held, least | median |\n|---|---|---|---|---|")
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=None) as client:
             for name, messages in prompts().items():
-                body = json.dumps({"model": SPEC.id, "messages": messages, "max_tokens": 1}).encode()
-                statuses: set[int] = set()
-                spent: list[float] = []
-
-                async def ask(body: bytes = body, statuses: set[int] = statuses, spent: list[float] = spent) -> None:
-                    began = time.process_time()
-                    answer = await client.post("/v1/chat/completions", content=body, headers=headers)
-                    spent.append((time.process_time() - began) * 1e3)
-                    statuses.add(answer.status_code)
-
-                held = [await late(ask) for _ in range(rounds)]
-                print(
-                    f"| {name} | {', '.join(map(str, statuses))} | {min(spent):.1f} ms |"
-                    f" {min(held):.1f} ms | {statistics.median(held):.1f} ms |"
-                )
+                print(f"| {name} | {await _asked(client, headers, messages, rounds)} |")
         await type(gateway).__mro__[1].__del__(gateway)  # type: ignore[attr-defined]
 
 

@@ -12,8 +12,9 @@ from typing import TypeVar
 from tenants import catalog, edits, index, keyspace, schedule
 from tenants.audit import Entry
 from tenants.edits import AdminError, Changes, Conflict, Edit, Found, Missing
+from tenants.hashes import RawHash, parse_tenant, parse_tier
 from tenants.key_admin import KeyAdmin
-from tenants.records import RawHash, RecordError, TenantRecord, TierRecord, parse_tenant, parse_tier
+from tenants.records import RecordError, TenantRecord, TierRecord
 from tenants.store import READ_BATCH
 from tenants.usage import read_usage
 

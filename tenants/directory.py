@@ -10,16 +10,8 @@ from policies.terms import round_level
 from tenants import index, keyspace, schedule
 from tenants.edits import AdminError, Found, Missing, read, read_many
 from tenants.fields import parse_moment
-from tenants.records import (
-    KeyRecord,
-    RawHash,
-    RecordError,
-    TenantRecord,
-    TierRecord,
-    parse_key,
-    parse_tenant,
-    parse_tier,
-)
+from tenants.hashes import RawHash, parse_key, parse_tenant, parse_tier
+from tenants.records import KeyRecord, RecordError, TenantRecord, TierRecord
 from tenants.store import READ_BATCH, TenantStore
 
 Record = TypeVar("Record")

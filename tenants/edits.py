@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from policies.errors import Unavailable
 from tenants import index, keyspace, schedule, scripts, seal
 from tenants.audit import ATTEMPTS, BY_HAND, AuditLog, Entry, Values, masked
-from tenants.records import RawHash, RecordError
+from tenants.hashes import RawHash
+from tenants.records import RecordError
 from tenants.store import Command, TenantStore
 
 _EDIT = scripts.load("edit")

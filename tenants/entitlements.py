@@ -8,16 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from policies.terms import Share, Tier
-from tenants.records import (
-    LIMIT_FIELDS,
-    MODEL_SCOPE,
-    KeyRecord,
-    LimitFields,
-    RawHash,
-    TenantRecord,
-    Terms,
-    TierRecord,
-)
+from tenants.hashes import RawHash
+from tenants.records import LIMIT_FIELDS, MODEL_SCOPE, KeyRecord, LimitFields, TenantRecord, Terms, TierRecord
 
 
 class Limits(LimitFields):

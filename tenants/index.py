@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tenants import keyspace, schedule
-from tenants.records import RawHash
+from tenants.hashes import RawHash
 from tenants.store import READ_BATCH, Command, TenantStore
 
 COMPLETE = "~complete"

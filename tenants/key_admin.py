@@ -10,7 +10,8 @@ from tenants.audit import AuditLog, Entry
 from tenants.directory import Directory
 from tenants.edits import AdminError, Changes, Edit, Found, Missing
 from tenants.fields import iso, listed
-from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, parse_key
+from tenants.hashes import parse_key
+from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError
 from tenants.store import TenantStore
 
 SETTABLE = (*LIMIT_FIELDS, "label", "scopes", "expires_at")

@@ -12,7 +12,7 @@ from tenants import edits, keyspace, schedule, seal
 from tenants.admin import TenantAdmin
 from tenants.edits import AdminError, Conflict
 from tenants.fields import json_names, listed
-from tenants.records import parse_tenant, parse_tier
+from tenants.hashes import parse_tenant, parse_tier
 
 Fields = dict[str, str]
 KINDS = {"tiers": keyspace.TIER, "tenants": keyspace.TENANT}

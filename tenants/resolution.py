@@ -11,7 +11,8 @@ from weakref import WeakValueDictionary
 from policies.terms import Tier
 from tenants import entitlements, keyspace, schedule
 from tenants.entitlements import Entitlements, Limits
-from tenants.records import RawHash, RecordError, parse_key, parse_tenant, parse_tier
+from tenants.hashes import RawHash, parse_key, parse_tenant, parse_tier
+from tenants.records import RecordError
 from tenants.store import TenantStore
 
 

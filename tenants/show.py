@@ -16,10 +16,11 @@ from rich.table import Table
 from policies.audit import LevelReport, Tally
 from tenants import views
 from tenants.fields import iso
+from tenants.hashes import dump_tenant, dump_terms
 from tenants.jobs import BEFORE, Job
 from tenants.manifest import Step
 from tenants.operators import Operator
-from tenants.records import KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
+from tenants.records import KeyRecord, RecordError, TenantRecord, TierRecord
 from tenants.served_levels import ServedLevels, level_fields
 
 

@@ -19,8 +19,9 @@ from policies.errors import Unavailable
 from tenants import keyspace, refusals, tasks
 from tenants.breaker import CircuitBreaker
 from tenants.connection import SOCKET_TIMEOUT_S, Link, describe
+from tenants.hashes import RawHash
 from tenants.patience import Patience
-from tenants.records import RawHash, RecordError
+from tenants.records import RecordError
 from tenants.scripts import Script
 
 logger = logging.getLogger(__name__)

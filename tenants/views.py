@@ -7,8 +7,9 @@ from typing import Any
 
 from tenants import keyspace
 from tenants.fields import iso
+from tenants.hashes import dump_tenant, dump_terms
 from tenants.operators import Operator
-from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord, dump_tenant, dump_terms
+from tenants.records import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord
 
 
 def tenant_fields(record: TenantRecord) -> dict[str, Any]:

@@ -101,16 +101,7 @@ class Gateway:
         """
         entitlements = context.caller
         model = self.entitle(entitlements, model_id)
-        modulation = resolve(
-            entitlements.tier,
-            model.id,
-            floor=model.floor,
-            classes=model.classes,
-            standing=entitlements.focus(model.id),
-            utility=utility,
-            focus=focus,
-        )
-        _check_pending(model, modulation)
+        modulation = _resolved(entitlements, model, utility, focus)
         until, lease_s = self._until(context), self.settings.now.deadline_s + 30.0
         lease = self.admission.admit(
             entitlements,
@@ -196,6 +187,21 @@ class Gateway:
         if (info := self.models.infos.get(model_id)) is None:
             return [f"model {model_id} is starting"], []
         return [], [info.pending] if info.pending else []
+
+
+def _resolved(own: Entitlements, model: ModelInfo, utility: float | None, focus: Focus | None) -> Modulation:
+    """The terms of one answer. Raises as `resolve`, and Unavailable where the model does not serve them yet."""
+    modulation = resolve(
+        own.tier,
+        model.id,
+        floor=model.floor,
+        classes=model.classes,
+        standing=own.focus(model.id),
+        utility=utility,
+        focus=focus,
+    )
+    _check_pending(model, modulation)
+    return modulation
 
 
 def _check_pending(model: ModelInfo, modulation: Modulation) -> None:

@@ -49,16 +49,14 @@ class Ticket:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the model's replica; waits no longer than the request's deadline."""
-        terms = (self.modulation, self.share, self.lease.id)
         with self.context.waiting(), self._to_its_end():
-            answer = await self.remote.call(method, *args, *terms, deadline=self.deadline)
+            answer = await self.remote.call(method, *args, *self._terms, deadline=self.deadline)
         self.answered += 1
         return answer
 
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
         """Stream from a method of the model's replica; closing the iterator cancels the work."""
-        terms = (self.modulation, self.share, self.lease.id)
-        items = self.remote.stream(method, *args, *terms, deadline=self.deadline)
+        items = self.remote.stream(method, *args, *self._terms, deadline=self.deadline)
         with self._to_its_end():
             async with aclosing(items):
                 while True:
@@ -78,6 +76,11 @@ class Ticket:
             self.lease.settle(
                 tokens_in=spent.tokens_in, tokens_out=spent.tokens_out, images=self.answered + spent.images
             )
+
+    @property
+    def _terms(self) -> tuple[Modulation, Share, str]:
+        """What every call of a replica ends with; by the lease's id a replica knows calls that are cut short."""
+        return self.modulation, self.share, self.lease.id
 
     @contextmanager
     def _to_its_end(self) -> Iterator[None]:

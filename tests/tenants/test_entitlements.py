@@ -1,7 +1,7 @@
 import pytest
 
 from tenants.entitlements import Entitlements, digest, merge
-from tenants.records import parse_key, parse_tenant, parse_tier
+from tenants.hashes import parse_key, parse_tenant, parse_tier
 
 
 def merged(tier: dict[str, str], tenant: dict[str, str]) -> Entitlements:

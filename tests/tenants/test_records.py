@@ -5,17 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenants.fields import iso, parse_moment
-from tenants.records import (
-    RecordError,
-    Terms,
-    TierRecord,
-    dump_key,
-    dump_tenant,
-    dump_terms,
-    parse_key,
-    parse_tenant,
-    parse_tier,
-)
+from tenants.hashes import dump_key, dump_tenant, dump_terms, parse_key, parse_tenant, parse_tier
+from tenants.records import RecordError, Terms, TierRecord
 
 DIGEST = "ab" * 32
 

@@ -12,7 +12,8 @@ from tenants.admin import TenantAdmin
 from tenants.cache import EntitlementCache
 from tenants.edits import AdminError, Conflict
 from tenants.fields import iso
-from tenants.records import RecordError, parse_tenant, parse_tier
+from tenants.hashes import parse_tenant, parse_tier
+from tenants.records import RecordError
 from tenants.store import TenantStore
 from tests.tenants.conftest import Run, populate, prepare, refused, until
 

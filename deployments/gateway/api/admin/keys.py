@@ -11,8 +11,9 @@ from deployments.gateway.api.admin.schemas import REFUSALS, Fields, KeyId, Name,
 from tenants import keyspace, views
 from tenants.edits import AdminError
 from tenants.fields import parse_moment
+from tenants.hashes import parse_key
 from tenants.operators import Right
-from tenants.records import RecordError, parse_key
+from tenants.records import RecordError
 
 router = APIRouter(tags=["API keys"], responses=REFUSALS)
 

@@ -12,8 +12,9 @@ from deployments.gateway.api.admin.identity import Asker, Version, tagged
 from deployments.gateway.api.admin.schemas import NAME, REFUSALS, After, Fields, Limit, Name, NewTenant, texts
 from policies.errors import InvalidRequest
 from tenants import keyspace, schedule, views
+from tenants.hashes import parse_tenant
 from tenants.operators import Right
-from tenants.records import RecordError, parse_tenant
+from tenants.records import RecordError
 from tenants.usage import days_between, last_days, read_usage
 
 router = APIRouter(prefix="/tenants", tags=["tenants"], responses=REFUSALS)

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Response
 from deployments.gateway.api.admin.identity import Asker, Version, tagged
 from deployments.gateway.api.admin.schemas import REFUSALS, After, Fields, Limit, Name, NewTier, texts
 from tenants import keyspace, views
+from tenants.hashes import parse_tier
 from tenants.operators import Right
-from tenants.records import RecordError, parse_tier
+from tenants.records import RecordError
 
 router = APIRouter(prefix="/tiers", tags=["tiers"], responses=REFUSALS)
 
