@@ -18,11 +18,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from deployments.gateway.api.admin.app import PREFIX, build_admin
-from tenants import installation
-from tenants.admin import TenantAdmin
-from tenants.embedded import EmbeddedValkey
-from tenants.operators import Operators, Role
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.admin.admin import TenantAdmin
+from tenants.admin.operators import Operators, Role
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 
 CHECKS = "not_a_server_error,content_type_conformance,response_schema_conformance"
 

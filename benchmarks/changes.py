@@ -26,7 +26,7 @@ import yaml
 
 from benchmarks.changes_support import SHIP, Clients, Server
 from benchmarks.tenancy_support import REPOSITORY, free_port, milliseconds
-from tenants.seed import read_env
+from tenants.admin.seed import read_env
 
 SOURCE = "models/resnet18-cifar10"
 OWN, OTHER, THIRD = "own", "other", "third"

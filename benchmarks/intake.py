@@ -23,8 +23,8 @@ import httpx
 from deployments.config import AppArgs, StoreArgs
 from deployments.serving.ingress import TenantGateway
 from deployments.serving.store import StoreAccess
-from tenants.admin import TenantAdmin
-from tenants.embedded import EmbeddedValkey
+from tenants.admin.admin import TenantAdmin
+from tenants.store.embedded import EmbeddedValkey
 
 MOST = 2**20
 """Bytes of a text body, as configured by default."""

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from policies.errors import LimitExceeded
 from policies.terms import Tier
-from tenants.admission import Admission
-from tenants.embedded import EmbeddedValkey
-from tenants.entitlements import Entitlements, Limits
-from tenants.store import TenantStore
+from tenants.live.entitlements import Entitlements, Limits
+from tenants.metering.admission import Admission
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 
 MANY = 10**9
 ROUND = 3_000

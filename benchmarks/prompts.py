@@ -29,8 +29,8 @@ from deployments.engines.text.loading.own_library import form_of
 from deployments.engines.text.loading.sources import located
 from deployments.engines.text.loading.tokenizers import load_tokenizer
 from deployments.prompts.form import Form
-from tenants.admin import TenantAdmin
-from tenants.embedded import EmbeddedValkey
+from tenants.admin.admin import TenantAdmin
+from tenants.store.embedded import EmbeddedValkey
 from tests.deployments.gateway_support import Scripted, opened
 from tests.deployments.text_support import SPEC
 

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import httpx
 
 from benchmarks.tenancy_support import REPOSITORY
-from tenants import keyspace
-from tenants.admin import TenantAdmin
-from tenants.seed import read_env
-from tenants.store import TenantStore
-from tenants.usage import read_days
+from tenants.admin.admin import TenantAdmin
+from tenants.admin.seed import read_env
+from tenants.metering.usage import read_days
+from tenants.records import keyspace
+from tenants.store.store import TenantStore
 
 CLASSIFIER, SEGMENTER, TEXT = "resnet18-cifar10", "segformer-b0-camvid", "smollm2-135m-instruct"
 DISCOVERY = Path("/tmp/ray/prom_metrics_service_discovery.json")
@@ -57,9 +57,9 @@ class Running:
 
 @asynccontextmanager
 async def running(env: Path) -> AsyncIterator[Running]:
-    """The application whose `demo.env` this is; its tenants of this run are deleted after it."""
-    named = read_env(env)
-    async with await TenantStore.connect(named["REDIS_URL"], timeout_s=5.0) as store:
+    """The application whose `demo.env` and `admin.env` these are; its tenants of this run are deleted after it."""
+    named = read_env(env) | read_env(env.with_name("admin.env"))
+    async with await TenantStore.connect(named["OWNER_REDIS_URL"], timeout_s=5.0) as store:
         found = Running(named["BASE_URL"], store, TenantAdmin(store, who="benchmark"))
         try:
             yield found

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.tenancy_support import TEXT, Server, serving
-from tenants.usage import read_days
+from tenants.metering.usage import read_days
 
 CLIENTS = 64
 LIMITS = {"rpm": 300, "tpm": 5_000, "quota_requests_day": 700}

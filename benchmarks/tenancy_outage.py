@@ -20,8 +20,8 @@ from pathlib import Path
 import httpx
 
 from benchmarks.tenancy_support import TEXT, Load, Server, milliseconds, serving
-from tenants import keyspace
-from tenants.usage import read_days
+from tenants.metering.usage import read_days
+from tenants.records import keyspace
 
 TENANTS = 6
 

@@ -23,11 +23,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tenants import keyspace, seal
-from tenants.admission import Admission
-from tenants.cache import EntitlementCache
-from tenants.embedded import EmbeddedValkey
-from tenants.store import READ_BATCH, TenantStore
+from tenants.live.cache import EntitlementCache
+from tenants.metering.admission import Admission
+from tenants.records import completeness, keyspace
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import READ_BATCH, TenantStore
 
 WORKERS = 16
 SLICE_S = 1.0
@@ -97,7 +97,7 @@ async def fill(store: TenantStore, tenants: int, keys: int) -> list[str]:
 
 
 def _record(key: str, fields: dict[str, str]) -> tuple[str, ...]:
-    fields = fields | {seal.FIELD: seal.over(fields)}
+    fields = fields | {completeness.FIELD: completeness.over(fields)}
     return ("HSET", key, *(word for pair in fields.items() for word in pair))
 
 
@@ -210,7 +210,7 @@ async def command(url: str) -> None:
     for words in COMMANDS:
         began = time.perf_counter()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tenants.cli", *words), env=environment, stdout=asyncio.subprocess.PIPE
+            *(sys.executable, "-m", "tenants.command.app", *words), env=environment, stdout=asyncio.subprocess.PIPE
         )
         output, _ = await process.communicate()
         print(

@@ -23,9 +23,9 @@ import httpx
 import yaml
 
 from deployments.launch.command import ENVIRONMENT
-from tenants.admin import TenantAdmin
-from tenants.embedded import EmbeddedValkey
-from tenants.store import TenantStore
+from tenants.admin.admin import TenantAdmin
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODEL = "resnet18-cifar10"

@@ -25,7 +25,7 @@ from benchmarks.tenancy_support import percentile
 from benchmarks.text_support import PROMPTS, ask_engine, load_engine, spread, text_spec
 from deployments.engines.text.generator import Generator, SamplingParams
 from policies.terms import Modulation, Share
-from tenants.embedded import EmbeddedValkey
+from tenants.store.embedded import EmbeddedValkey
 
 QUEUED = 100
 WEIGHTS = {"heavy": 3.0, "light": 1.0}

@@ -24,8 +24,8 @@ from benchmarks.tenancy_support import Server, serving
 from benchmarks.text_requests import BAD, TIERS, Wish, bad_request, wishes
 from benchmarks.text_support import TEXT_MODEL, Subject, load_engine, text_spec, tree
 from benchmarks.text_ties import margin_where_parted
-from tenants import keyspace
-from tenants.usage import read_days
+from tenants.metering.usage import read_days
+from tenants.records import keyspace
 
 HUNG_S = 150.0
 """Longer than the gateway's own deadline."""

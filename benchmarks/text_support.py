@@ -22,7 +22,7 @@ from deployments.engines.text.generator import Generator, SamplingParams
 from deployments.upkeep.fields import calibration_key
 from policies.calibration.calibration import Calibration
 from policies.terms import Modulation, Share
-from tenants.store import TenantStore
+from tenants.store.store import TenantStore
 
 TEXT_MODEL = "smollm2-135m-instruct"
 LEVELS = (1.0, 0.9, 0.7)

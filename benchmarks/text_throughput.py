@@ -50,7 +50,7 @@ from benchmarks.text_support import (
 from deployments.config import ModelSpec
 from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
 from deployments.engines.text.scheduler import PAGE, STEP_TOKENS
-from tenants.embedded import EmbeddedValkey
+from tenants.store.embedded import EmbeddedValkey
 
 KINDS = ("bare", "clean", "engine", "server", "peer")
 CONCURRENT = (1, 4, 8, 16)

@@ -6,9 +6,9 @@ import os
 from typing import Protocol
 
 from deployments.config import StoreArgs, resolve_path
-from tenants import installation
-from tenants.seed import ADMIN_FILE, read_env
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.admin.seed import ADMIN_FILE, read_env
+from tenants.store.store import TenantStore
 
 
 class Access(Protocol):

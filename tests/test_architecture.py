@@ -120,6 +120,16 @@ def test_what_stands_below_imports_nothing_above_not_even_inside_a_function(pack
 
 
 ROOMS = [
+    (
+        "tenants/records",
+        "tenants/store",
+        "tenants/changes",
+        "tenants/reports",
+        "tenants/live",
+        "tenants/metering",
+        "tenants/admin",
+        "tenants/command",
+    ),
     ("policies/attacks", "policies/field"),
     ("policies/field", "policies/calibration", "policies/head", "policies/library"),
     ("policies/field", "policies/calibration", "policies/provenance"),
@@ -157,14 +167,17 @@ def test_no_module_loads_itself_by_way_of_others() -> None:
     list(TopologicalSorter({m: names - packages for m, names in graph.items() if m not in packages}).static_order())
 
 
-def test_every_room_of_deployments_has_its_place() -> None:
-    (rooms,) = (rooms for rooms in ROOMS if rooms[0] == "deployments/config.py")
+@pytest.mark.parametrize("package", ["tenants", "deployments"])
+def test_every_room_has_its_place(package: str) -> None:
+    (rooms,) = (
+        rooms for rooms in ROOMS if rooms[-1] in ("tenants/command", "deployments/app.py") and package in rooms[0]
+    )
     there = {
-        f"deployments/{path.name}"
-        for path in (REPOSITORY / "deployments").iterdir()
+        f"{package}/{path.name}"
+        for path in (REPOSITORY / package).iterdir()
         if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert there - {"deployments/__init__.py"} == set(rooms)
+    assert there - {f"{package}/__init__.py"} == set(rooms)
 
 
 def test_what_loads_a_language_model_knows_nothing_of_the_engine() -> None:
@@ -180,7 +193,9 @@ def test_pictures_and_text_know_nothing_of_each_other() -> None:
             assert not [name for name in everywhere(path) if name.startswith(f"deployments.engines.{other}")], path
 
 
-@pytest.mark.parametrize("name", ["tenants.cli", "tenants.cache", "tenants.admission", "deployments.serving.ingress"])
+@pytest.mark.parametrize(
+    "name", ["tenants.command.app", "tenants.live.cache", "tenants.metering.admission", "deployments.serving.ingress"]
+)
 def test_the_gateway_and_the_command_load_no_model_library(name: str) -> None:
     heavy = "{'torch', 'transformers', 'torchvision'}"
     code = f"import sys, {name}; loaded = {heavy} & set(sys.modules); assert not loaded, loaded"

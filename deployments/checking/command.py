@@ -1,6 +1,6 @@
 """`tenants models check`: whether the models of a configuration can be served, before they are.
 
-`tenants.command` finds it by name, since it needs the models' engines, which `tenants` may not import.
+`tenants.command.entry` finds it by name, since it needs the models' engines, which `tenants` may not import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deployments.config import ModelSpec, Task
-from tenants.console import Json, failure
+from tenants.command.console import Json, failure
 
 if TYPE_CHECKING:
     from deployments.checking.report import Report

@@ -1,6 +1,6 @@
 """`tenants trace`: from which level of which model, if of any, given answers to given inputs come.
 
-`tenants.command` finds it by name, since it needs the models' engines, which `tenants` may not import. Whoever runs it
+`tenants.command.entry` finds it by name, since it needs engines, which `tenants` may not import. Whoever runs it
 must be able to read the noise secret, as a replica does.
 """
 
@@ -17,9 +17,9 @@ import typer
 
 from deployments.config import REPOSITORY, AppArgs, ModelSpec, Task
 from deployments.environment import noise_secret
-from tenants.console import Json, failure, run
-from tenants.records import RecordError
-from tenants.store import TenantStore
+from tenants.command.console import Json, failure, run
+from tenants.records.schema import RecordError
+from tenants.store.store import TenantStore
 
 if TYPE_CHECKING:  # torch, which the command loads when it is used
     from deployments.engines.calibrated import CalibratedEngine

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from policies.errors import Unauthenticated
-from tenants.entitlements import Entitlements
+from tenants.live.entitlements import Entitlements
 
 
 class RequestContext:

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 
 from policies.errors import Unavailable
 from policies.terms import Modulation
-from tenants import tasks
-from tenants.entitlements import Entitlements
-from tenants.receipts import Said, Signer, now
-from tenants.records import RecordError
+from tenants.live.entitlements import Entitlements
+from tenants.records.receipts import Said, Signer, now
+from tenants.records.schema import RecordError
+from tenants.store import tasks
 
 logger = logging.getLogger("deployments.gateway.receipts")
 

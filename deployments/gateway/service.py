@@ -17,9 +17,9 @@ from deployments.gateway.settings import Settings
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
 from policies.terms import Focus, Modulation, resolve
-from tenants.admission import Admission
-from tenants.cache import EntitlementCache
-from tenants.entitlements import Entitlements
+from tenants.live.cache import EntitlementCache
+from tenants.live.entitlements import Entitlements
+from tenants.metering.admission import Admission
 
 PENDING_RETRY_S = 15
 FETCH_PERIOD_S = 0.5

@@ -14,8 +14,8 @@ from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Model
 from policies.errors import DeadlineExceeded
 from policies.terms import Modulation, Share
-from tenants.entitlements import Entitlements
-from tenants.lease import Lease, Tokens
+from tenants.live.entitlements import Entitlements
+from tenants.metering.lease import Lease, Tokens
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from deployments.environment import is_embedded, noise_secret, store_url
 from deployments.gateway.settings import checked
 from deployments.launch.first_calls import first_calls
 from policies.errors import Unavailable
-from tenants.records import RecordError
-from tenants.store import TenantStore
+from tenants.records.schema import RecordError
+from tenants.store.store import TenantStore
 
 app = typer.Typer(add_completion=False, help="Start and stop the application on this machine.")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deployments.config import AppArgs, ModelSpec, Task
 from deployments.environment import store_url
-from tenants.seed import ENV_FILE, read_env
+from tenants.admin.seed import ENV_FILE, read_env
 
 CHAT = """\
 curl {base}/v1/chat/completions -H "Authorization: Bearer $GOLD_KEY" -H 'content-type: application/json' -d '{{

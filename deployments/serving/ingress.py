@@ -18,8 +18,8 @@ from deployments.gateway.receipts import Receipts
 from deployments.gateway.service import Gateway
 from deployments.gateway.settings import Settings
 from deployments.serving.fleet import Fleet, applications, in_replica
-from tenants.admission import Admission
-from tenants.cache import EntitlementCache
+from tenants.live.cache import EntitlementCache
+from tenants.metering.admission import Admission
 
 
 @serve.ingress()

@@ -17,12 +17,12 @@ from deployments import environment
 from deployments.config import StoreArgs
 from deployments.contracts.console import FAILED, announce
 from policies.errors import Unavailable
-from tenants import installation
-from tenants.connection import SOCKET_TIMEOUT_S
-from tenants.edits import AdminError
-from tenants.embedded import EmbeddedValkey
-from tenants.seed import seed_demo
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.admin.seed import seed_demo
+from tenants.changes.edits import AdminError
+from tenants.store.connection import SOCKET_TIMEOUT_S
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 
 logger = logging.getLogger("deployments.serving.store")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from deployments.config import REPOSITORY, ModelSpec, Task
-from tenants.jobs import LIVE
+from tenants.reports.jobs import LIVE
 
 if TYPE_CHECKING:  # loaded late: the process listens for its parent's end before it loads torch
     from deployments.engines.calibrated import CalibratedEngine

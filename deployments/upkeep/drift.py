@@ -9,9 +9,9 @@ from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.errors import LoadError
 from deployments.engines.live import SHARE
 from policies.audit import State, judge
-from tenants.edits import AdminError
-from tenants.fields import iso
-from tenants.served import ServedModels
+from tenants.changes.edits import AdminError
+from tenants.records.fields import iso
+from tenants.reports.replicas import ServedModels
 
 
 class AutoRefit:

@@ -12,8 +12,8 @@ from deployments.engines.calibrated import CalibratedEngine
 from deployments.engines.errors import LoadError
 from policies.calibration.calibration import Calibration
 from policies.head.attachment import layer_shape
-from tenants import keyspace
-from tenants.store import TenantStore
+from tenants.records import keyspace
+from tenants.store.store import TenantStore
 
 
 class NoiseField:

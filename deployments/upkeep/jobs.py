@@ -17,11 +17,11 @@ from deployments.upkeep.calibrator import CalibrationFailed, Calibrator, check_s
 from deployments.upkeep.fields import NoiseField
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
-from tenants import tasks
-from tenants.fields import iso
-from tenants.jobs import AUTO, BEFORE, BEFORE_REST_S, LIVE, REST_S, Job
-from tenants.records import RecordError
-from tenants.served import ServedModels
+from tenants.records.fields import iso
+from tenants.records.schema import RecordError
+from tenants.reports.jobs import AUTO, BEFORE, BEFORE_REST_S, LIVE, REST_S, Job
+from tenants.reports.replicas import ServedModels
+from tenants.store import tasks
 
 logger = logging.getLogger("deployments.upkeep.jobs")
 T = TypeVar("T")

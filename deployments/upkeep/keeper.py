@@ -18,12 +18,14 @@ from deployments.upkeep.fields import NoiseField, calibration_key
 from deployments.upkeep.jobs import Solving
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
-from tenants import catalog, installation, tasks
-from tenants.directory import Directory
-from tenants.jobs import Job
-from tenants.records import RecordError
-from tenants.served import ReplicaReport, ServedModels
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.admin.directory import Directory
+from tenants.records.schema import RecordError
+from tenants.reports import catalog
+from tenants.reports.jobs import Job
+from tenants.reports.replicas import ReplicaReport, ServedModels
+from tenants.store import tasks
+from tenants.store.store import TenantStore
 
 logger = logging.getLogger("deployments.upkeep.keeper")
 

@@ -20,11 +20,11 @@ from deployments.engines.text.calibration import BUNDLED
 from deployments.engines.text.generator import Generator
 from deployments.upkeep.keeper import Keeper
 from policies.calibration.calibration import Calibration
-from tenants import installation
-from tenants.admin import TenantAdmin
-from tenants.cli import app
-from tenants.embedded import EmbeddedValkey
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.admin.admin import TenantAdmin
+from tenants.command.app import app
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 from tests.deployments.openai_support import Script
 from tests.deployments.text_support import SECRET, SPEC
 from tests.deployments.upkeep_support import Run, hurry, solve

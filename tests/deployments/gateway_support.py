@@ -11,8 +11,8 @@ import httpx
 from deployments.config import AppArgs
 from deployments.contracts.catalog import ModelInfo
 from deployments.contracts.spending import Spent
-from tenants.admin import TenantAdmin
-from tenants.embedded import EmbeddedValkey
+from tenants.admin.admin import TenantAdmin
+from tenants.store.embedded import EmbeddedValkey
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import

@@ -18,7 +18,7 @@ from deployments.upkeep import keeper as keeping
 from deployments.upkeep.fields import calibration_key
 from deployments.upkeep.keeper import Keeper
 from policies.calibration.calibration import Calibration
-from tenants.store import TenantStore
+from tenants.store.store import TenantStore
 from tests.deployments.vision_support import SECRET, at, scenes, shipped
 
 Run = Callable[..., Any]

@@ -25,7 +25,7 @@ from PIL import Image
 
 from deployments.config import REPOSITORY
 from deployments.engines.text.calibration import BUNDLED, MIN_PARAGRAPHS
-from tenants.seed import read_env
+from tenants.admin.seed import read_env
 
 SHARED = REPOSITORY.parent / "shared" / "data"
 CLASSIFIER, SEGMENTER, TEXT = "resnet18-cifar10", "segformer-b0-camvid", "smollm2-135m-instruct"

@@ -64,7 +64,7 @@ def test_the_example_draws_levels_that_hold(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_is_missing_without_the_server() -> None:
-    code = "import sys; sys.modules['typer'] = None; from tenants.command import main; main()"
+    code = "import sys; sys.modules['typer'] = None; from tenants.command.entry import main; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1 and "pip install 'aim-serve[server]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -21,13 +21,13 @@ import pytest_asyncio
 from typer.testing import CliRunner, Result
 
 from policies.errors import NotEntitled, Unauthenticated
-from tenants import installation
-from tenants.admin import TenantAdmin
-from tenants.admission import Admission
-from tenants.cache import EntitlementCache
-from tenants.cli import app
-from tenants.embedded import EmbeddedValkey
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.admin.admin import TenantAdmin
+from tenants.command.app import app
+from tenants.live.cache import EntitlementCache
+from tenants.metering.admission import Admission
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 
 REPOSITORY = str(Path(__file__).parents[2])
 Run = Callable[..., Any]

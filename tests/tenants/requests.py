@@ -5,12 +5,12 @@ from typing import Any
 
 from policies.errors import LimitExceeded
 from policies.terms import Tier
-from tenants.admission import Admission
-from tenants.entitlements import Entitlements, Limits
-from tenants.records import LimitFields
-from tenants.settlement import Settlement, Sold, State
-from tenants.store import TenantStore
-from tenants.usage import read_days
+from tenants.live.entitlements import Entitlements, Limits
+from tenants.metering.admission import Admission
+from tenants.metering.settlement import Settlement, Sold, State
+from tenants.metering.usage import read_days
+from tenants.records.schema import LimitFields
+from tenants.store.store import TenantStore
 
 MODEL = "m"
 

@@ -22,8 +22,8 @@ from deployments.gateway.ticket import Cost, Ticket
 from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
 from policies.terms import round_level
-from tenants.entitlements import Entitlements
-from tenants.lease import Tokens
+from tenants.live.entitlements import Entitlements
+from tenants.metering.lease import Tokens
 
 MAX_CHARACTERS_PER_TOKEN = 64
 """Of a model whose tokenizer may leave out parts of a text, so that no length is too long for it."""

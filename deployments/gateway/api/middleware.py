@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.gateway.api.errors import error_response
 from deployments.gateway.context import RequestContext
 from policies.errors import PayloadTooLarge, ServiceError
-from tenants.receipts import HEADER
+from tenants.records.receipts import HEADER
 
 logger = logging.getLogger("deployments.gateway.api")
 

@@ -36,9 +36,9 @@ from policies.head.slots import Setting
 from policies.provenance.answers import Answers
 from policies.provenance.decoys import Decoys
 from policies.provenance.trace import trace
-from tenants.console import Chosen
-from tenants.embedded import EmbeddedValkey
-from tenants.store import TenantStore
+from tenants.command.console import Chosen
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 from tests.deployments.text_support import SPEC as TEXT
 from tests.deployments.vision_support import SECRET, at, calibrated, scenes, shipped
 
@@ -213,7 +213,7 @@ def test_texts_of_the_serving_engine_are_traced_by_reading_them_again() -> None:
 
 
 def test_the_command_is_found_by_name() -> None:
-    from tenants.command import WITH_MODELS
+    from tenants.command.entry import WITH_MODELS
 
     assert (
         WITH_MODELS == {"trace": "deployments.checking.provenance"}

@@ -12,9 +12,9 @@ import pytest
 from deployments.config import Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
 from policies.errors import DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
-from tenants.events import read_events
-from tenants.settlement import today
-from tenants.usage import read_days
+from tenants.metering.events import read_events
+from tenants.metering.settlement import today
+from tenants.metering.usage import read_days
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import

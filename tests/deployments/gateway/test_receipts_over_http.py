@@ -10,8 +10,8 @@ import pytest
 from deployments.config import Task
 from deployments.contracts.catalog import ModelInfo
 from policies.errors import Unavailable
-from tenants import installation
-from tenants.receipts import ReceiptError, Signer
+from tenants.admin import installation
+from tenants.records.receipts import ReceiptError, Signer
 from tests.deployments.gateway_support import Running, Scripted
 
 with warnings.catch_warnings():

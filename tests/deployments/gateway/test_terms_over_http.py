@@ -15,9 +15,9 @@ import pytest_asyncio
 
 from deployments.config import AppArgs, StoreArgs, Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
-from tenants.admin import TenantAdmin
-from tenants.embedded import EmbeddedValkey
-from tenants.store import TenantStore
+from tenants.admin.admin import TenantAdmin
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import

@@ -20,7 +20,7 @@ from typer import Exit
 from deployments.config import REPOSITORY
 from deployments.contracts.console import MARK, announce, announced
 from deployments.launch.command import Console, _wait_for, read_plan
-from tenants.embedded import EmbeddedValkey
+from tenants.store.embedded import EmbeddedValkey
 
 
 def launch(command: str, config: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -20,10 +20,10 @@ import pytest
 import yaml
 
 from deployments.config import REPOSITORY
-from tenants import installation
-from tenants.embedded import EmbeddedValkey
-from tenants.seed import read_env, seed_demo
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.admin.seed import read_env, seed_demo
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 from tests.e2e.conftest import free_port
 
 with warnings.catch_warnings():

@@ -13,12 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.config import AppArgs, ModelArgs, ModelSpec, StoreArgs, Task
-from tenants import installation
-from tenants.cli import app
-from tenants.edits import AdminError
-from tenants.embedded import EmbeddedValkey
-from tenants.records import RecordError
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.changes.edits import AdminError
+from tenants.command.app import app
+from tenants.records.schema import RecordError
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at import

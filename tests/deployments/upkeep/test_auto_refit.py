@@ -15,8 +15,8 @@ from deployments.engines.images.classifier import ImageClassifier
 from deployments.upkeep.calibrator import CalibrationFailed, Calibrator
 from deployments.upkeep.keeper import Keeper
 from policies.calibration.calibration import Calibration
-from tenants.served import ServedModels
-from tenants.store import TenantStore
+from tenants.reports.replicas import ServedModels
+from tenants.store.store import TenantStore
 from tests.deployments.upkeep_support import MODEL, SPEC, Run, keep, key_of, said, serve
 from tests.deployments.vision_support import mistaken
 

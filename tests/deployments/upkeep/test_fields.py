@@ -22,11 +22,12 @@ from deployments.upkeep.keeper import Keeper
 from policies.calibration.calibration import Calibration
 from policies.field.ladder import NoiseLadder
 from policies.head.attachment import layer_shape
-from tenants import installation, keyspace
-from tenants.jobs import Job
-from tenants.records import RecordError
-from tenants.served import ServedModels
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.records import keyspace
+from tenants.records.schema import RecordError
+from tenants.reports.jobs import Job
+from tenants.reports.replicas import ServedModels
+from tenants.store.store import TenantStore
 from tests.deployments import upkeep_support as support
 from tests.deployments.upkeep_support import MODEL, SAMPLE, SPEC, keep, until
 from tests.deployments.vision_support import SECRET, scenes, shipped

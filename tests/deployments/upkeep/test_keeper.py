@@ -22,9 +22,9 @@ from deployments.upkeep.calibrator import CalibrationFailed
 from deployments.upkeep.keeper import Keeper, NotCalibrated
 from policies.calibration.calibration import Calibration
 from policies.errors import Unavailable
-from tenants.jobs import Job
-from tenants.served import ServedModels
-from tenants.store import TenantStore
+from tenants.reports.jobs import Job
+from tenants.reports.replicas import ServedModels
+from tenants.store.store import TenantStore
 from tests.deployments import upkeep_support as support
 from tests.deployments.upkeep_support import MODEL, SPEC, Run, keep, key_of, said, serve, until
 from tests.deployments.vision_support import GOLD, at, mistaken, scenes
@@ -81,12 +81,12 @@ async def test_four_replicas_that_start_together_calibrate_once_and_serve_level_
 async def test_another_replica_takes_over_from_one_that_was_killed(
     store: TenantStore, keepers: list[Keeper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenants.served.JOB_TTL_S", 2)
+    monkeypatch.setattr("tenants.reports.replicas.JOB_TTL_S", 2)
     code = (
         "import asyncio, sys, tenants.served\n"
         "from deployments.engines.images.classifier import ImageClassifier\n"
         "from tests.deployments.upkeep_support import SPEC, keep\n"
-        "tenants.served.JOB_TTL_S = 2\n"
+        "tenants.reports.replicas.JOB_TTL_S = 2\n"
         "async def main():\n"
         "    await keep(ImageClassifier.load(SPEC), sys.argv[1], 'gone')\n"
         "    await asyncio.sleep(600)\n"
@@ -115,7 +115,7 @@ async def test_another_replica_takes_over_from_one_that_was_killed(
 async def test_a_calibration_that_fails_is_named_and_begun_again_after_a_while(
     store: TenantStore, keepers: list[Keeper], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tenants.served.RETRY_S", 3)
+    monkeypatch.setattr("tenants.reports.replicas.RETRY_S", 3)
     started = support.count_processes(monkeypatch)
     engine = ImageClassifier.load(SPEC)
     other = str(REPOSITORY / "models" / "segformer-b0-camvid" / "calibration.safetensors")

@@ -1,4 +1,4 @@
-"""Administration over HTTP, `/admin/v1/*`: the second face of `tenants.admin`, beside the command."""
+"""Administration over HTTP, `/admin/v1/*`: the second face of `tenants.admin.admin`, beside the command."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse
 from deployments.gateway.api import errors
 from deployments.gateway.api.admin import file, keys, models, people, records, tenants, tiers
 from deployments.gateway.api.admin.identity import NeedsVersion
-from tenants.edits import AdminError, Changed, Conflict, Missing
-from tenants.records import RecordError
-from tenants.store import TenantStore
+from tenants.changes.edits import AdminError, Changed, Conflict, Missing
+from tenants.records.schema import RecordError
+from tenants.store.store import TenantStore
 
 PREFIX = "/admin/v1"
 DESCRIPTION = """\

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from deployments.gateway.api.admin.identity import Asker, Version, tagged
 from deployments.gateway.api.admin.schemas import REFUSALS, Fields
-from tenants import manifest
-from tenants.edits import Changed
-from tenants.operators import Right
+from tenants.admin import manifest
+from tenants.admin.operators import Right
+from tenants.changes.edits import Changed
 
 router = APIRouter(prefix="/file", tags=["file"], responses=REFUSALS)
 

@@ -10,11 +10,11 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
 from policies.errors import InvalidRequest, Unauthenticated
-from tenants.admin import TenantAdmin
-from tenants.audit import AuditLog
-from tenants.edits import AdminError
-from tenants.operators import Operator, Operators, Right
-from tenants.store import TenantStore
+from tenants.admin.admin import TenantAdmin
+from tenants.admin.operators import Operator, Operators, Right
+from tenants.changes.audit import AuditLog
+from tenants.changes.edits import AdminError
+from tenants.store.store import TenantStore
 
 BEARER = HTTPBearer(auto_error=False, scheme_name="Admin key", description="adm-NAME-...")
 _ETAG = re.compile(r'"([0-9a-f]{1,64})"')

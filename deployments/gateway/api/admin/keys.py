@@ -8,12 +8,13 @@ from fastapi import APIRouter, Body, Response
 
 from deployments.gateway.api.admin.identity import Asker, Version, tagged
 from deployments.gateway.api.admin.schemas import REFUSALS, Fields, KeyId, Name, NewKey, Rotation, texts
-from tenants import keyspace, views
-from tenants.edits import AdminError
-from tenants.fields import parse_moment
-from tenants.hashes import parse_key
-from tenants.operators import Right
-from tenants.records import RecordError
+from tenants.admin import views
+from tenants.admin.operators import Right
+from tenants.changes.edits import AdminError
+from tenants.records import keyspace
+from tenants.records.fields import parse_moment
+from tenants.records.hashes import parse_key
+from tenants.records.schema import RecordError
 
 router = APIRouter(tags=["API keys"], responses=REFUSALS)
 

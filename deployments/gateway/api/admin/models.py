@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.gateway.api.admin.identity import Asker
 from deployments.gateway.api.admin.schemas import REFUSALS, Name
-from tenants.edits import Missing
-from tenants.jobs import BEFORE, LIVE, Job
-from tenants.operators import Right
-from tenants.served import ServedModels
-from tenants.served_levels import level_fields, merged
+from tenants.admin.operators import Right
+from tenants.changes.edits import Missing
+from tenants.reports.jobs import BEFORE, LIVE, Job
+from tenants.reports.levels import level_fields, merged
+from tenants.reports.replicas import ServedModels
 
 router = APIRouter(prefix="/models", tags=["models"], responses=REFUSALS)
 

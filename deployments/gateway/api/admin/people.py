@@ -9,8 +9,8 @@ from fastapi import APIRouter, Response
 from deployments.gateway.api.admin.identity import Asker
 from deployments.gateway.api.admin.keys import moment
 from deployments.gateway.api.admin.schemas import REFUSALS, KeyId, NewPerson
-from tenants import views
-from tenants.operators import Right, Role
+from tenants.admin import views
+from tenants.admin.operators import Right, Role
 
 router = APIRouter(tags=["admin keys"], responses=REFUSALS)
 

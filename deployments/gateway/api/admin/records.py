@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.gateway.api.admin.identity import Asker
 from deployments.gateway.api.admin.schemas import REFUSALS
-from tenants import installation, served_levels, show, views
-from tenants.fields import iso
-from tenants.operators import Right
-from tenants.receipts import ReceiptError, Signer
-from tenants.served import ServedModels
+from tenants.admin import installation, views
+from tenants.admin.operators import Right
+from tenants.command import show
+from tenants.records.fields import iso
+from tenants.records.receipts import ReceiptError, Signer
+from tenants.reports import levels
+from tenants.reports.replicas import ServedModels
 
 router = APIRouter(tags=["records"], responses=REFUSALS)
 
@@ -34,7 +36,7 @@ async def check(who: Asker) -> dict[str, Any]:
     reports = await ServedModels(who.store).reports()
     problems = await who.admin.check() + await installation.strangers(who.store, reports)
     problems += await installation.unmarked(who.store)
-    drifted = [show.drift(*level) for level in served_levels.drifted(reports)]
+    drifted = [show.drift(*level) for level in levels.drifted(reports)]
     return {"problems": [views.problem(found) for found in problems], "drifted": drifted}
 
 

@@ -8,8 +8,8 @@ from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from deployments.gateway.api.schemas import ERRORS
-from tenants.edits import AdminError, Changes
-from tenants.fields import listed
+from tenants.changes.edits import AdminError, Changes
+from tenants.records.fields import listed
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     **ERRORS,

@@ -11,11 +11,12 @@ from fastapi import APIRouter, Path, Query, Response
 from deployments.gateway.api.admin.identity import Asker, Version, tagged
 from deployments.gateway.api.admin.schemas import NAME, REFUSALS, After, Fields, Limit, Name, NewTenant, texts
 from policies.errors import InvalidRequest
-from tenants import keyspace, schedule, views
-from tenants.hashes import parse_tenant
-from tenants.operators import Right
-from tenants.records import RecordError
-from tenants.usage import days_between, last_days, read_usage
+from tenants.admin import views
+from tenants.admin.operators import Right
+from tenants.metering.usage import days_between, last_days, read_usage
+from tenants.records import keyspace, schedule
+from tenants.records.hashes import parse_tenant
+from tenants.records.schema import RecordError
 
 router = APIRouter(prefix="/tenants", tags=["tenants"], responses=REFUSALS)
 Model = Annotated[str, Path(pattern=NAME, description="Model id.")]

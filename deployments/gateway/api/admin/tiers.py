@@ -8,10 +8,11 @@ from fastapi import APIRouter, Response
 
 from deployments.gateway.api.admin.identity import Asker, Version, tagged
 from deployments.gateway.api.admin.schemas import REFUSALS, After, Fields, Limit, Name, NewTier, texts
-from tenants import keyspace, views
-from tenants.hashes import parse_tier
-from tenants.operators import Right
-from tenants.records import RecordError
+from tenants.admin import views
+from tenants.admin.operators import Right
+from tenants.records import keyspace
+from tenants.records.hashes import parse_tier
+from tenants.records.schema import RecordError
 
 router = APIRouter(prefix="/tiers", tags=["tiers"], responses=REFUSALS)
 

@@ -25,7 +25,7 @@ from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.api.dependencies import IGNORED
 from deployments.gateway.api.vision import UNDISCLOSED
 from policies.errors import InvalidRequest
-from tenants.usage import read_days
+from tenants.metering.usage import read_days
 from tests.deployments.gateway_support import Running, Scripted
 
 CLIENTS = REPOSITORY / "tests" / "clients"

@@ -13,12 +13,12 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from deployments.gateway.api.admin.app import PREFIX, build_admin
-from tenants import installation
-from tenants.admin import TenantAdmin
-from tenants.audit import AuditLog
-from tenants.embedded import EmbeddedValkey
-from tenants.operators import Operators, Role
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.admin.admin import TenantAdmin
+from tenants.admin.operators import Operators, Role
+from tenants.changes.audit import AuditLog
+from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tenants.fields import parse_moment
-from tenants.operators import Operators, Role
+from tenants.admin.operators import Operators, Role
+from tenants.records.fields import parse_moment
 from tests.deployments.gateway.api.admin.conftest import Office
 
 

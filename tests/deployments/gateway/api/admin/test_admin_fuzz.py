@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-from tenants.records import LIMIT_FIELDS
+from tenants.records.schema import LIMIT_FIELDS
 from tests.deployments.gateway.api.admin.conftest import Office
 from tests.deployments.gateway.api.admin.test_admin_api import prepared
 

@@ -6,9 +6,9 @@ import pytest
 
 from deployments.config import GatewayArgs
 from deployments.serving.ingress import TenantGateway
-from tenants import installation
-from tenants.operators import Operators, Role
-from tenants.store import TenantStore
+from tenants.admin import installation
+from tenants.admin.operators import Operators, Role
+from tenants.store.store import TenantStore
 from tests.deployments.gateway_support import Running, opened
 from tests.tenants.conftest import until
 

@@ -1,0 +1,169 @@
+"""Admission: one atomic round trip before a request runs, one settlement after it, off its path."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from policies.errors import Unavailable
+from tenants.live.entitlements import Entitlements
+from tenants.metering import limits, meters
+from tenants.metering.journal import Journal
+from tenants.metering.last_known import LastKnown
+from tenants.metering.lease import Lease, Tokens
+from tenants.metering.limits import Judgement
+from tenants.metering.local import LocalLimits
+from tenants.metering.meters import Counter, Limit, Meter
+from tenants.metering.settlement import STEMS, Sold
+from tenants.metering.settler import Settler
+from tenants.store import scripts
+from tenants.store.store import TenantStore
+
+logger = logging.getLogger(__name__)
+
+LEASE_S = 300.0
+_ADMIT = scripts.load("metering/meters", "metering/admit")
+
+
+class Admission:
+    """Admits requests against a tenant's limits and books what they use.
+
+    Args:
+        stale_grace_s: how long requests are admitted under limits of this process alone while the store is away.
+        held_dir: folder where settlements that the store cannot take are kept; None keeps them in memory alone.
+    """
+
+    def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
+        self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
+        self.local = LocalLimits()
+        self.last_known = LastKnown()
+        self._store = store
+        self._grace = stale_grace_s
+        self._away_since: float | None = None
+
+    def admit(
+        self,
+        entitlements: Entitlements,
+        *,
+        model: str,
+        requests: int = 1,
+        images: int = 0,
+        tokens: int | Tokens = 0,
+        level: float | None = None,
+        focused: bool = False,
+        lease_s: float = LEASE_S,
+    ) -> Lease:
+        """A lease to enter with `async with`; entering asks the store.
+
+        Args:
+            tokens: prompt and most tokens of the answer together; what is not used is returned.
+            level: what is sold, None: the tier's own level of the model.
+            focused: whether the answer is steered.
+            lease_s: seconds after which a request whose process has died gives back what it was admitted with.
+
+        Raises (on entering):
+            LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
+            Unavailable: the store has been away for longer than the grace.
+        """
+        held_to = meters.limits_of(entitlements, model)
+        sold = Sold(
+            tenant=entitlements.tenant,
+            key=entitlements.key_id,
+            model=model,
+            tier=entitlements.tier.name,
+            level=entitlements.tier.level(model) if level is None else level,
+            focused=focused,
+            parts=tuple(meters.parts(held_to)),
+            periods=tuple(meters.periods(held_to)),
+        )
+        wanted = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
+        return Lease(self, entitlements, held_to, sold, requests, images, wanted, lease_s)
+
+    async def look(self, entitlements: Entitlements) -> Judgement:
+        """What is used of a tenant's limits; of this process's own counts while the store is away."""
+        held_to = meters.limits_of(entitlements)
+        try:
+            return await self.ask("look", entitlements, "-", held_to, ())
+        except Unavailable:
+            return self.local.judge(entitlements.tenant, held_to, ())
+
+    def check_rate(self, entitlements: Entitlements) -> None:
+        """Refuse one more request, without asking the store, where this process alone has admitted all that it may.
+
+        Raises:
+            LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
+        """
+        tenant, held_to = entitlements.tenant, meters.limits_of(entitlements)
+        one = [Meter(Counter.REQUESTS, 1, 1), Meter(Counter.RUNNING, 1, 1)]
+        judgement = self.local.refused(tenant, held_to) or self.local.judge(tenant, held_to, one, surely=True)
+        if judgement.forbidden_by is not None:
+            raise limits.exceeded(judgement)
+
+    def headers(self, entitlements: Entitlements) -> dict[str, str]:
+        """The `x-ratelimit-*` headers as of the last admission here; none before there was one. Asks no store."""
+        known = self.last_known.now(entitlements)
+        return {} if known is None else limits.headers(known)
+
+    async def remaining(self, entitlements: Entitlements) -> dict[str, float]:
+        """What is left of each limit that is set, by name."""
+        return limits.remaining(await self.look(entitlements))
+
+    async def start(self) -> None:
+        """Take over the settlements that gateways of this machine left behind."""
+        await self.settler.start()
+
+    async def drain(self, timeout_s: float = 5.0) -> bool:
+        """Wait until every settlement is with the store; False if that takes longer."""
+        return await self.settler.drain(timeout_s)
+
+    async def aclose(self, timeout_s: float = 5.0) -> None:
+        """Settle what is left, within `timeout_s`; what the store does not take is kept for the next gateway."""
+        await self.settler.aclose(timeout_s)
+
+    async def ask(
+        self,
+        mode: str,
+        own: Entitlements,
+        request_id: str,
+        held_to: Sequence[Limit],
+        wanted: Sequence[Meter],
+        lease_s: float = 0.0,
+    ) -> Judgement:
+        """One run of `admit.lua`; raises Unavailable while the store is away."""
+        tenant, owners = own.tenant, meters.owners(held_to)
+        # Only a concurrency limit minds requests that have ended but are not settled yet.
+        limited = any(limit.counter is Counter.RUNNING for limit in held_to)
+        asked = {
+            "mode": mode,
+            "id": request_id,
+            "lease_ms": round(lease_s * 1000),
+            "owners": [(owner.part, owner.suffix) for owner in owners],
+            "meters": [(m.counter, m.amount, m.least) for m in wanted if m.counter is not Counter.RUNNING],
+            "limits": [(owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most) for limit in held_to],
+            "ended": self.settler.ended(tenant) if limited else [],
+        }
+        keys = [stem(tenant) for stem in STEMS[:-1]]
+        answer = limits.read_answer(held_to, await self._store.run(_ADMIT, keys, (json.dumps(asked),)))
+        self._away_since = None
+        self.local.learn(tenant, answer)
+        self.last_known.tell(own, answer)
+        return answer
+
+    def ask_locally(
+        self, tenant: str, held_to: Sequence[Limit], wanted: Sequence[Meter], error: Unavailable
+    ) -> Judgement:
+        """The answer of this process's own counts, within the grace; raises `error` after it."""
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+            logger.warning("admitting under local limits: the tenant store is away")
+        if now - self._away_since > self._grace:
+            raise Unavailable(
+                f"The tenant store has been away for over {self._grace:g} s; nothing is served until it is back.",
+                retry_after=error.retry_after,
+                code="store_unavailable",
+            ) from error
+        return self.local.judge(tenant, held_to, wanted)

@@ -1,0 +1,207 @@
+"""What one request used, on its way to the store, and what becomes of it by the store's answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum, auto
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from tenants.metering import meters
+from tenants.metering.outcome import Outcome
+from tenants.records import keyspace
+from tenants.store import errors
+
+DAY_S = 86_400
+SHORT_TOMBSTONE_S = 3_600
+LONG_TOMBSTONE_S = 7 * DAY_S
+
+
+class State(StrEnum):
+    """What the store knows of a request."""
+
+    ADMITTED = "admitted"
+    """It said yes, and has a record of it, if it has not lost it."""
+    UNSURE = "unsure"
+    """It was asked, its answer was lost, and the request was served under local limits."""
+    HELD = "held"
+    """It was not asked: the request was served under local limits."""
+    UNDONE = "undone"
+    """It was asked, its answer was lost, and the request was not served."""
+
+
+class Answer(Enum):
+    """What came of sending a settlement."""
+
+    BOOKED = auto()
+    BEFORE = auto()
+    """It was booked before."""
+    MISSING = auto()
+    """There is neither a record of the request nor a tombstone, and it was first sent longer ago than those stay."""
+    UNSENT = auto()
+    """The store is known to be away."""
+    SILENT = auto()
+    """It was sent, and no answer came: it may be booked."""
+    REFUSING = auto()
+    """The server cannot book now: read-only, out of memory, a slot of nobody."""
+    BROKEN = auto()
+    """A counter of the tenant is none: an admin must mend it. Nothing was booked."""
+
+
+class Step(Enum):
+    """What to do next with a settlement."""
+
+    DONE = auto()
+    AGAIN = auto()
+    """Soon; what shares its slot waits with it."""
+    APART = auto()
+    """Now and then, and hold up nobody."""
+    LOST = auto()
+    """Give it up and say so: it may have been booked, and twice is worse."""
+
+
+_ALWAYS = {
+    Answer.BOOKED: Step.DONE,
+    Answer.BEFORE: Step.DONE,
+    Answer.UNSENT: Step.AGAIN,
+    Answer.SILENT: Step.AGAIN,
+    Answer.REFUSING: Step.AGAIN,
+    Answer.BROKEN: Step.APART,
+}
+STEPS: dict[State, dict[Answer, Step]] = {
+    State.ADMITTED: _ALWAYS | {Answer.MISSING: Step.LOST},
+    State.UNSURE: _ALWAYS | {Answer.MISSING: Step.LOST},
+    State.HELD: _ALWAYS | {Answer.MISSING: Step.LOST},
+    State.UNDONE: _ALWAYS | {Answer.MISSING: Step.DONE},
+}
+"""The next step by what the store knew and what it said."""
+TOMBSTONE_S = {
+    State.ADMITTED: SHORT_TOMBSTONE_S,
+    State.UNSURE: LONG_TOMBSTONE_S,
+    State.HELD: LONG_TOMBSTONE_S,
+    State.UNDONE: LONG_TOMBSTONE_S,
+}
+"""How long the store remembers that it booked a request: of the few that an outage met, as long as they may be held."""
+
+
+def answer_of(raw: Any) -> Answer:
+    """`settle.lua`'s answer, or the error in its place."""
+    if isinstance(raw, ResponseError):
+        return Answer.REFUSING if errors.passes(raw) else Answer.BROKEN
+    if isinstance(raw, Exception):
+        return Answer.SILENT
+    return {1: Answer.BOOKED, 0: Answer.BEFORE, -1: Answer.MISSING}[int(raw)]
+
+
+@dataclass(frozen=True, slots=True)
+class Sold:
+    """What a request was: whose key's, of which model, at which level of which tier, and how it ended.
+
+    Attributes:
+        parts: owners that have usage of their own, by their parts of its names.
+        periods: in which it is booked.
+        ms: milliseconds from its admission to its end.
+    """
+
+    tenant: str
+    key: str
+    model: str
+    tier: str
+    level: float
+    focused: bool = False
+    parts: tuple[str, ...] = ("",)
+    periods: tuple[str, ...] = meters.ALWAYS
+
+    @property
+    def label(self) -> str:
+        """Its name among what was sold on a day; `-` is a name that a record does not allow."""
+        model = self.model if keyspace.is_model(self.model) else "-"
+        tier, key = (name if keyspace.is_name(name) else "-" for name in (self.tier, self.key))
+        return f"{model}:{self.level:g}:{tier}:{key}"
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What one request used in all, however often it is sent.
+
+    Attributes:
+        at: unix second of its admission, of the store's clock where that answered.
+        status: how it ended. A failure of our own has no amounts, and is counted as `failed`.
+        ms: milliseconds from its admission to its end.
+        sent_at: unix time at which it was first sent, 0 if never: from then on it may be booked.
+    """
+
+    sold: Sold
+    id: str
+    at: int
+    state: State = State.ADMITTED
+    requests: int = 0
+    images: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    status: Outcome = Outcome.SERVED
+    ms: int = 0
+    sent_at: float = field(default=0.0)
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.sold.tenant
+
+    def call(self, now: float | None = None) -> tuple[Sequence[str], Sequence[Any]]:
+        """Keys and argument of `settle.lua`."""
+        own, tenant = self.sold, self.sold.tenant
+        keys = [stem(tenant) for stem in STEMS]
+        stays = TOMBSTONE_S[self.state]
+        # While a tombstone would still be there, its absence says that nothing was booked.
+        may_book = not self.sent_at or (time.time() if now is None else now) - self.sent_at < stays
+        undone = self.state is State.UNDONE
+        amounts = {name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")}
+        if self.status.ours and not self.requests:
+            amounts["failed"] = 1
+        asked = {
+            "id": self.id,
+            "at": self.at,
+            "model": own.model,
+            "may_book": may_book,
+            "tombstone_s": stays,
+            "parts": own.parts,
+            "periods": own.periods,
+            "amounts": {} if undone else {name: amount for name, amount in amounts.items() if amount},
+            "event": [] if undone else [word for pair in self._event().items() for word in pair],
+            "sold": "" if undone else own.label,
+        }
+        return keys, (json.dumps(asked),)
+
+    def _event(self) -> dict[str, str | int]:
+        own = self.sold
+        return {
+            "key": own.key,
+            "model": own.model,
+            "tier": own.tier,
+            "level": f"{own.level:g}",
+            "focus": int(own.focused),
+            **{name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")},
+            "status": self.status.value,
+            "ms": self.ms,
+        }
+
+
+STEMS = (
+    keyspace.request,
+    keyspace.running,
+    keyspace.reserved,
+    keyspace.window,
+    keyspace.usage,
+    keyspace.events,
+)
+"""The key stems of `settle.lua`; `admit.lua` has all but the last."""
+
+
+def today() -> str:
+    """The UTC day, `yyyy-mm-dd`."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
