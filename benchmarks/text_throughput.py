@@ -49,7 +49,8 @@ from benchmarks.text_support import (
 )
 from deployments.config import ModelSpec
 from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
-from deployments.engines.text.scheduler import PAGE, STEP_TOKENS
+from deployments.engines.text.manager import STEP_TOKENS
+from deployments.engines.text.scheduler import PAGE
 from tenants.store.embedded import EmbeddedValkey
 
 KINDS = ("bare", "clean", "engine", "server", "peer")
