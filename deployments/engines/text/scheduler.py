@@ -11,6 +11,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
 from deployments.engines.text.admission import Work, step_rows
+from deployments.engines.text.guests import Guests
 from deployments.engines.text.prefix_sharing import make_room
 from deployments.engines.text.token_shares import TokenShares
 
@@ -49,6 +50,7 @@ class FairScheduler(FIFOScheduler):
     on_read: Callable[[str, int, int], None] | None = None
     on_cancelled: Callable[[str], None] | None = None
     shares: TokenShares
+    guests: Guests
     beat: float | None = None
     """Monotonic time at which the engine's loop came by last; idle it does so ten times a second."""
 
@@ -67,6 +69,8 @@ class FairScheduler(FIFOScheduler):
         self._step += 1
         candidates = self._in_turn(token_budget)
         self.in_step = [Before.of(state) for state in candidates]
+        asked = [(_flow(s), s.status == RequestStatus.DECODING, _tokens(s)) for s in candidates]
+        token_budget = self.guests.budget(asked, self.shares, token_budget)
         make_room(self.cache, sum(pages_of(_tokens(state)) + 1 for state in candidates))
         removed: set[str] = set()
         reading = {state.request_id for state in candidates if state.status != RequestStatus.DECODING}
@@ -79,7 +83,7 @@ class FairScheduler(FIFOScheduler):
             self._last[request_id] = self._step
             if self.on_read and request_id in reading:
                 self.on_read(request_id, len(future.state.remaining_prefill_tokens), future.query_length)
-            self.shares.charge(future.state.logit_processor_kwargs["flow"], future.query_length)
+            self.shares.charge(_flow(future.state), future.query_length)
         if not scheduled and failed:
             return None, fast, 0, 0
         return scheduled, fast, queries, read
@@ -92,7 +96,7 @@ class FairScheduler(FIFOScheduler):
         self._last = {name: self._last.get(name, -1) for name in present}
         work = [
             Work(
-                flow=s.logit_processor_kwargs["flow"],
+                flow=_flow(s),
                 tokens=_tokens(s),
                 decoding=s.status == RequestStatus.DECODING,
                 last=self._last[s.request_id],
@@ -141,6 +145,10 @@ class FairScheduler(FIFOScheduler):
 
 
 SCHEDULER_MAPPING[FAIR] = FairScheduler
+
+
+def _flow(state: RequestState) -> str:
+    return str(state.logit_processor_kwargs["flow"])
 
 
 def _tokens(state: RequestState) -> int:
