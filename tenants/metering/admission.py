@@ -19,6 +19,7 @@ from tenants.metering.local import LocalLimits
 from tenants.metering.meters import Counter, Limit, Meter
 from tenants.metering.settlement import STEMS, Sold
 from tenants.metering.settler import Settler
+from tenants.records import keyspace
 from tenants.store import scripts
 from tenants.store.store import TenantStore
 
@@ -32,7 +33,8 @@ class Admission:
     """Admits requests against a tenant's limits and books what they use.
 
     Args:
-        stale_grace_s: how long requests are admitted under limits of this process alone while the store is away.
+        stale_grace_s: how long requests are admitted under limits of this process alone while the store is away, in a
+            Cluster the node of their tenant's counters.
         held_dir: folder where settlements that the store cannot take are kept; None keeps them in memory alone.
     """
 
@@ -42,7 +44,7 @@ class Admission:
         self.last_known = LastKnown()
         self._store = store
         self._grace = stale_grace_s
-        self._away_since: float | None = None
+        self._away_since: dict[str, float] = {}
 
     def admit(
         self,
@@ -147,7 +149,7 @@ class Admission:
         }
         keys = [stem(tenant) for stem in STEMS[:-1]]
         answer = limits.read_answer(held_to, await self._store.run(_ADMIT, keys, (json.dumps(asked),)))
-        self._away_since = None
+        self._away_since.pop(self._store.servers.home(keys[0]), None)
         self.local.learn(tenant, answer)
         self.last_known.tell(own, answer)
         return answer
@@ -156,11 +158,12 @@ class Admission:
         self, tenant: str, held_to: Sequence[Limit], wanted: Sequence[Meter], error: Unavailable
     ) -> Judgement:
         """The answer of this process's own counts, within the grace; raises `error` after it."""
-        now = time.monotonic()
-        if self._away_since is None:
-            self._away_since = now
-            logger.warning("admitting under local limits: the tenant store is away")
-        if now - self._away_since > self._grace:
+        now, servers, key = time.monotonic(), self._store.servers, keyspace.request(tenant)
+        if (home := servers.home(key)) not in self._away_since:
+            self._away_since[home] = now - servers.away_for(key)
+            where = f"node {home} of the tenant store" if home else "the tenant store"
+            logger.warning("admitting under local limits: %s is away", where)
+        if now - self._away_since[home] > self._grace:
             raise Unavailable(
                 f"The tenant store has been away for over {self._grace:g} s; nothing is served until it is back.",
                 retry_after=error.retry_after,

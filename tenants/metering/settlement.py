@@ -11,6 +11,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from policies.errors import Unavailable
 from tenants.metering import meters
 from tenants.metering.outcome import Outcome
 from tenants.records import keyspace
@@ -92,8 +93,9 @@ def answer_of(raw: Any) -> Answer:
     """`settle.lua`'s answer, or the error in its place."""
     if isinstance(raw, ResponseError):
         return Answer.REFUSING if errors.passes(raw) else Answer.BROKEN
-    if isinstance(raw, Exception):
-        return Answer.SILENT
+    if isinstance(raw, Unavailable):
+        # Without a cause the breaker spoke and nothing was sent; with one the store may have booked all the same.
+        return Answer.UNSENT if raw.__cause__ is None else Answer.SILENT
     return {1: Answer.BOOKED, 0: Answer.BEFORE, -1: Answer.MISSING}[int(raw)]
 
 

@@ -267,11 +267,9 @@ class Settler:
         now = time.time()
         calls = [settlement.call(now) for settlement in batch]
         try:
-            raw = await self._store.run_many(_SETTLE, calls, partial=True)
-            answers = [answer_of(one) for one in raw]
+            answers = [answer_of(one) for one in await self._store.run_many(_SETTLE, calls, partial=True)]
         except Unavailable as error:
-            # Without a cause the breaker spoke and nothing was sent; with one the store may have booked all the same.
-            answers = [Answer.UNSENT if error.__cause__ is None else Answer.SILENT] * len(batch)
+            answers = [answer_of(error)] * len(batch)
         for settlement, answer in zip(batch, answers, strict=True):
             if answer is Answer.SILENT:
                 settlement.sent_at = settlement.sent_at or now

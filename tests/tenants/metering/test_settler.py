@@ -189,7 +189,9 @@ def test_an_answer_is_known_by_what_it_is() -> None:
     assert answer_of(ResponseError("BROKENCOUNTER usage:{a} requests")) is Answer.BROKEN
     assert answer_of(ResponseError("WRONGTYPE Operation against a key")) is Answer.BROKEN
     assert answer_of(ClusterDownError("CLUSTERDOWN Hash slot not served")) is Answer.REFUSING
-    assert answer_of(ConnectionError()) is Answer.SILENT
+    lost, unsent = Unavailable("away"), Unavailable("away")
+    lost.__cause__ = ConnectionError()
+    assert (answer_of(lost), answer_of(unsent)) == (Answer.SILENT, Answer.UNSENT)
     assert [answer_of(code) for code in (1, 0, -1)] == [Answer.BOOKED, Answer.BEFORE, Answer.MISSING]
 
 
