@@ -17,6 +17,7 @@ from tenants.metering.lease import Lease, Tokens
 from tenants.metering.limits import Judgement
 from tenants.metering.local import LocalLimits
 from tenants.metering.meters import Counter, Limit, Meter
+from tenants.metering.refusals import Refusals
 from tenants.metering.settlement import STEMS, Sold
 from tenants.metering.settler import Settler
 from tenants.records import keyspace
@@ -41,6 +42,7 @@ class Admission:
     def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
         self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
         self.local = LocalLimits()
+        self.refusals = Refusals()
         self.last_known = LastKnown()
         self._store = store
         self._grace = stale_grace_s
@@ -100,7 +102,7 @@ class Admission:
         """
         tenant, held_to = entitlements.tenant, meters.limits_of(entitlements)
         one = [Meter(Counter.REQUESTS, 1, 1), Meter(Counter.RUNNING, 1, 1)]
-        judgement = self.local.refused(tenant, held_to) or self.local.judge(tenant, held_to, one, surely=True)
+        judgement = self.refusals.find(tenant, held_to, one) or self.local.judge(tenant, held_to, one, surely=True)
         if judgement.forbidden_by is not None:
             raise limits.exceeded(judgement)
 
@@ -151,6 +153,7 @@ class Admission:
         answer = limits.read_answer(held_to, await self._store.run(_ADMIT, keys, (json.dumps(asked),)))
         self._away_since.pop(self._store.servers.home(keys[0]), None)
         self.local.learn(tenant, answer)
+        self.refusals.learn(tenant, answer, wanted)
         self.last_known.tell(own, answer)
         return answer
 

@@ -99,7 +99,8 @@ class Lease:
         return limits.headers(self._judgement)
 
     async def __aenter__(self) -> Lease:
-        if (known := self._admission.local.refused(self.sold.tenant, self._limits)) is not None:
+        known = self._admission.refusals.find(self.sold.tenant, self._limits, self._meters(self._wanted))
+        if known is not None:
             self._judgement = known
         else:
             await self._ask(self._wanted)
@@ -155,6 +156,7 @@ class Lease:
         used = {Counter.REQUESTS: requests, Counter.IMAGES: images, Counter.TOKENS: tokens_in + tokens_out}
         unused = {counter: amount - used[counter] for counter, amount in self._reserved().items()}
         self._admission.local.end(self.sold.tenant, self._limits, unused, here=self._here)
+        self._admission.refusals.ended(self.sold.tenant, self._limits)
 
     @property
     def _here(self) -> bool:

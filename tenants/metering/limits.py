@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from policies.errors import LimitExceeded, Unavailable
 from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit
 
-_NO_WAIT_HELPS = -1
+NO_WAIT_HELPS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def exceeded(judgement: Judgement) -> LimitExceeded:
     """The error that a judgement's verdict means."""
     limit, wait_ms = judgement.forbidden_by, judgement.wait_ms
     assert limit is not None
-    hopeless = wait_ms == _NO_WAIT_HELPS
+    hopeless = wait_ms == NO_WAIT_HELPS
     retry_after = None if hopeless else max(1, math.ceil(wait_ms / 1000))
     whose = {"tenant": "", "key": " for this API key"}.get(
         limit.owner.kind, f" for {limit.owner.kind} {limit.owner.name}"
