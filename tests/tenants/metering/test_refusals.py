@@ -82,7 +82,8 @@ def found(own: Entitlements, limit: Limit, wait_ms: int, monkeypatch: pytest.Mon
     """The times, out of many, at which a refusal is still believed."""
     known, now = Refusals(), 1000.0
     monkeypatch.setattr("tenants.metering.refusals.time.monotonic", lambda: now)
-    meters = [*ONE, Meter(Counter.TOKENS, 9, 9)]
+    wanted = 6 if wait_ms == -1 else 1
+    meters = [*ONE, Meter(Counter.TOKENS, wanted, wanted)]
     known.learn(own.tenant, Judgement(limit, wait_ms), meters)
     believed = []
     for hundredths in range(0, 7000, 1):
