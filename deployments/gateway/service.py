@@ -21,6 +21,8 @@ from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements
 from tenants.metering.admission import Admission
 
+COST = "x-cost"
+"""Header: micro-units of the plan's currency, where a tier shows them."""
 PENDING_RETRY_S = 15
 FETCH_PERIOD_S = 0.5
 """How often it is looked whether a tokenizer is missing."""
@@ -124,6 +126,9 @@ class Gateway:
         except LimitExceeded:
             context.headers.update(lease.headers())
             raise
+        finally:
+            if entitlements.show_cost:
+                context.headers[COST] = str(lease.cost)
 
     async def encode(self, context: RequestContext, info: ModelInfo, prompt: Prompt) -> list[list[int]]:
         """Token ids of a conversation, or of each of several texts, as the model's replicas read them.

@@ -15,7 +15,8 @@ from deployments.gateway.models import Model
 from policies.errors import DeadlineExceeded
 from policies.terms import Modulation, Share
 from tenants.live.entitlements import Entitlements
-from tenants.metering.lease import Lease, Tokens
+from tenants.metering.lease import Lease
+from tenants.metering.wanted import Tokens
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from policies.terms import round_level
@@ -12,6 +12,7 @@ from tenants.changes.edits import AdminError, Found, Missing, read, read_many
 from tenants.records import keyspace, schedule
 from tenants.records.fields import parse_moment
 from tenants.records.hashes import RawHash, parse_key, parse_tenant, parse_tier
+from tenants.records.prices import parse_plan
 from tenants.records.schema import KeyRecord, RecordError, TenantRecord, TierRecord
 from tenants.store.store import READ_BATCH, TenantStore
 
@@ -103,13 +104,17 @@ class Directory:
         problems: list[RecordError] = []
         tiers = set(await self.scan(keyspace.TIER))
         tenants = set(await self.scan(keyspace.TENANT))
+        plans = await self._plans(problems)
         async for tier in self._each(keyspace.TIER, tiers, parse_tier):
             if isinstance(tier, RecordError):
                 problems.append(tier)
+            else:
+                problems += _unplanned(plans, keyspace.tier(tier.name), tier.terms.plan, tier.scheduled)
         async for tenant in self._each(keyspace.TENANT, tenants, parse_tenant):
             if isinstance(tenant, RecordError):
                 problems.append(tenant)
             else:
+                problems += _unplanned(plans, keyspace.tenant(tenant.id), tenant.overrides.plan, tenant.scheduled)
                 named = {"tier": tenant.tier, **tenant.scheduled}
                 for field, tier_name in named.items():
                     if schedule.sets(field) == "tier" and tier_name not in tiers:
@@ -122,6 +127,14 @@ class Directory:
                 missing = f"there is no tenant '{key.tenant}'"
                 problems.append(RecordError(keyspace.apikey(key.digest), "tenant", missing))
         return sorted(problems, key=lambda problem: (problem.key, problem.field))
+
+    async def _plans(self, problems: list[RecordError]) -> set[str]:
+        """The versions of plans that there are; those that do not validate are problems."""
+        plans = set(await self.scan(keyspace.PLAN))
+        problems += [
+            plan async for plan in self._each(keyspace.PLAN, plans, parse_plan) if isinstance(plan, RecordError)
+        ]
+        return plans
 
     async def levels(self, model: str) -> set[float]:
         """The levels below 1.0 at which tiers and tenants have a model. Of each record only that is read.
@@ -192,6 +205,13 @@ class Directory:
         return [{"last_used": parse_moment(text.decode())} if isinstance(text, bytes) else {} for text in texts]
 
 
+def _unplanned(plans: set[str], key: str, own: str | None, scheduled: Mapping[str, str]) -> list[RecordError]:
+    """Fields of a record that name a version of a plan that there is not, now or later."""
+    named = {**({"plan": own} if own else {}), **scheduled}
+    wrong = [(f, text) for f, text in named.items() if schedule.sets(f) == "plan" and text not in plans]
+    return [RecordError(key, field, f"there is no plan '{text}'") for field, text in wrong]
+
+
 def _level(answer: object) -> float | None:
     """A record's level of a model, where it names one below 1.0; one for the model goes before one for all."""
     texts = [text for text in answer if text is not None] if isinstance(answer, list) else []
@@ -204,4 +224,4 @@ def _level(answer: object) -> float | None:
 
 def _missing(key: str) -> str:
     kind, _, name = key.partition(":")
-    return f"There is no {kind} '{name}'." if kind in ("tier", "tenant") else _NO_KEY
+    return f"There is no {kind} '{name}'." if kind in ("tier", "tenant", "plan") else _NO_KEY

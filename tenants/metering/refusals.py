@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tenants.metering.limits import NO_WAIT_HELPS, Judgement
-from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit, Meter
+from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit
+from tenants.metering.wanted import Wanted
 
 MOST = 20_000
 GIVEN_BACK_S = 0.25
@@ -19,10 +20,14 @@ ENDED_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """Of requests that want `wanted` or more of the limit's counter; times are monotonic seconds."""
+    """Of requests that want `wanted` or more, of which `share` could be used at most (-1: no end).
+
+    Times are monotonic seconds.
+    """
 
     judgement: Judgement
     wanted: int
+    share: int
     since: float
     until: float
 
@@ -35,43 +40,51 @@ class Refusals:
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, Limit], _Refusal] = OrderedDict()
+        self._known: OrderedDict[str, dict[Limit, _Refusal]] = OrderedDict()
 
-    def learn(self, tenant: str, judgement: Judgement, meters: Iterable[Meter]) -> None:
-        """Remember an answer of the store to a request with these meters."""
+    def learn(self, tenant: str, judgement: Judgement, wanted: Wanted) -> None:
+        """Remember an answer of the store."""
         limit = judgement.forbidden_by
-        if limit is None or not (wanted := _least(meters).get(limit.counter, 0)):
+        if limit is None:
             return
         now = time.monotonic()
-        self._known[tenant, limit] = _Refusal(judgement, wanted, now, now + _believed_s(limit, judgement.wait_ms))
-        self._known.move_to_end((tenant, limit))
+        until = now + _believed_s(limit, judgement.wait_ms)
+        own = self._known.setdefault(tenant, {})
+        # Of the limits as they were before an edit, nothing will ask again.
+        for other in [other for other, refusal in own.items() if refusal.until <= now]:
+            del own[other]
+        own[limit] = _Refusal(judgement, wanted.least(limit), wanted.shares(limit)[-1], now, until)
+        self._known.move_to_end(tenant)
         if len(self._known) > MOST:
             self._known.popitem(last=False)
 
-    def ended(self, tenant: str, limits: Iterable[Limit]) -> None:
+    def ended(self, tenant: str) -> None:
         """A request of this process has ended: there is room for another."""
-        for limit in limits:
-            if limit.counter is Counter.RUNNING:
-                self._known.pop((tenant, limit), None)
+        if own := self._known.get(tenant):
+            self._known[tenant] = {limit: refusal for limit, refusal in own.items() if limit.period != NOW}
 
-    def find(self, tenant: str, limits: Sequence[Limit], meters: Iterable[Meter]) -> Judgement | None:
+    def find(self, tenant: str, limits: Sequence[Limit], wanted: Wanted) -> Judgement | None:
         """What the store would say now, as far as that is known: the refusal with the longest wait."""
-        known = [(limit, refusal) for limit in limits if (refusal := self._known.get((tenant, limit))) is not None]
-        if not known:
+        own = self._known.get(tenant)
+        if own is None:
             return None
-        least, now, found = _least(meters), time.monotonic(), []
-        # That no wait helps goes before every wait.
-        hopeless = any(least.get(limit.counter, 0) > limit.most for limit in limits)
-        for limit, refusal in known:
+        now, found = time.monotonic(), []
+        for limit in limits:
+            refusal = own.get(limit)
+            if refusal is None:
+                continue
             if now >= refusal.until:
-                del self._known[tenant, limit]
-            elif least.get(limit.counter, 0) >= refusal.wanted and hopeless == (refusal.judgement.wait_ms < 0):
+                del own[limit]
+            elif wanted.least(limit) >= refusal.wanted and wanted.shares(limit)[-1] == refusal.share:
                 found.append(_aged(refusal.judgement, round((now - refusal.since) * 1000)))
-        return max(found, key=lambda judgement: judgement.wait_ms, default=None)
-
-
-def _least(meters: Iterable[Meter]) -> Mapping[Counter, int]:
-    return {meter.counter: meter.least for meter in meters}
+        if not own:
+            del self._known[tenant]
+        if not found:
+            return None
+        # That no wait helps goes before every wait.
+        hopeless = any(0 <= wanted.shares(limit)[-1] < wanted.least(limit) for limit in limits)
+        fitting = (judgement for judgement in found if hopeless == (judgement.wait_ms == NO_WAIT_HELPS))
+        return max(fitting, key=lambda judgement: judgement.wait_ms, default=None)
 
 
 def _believed_s(limit: Limit, wait_ms: int) -> float:

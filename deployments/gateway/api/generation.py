@@ -23,7 +23,7 @@ from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
 from policies.terms import round_level
 from tenants.live.entitlements import Entitlements
-from tenants.metering.lease import Tokens
+from tenants.metering.wanted import Tokens
 
 MAX_CHARACTERS_PER_TOKEN = 64
 """Of a model whose tokenizer may leave out parts of a text, so that no length is too long for it."""
@@ -65,12 +65,14 @@ async def generate(
     least = [most if asked.max_tokens else min(most, _LEAST_ANSWER) for most in longest]
     read = sum(map(len, prompts))
     # Never less than what is used, so that no limit is exceeded.
-    cost = Cost(tokens=Tokens(read + body.n * sum(longest), read + body.n * sum(least)))
+    cost = Cost(tokens=Tokens(read + body.n * sum(longest), read + body.n * sum(least), read))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
             gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus)
         )
+        if context.caller.show_cost:
+            tally.cost = lambda: ticket.lease.cost
         most = asked.max_tokens or settings.default_max_tokens
         if ticket.lease.short:
             most = max(longest) + -ticket.lease.short // (body.n * len(prompts))

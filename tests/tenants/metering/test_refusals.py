@@ -10,12 +10,19 @@ from tenants.live.entitlements import Entitlements
 from tenants.metering import refusals
 from tenants.metering.admission import Admission
 from tenants.metering.limits import Judgement
-from tenants.metering.meters import MINUTE_S, Counter, Limit, Meter, limits_of
+from tenants.metering.meters import MINUTE_S, Limit, limits_of
 from tenants.metering.refusals import ENDED_S, GIVEN_BACK_S, Refusals
+from tenants.metering.wanted import Rung, Tokens, Wanted
+from tenants.records.prices import FREE
 from tenants.store.store import TenantStore
 from tests.tenants.requests import MODEL, attempt, tenant
 
-ONE = [Meter(Counter.REQUESTS, 1, 1), Meter(Counter.RUNNING, 1, 1)]
+
+def asking(tokens: int = 0) -> Wanted:
+    return Wanted(1, 0, Tokens(tokens, tokens), [Rung(1.0, FREE)])
+
+
+ONE = asking()
 
 
 async def scripts_run(store: TenantStore) -> int:
@@ -82,13 +89,12 @@ def found(own: Entitlements, limit: Limit, wait_ms: int, monkeypatch: pytest.Mon
     """The times, out of many, at which a refusal is still believed."""
     known, now = Refusals(), 1000.0
     monkeypatch.setattr("tenants.metering.refusals.time.monotonic", lambda: now)
-    wanted = 6 if wait_ms == -1 else 1
-    meters = [*ONE, Meter(Counter.TOKENS, wanted, wanted)]
-    known.learn(own.tenant, Judgement(limit, wait_ms), meters)
+    wanted = asking(6 if wait_ms == -1 else 1)
+    known.learn(own.tenant, Judgement(limit, wait_ms), wanted)
     believed = []
     for hundredths in range(0, 7000, 1):
         now = 1000.0 + hundredths / 100
-        judgement = known.find(own.tenant, limits_of(own), meters)
+        judgement = known.find(own.tenant, limits_of(own), wanted)
         if judgement is not None:
             assert judgement.wait_ms == (wait_ms if wait_ms == -1 else max(1, wait_ms - hundredths * 10))
             believed.append(hundredths / 100)
@@ -122,7 +128,7 @@ def test_an_end_here_makes_room_here_and_the_memory_is_bounded(monkeypatch: pyte
     rpm, concurrency = limits_of(own)
     known.learn("acme", Judgement(concurrency, 1000), ONE)
     assert known.find("acme", limits_of(own), ONE) is not None
-    known.ended("acme", limits_of(own))
+    known.ended("acme")
     assert known.find("acme", limits_of(own), ONE) is None
     for number in range(5):
         known.learn(f"t{number}", Judgement(rpm, 1000), ONE)
