@@ -1,9 +1,9 @@
 """What a busy tenant's requests and refusals cost, before and after, in one run: processor time of store and gateway.
 
-Before is an earlier commit of this repository, by default the last with a minute of 61 buckets, taken out of git;
-after is the working tree. Each has a Valkey of its own. The tenant has every kind of limit (rpm, tpm, concurrency, quotas
-of a day and a month) and has been busy for over a minute, so that its minutes are full; then rounds of the two take
-turns, since others may share the processor.
+Before is an earlier commit of this repository, by default the last with a minute of 61 buckets, taken out of git; after
+is the working tree. Each has a Valkey of its own. The tenant has every kind of limit (rpm, tpm, concurrency, quotas of
+a day and a month) and has been busy for over a minute, so that its minutes are full; then rounds of the two take turns,
+since others may share the processor.
 
     python -m benchmarks.metering_cost            # about two minutes
 """

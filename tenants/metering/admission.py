@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -16,14 +15,14 @@ from tenants.metering.last_known import LastKnown
 from tenants.metering.lease import Lease
 from tenants.metering.limits import Judgement
 from tenants.metering.local import LocalLimits
-from tenants.metering.meters import Counter, Limit
+from tenants.metering.meters import Limit
+from tenants.metering.questions import Questions
 from tenants.metering.refusals import Refusals
-from tenants.metering.settlement import STEMS, Sold
+from tenants.metering.settlement import Sold
 from tenants.metering.settler import Settler
 from tenants.metering.wanted import Rung, Tokens, Wanted
 from tenants.records import keyspace
 from tenants.records.prices import FREE
-from tenants.store import scripts
 from tenants.store.store import TenantStore
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 LEASE_S = 300.0
 NOTHING = Wanted(0, 0, Tokens(), (Rung(1.0, FREE),))
 ONE = Wanted(1, 0, Tokens(), (Rung(1.0, FREE),))
-_ADMIT = scripts.load("metering/meters", "metering/admit")
 
 
 class Admission:
@@ -45,6 +43,7 @@ class Admission:
 
     def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
         self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
+        self.questions = Questions(store, self.settler.ended)
         self.local = LocalLimits()
         self.refusals = Refusals()
         self.last_known = LastKnown()
@@ -97,7 +96,8 @@ class Admission:
         """What is used of a tenant's limits; of this process's own counts while the store is away."""
         held_to = meters.limits_of(entitlements)
         try:
-            return await self.ask("look", entitlements, "-", held_to, NOTHING)
+            answer = await self.questions.look(entitlements.tenant, held_to, NOTHING)
+            return self._heard(entitlements, answer, NOTHING)
         except Unavailable:
             return self.local.judge(entitlements.tenant, held_to, NOTHING)
 
@@ -131,39 +131,20 @@ class Admission:
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
         """Settle what is left, within `timeout_s`; what the store does not take is kept for the next gateway."""
+        await self.questions.aclose()
         await self.settler.aclose(timeout_s)
 
     async def ask(
-        self,
-        mode: str,
-        own: Entitlements,
-        request_id: str,
-        held_to: Sequence[Limit],
-        wanted: Wanted,
-        lease_s: float = 0.0,
+        self, own: Entitlements, held_to: Sequence[Limit], request_id: str, wanted: Wanted, lease_s: float
     ) -> Judgement:
-        """One run of `admit.lua`; raises Unavailable while the store is away."""
-        tenant, owners = own.tenant, meters.owners(held_to)
-        # Only a concurrency limit minds requests that have ended but are not settled yet.
-        limited = any(limit.counter is Counter.RUNNING for limit in held_to)
-        asked = {
-            "mode": mode,
-            "id": request_id,
-            "lease_ms": round(lease_s * 1000),
-            "owners": [(owner.part, owner.suffix) for owner in owners],
-            "meters": [(m.counter, m.amount, m.least) for m in wanted.meters() if m.counter is not Counter.RUNNING],
-            "rungs": [(cost.amount, cost.least) for cost in wanted.costs()],
-            "limits": [
-                (owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most, wanted.shares(limit))
-                for limit in held_to
-            ],
-            "ended": self.settler.ended(tenant) if limited else [],
-        }
-        keys = [stem(tenant) for stem in STEMS[:-1]]
-        answer = limits.read_answer(held_to, await self._store.run(_ADMIT, keys, (json.dumps(asked),)))
-        self._away_since.pop(self._store.servers.home(keys[0]), None)
-        self.local.learn(tenant, answer)
-        self.refusals.learn(tenant, answer, wanted)
+        """What the store says of a request, which it counts if it may run; raises Unavailable while it is away."""
+        return self._heard(own, await self.questions.ask(own.tenant, held_to, request_id, wanted, lease_s), wanted)
+
+    def _heard(self, own: Entitlements, answer: Judgement, wanted: Wanted) -> Judgement:
+        if self._away_since:
+            self._away_since.pop(self._store.servers.home(keyspace.request(own.tenant)), None)
+        self.local.learn(own.tenant, answer)
+        self.refusals.learn(own.tenant, answer, wanted)
         self.last_known.tell(own, answer)
         return answer
 

@@ -119,7 +119,7 @@ class Lease:
         try:
             try:
                 self._judgement = await self._admission.ask(
-                    "admit", self._own, self.id, self._limits, self._wanted, self._lease_s
+                    self._own, self._limits, self.id, self._wanted, self._lease_s
                 )
                 uncertain = False
             except Unavailable as error:

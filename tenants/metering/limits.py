@@ -54,9 +54,9 @@ class Judgement:
         return min((r.left for r in self.readings if r.limit.counter is counter), default=math.inf)
 
 
-def read_answer(limits: Sequence[Limit], answer: Sequence[int]) -> Judgement:
+def read_answer(limits: Sequence[Limit], answer: bytes) -> Judgement:
     """`admit.lua`'s answer. Raises Unavailable where the request was given up before the store heard of it."""
-    verdict, wait_ms, at, tokens, cost, rung, stepped, *numbers = (int(value) for value in answer)
+    verdict, wait_ms, at, tokens, cost, rung, stepped, *numbers = map(int, answer.split())
     if verdict < 0:
         raise Unavailable("The tenant store was too slow; try again.")
     readings = tuple(
