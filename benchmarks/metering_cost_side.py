@@ -94,6 +94,9 @@ async def requests(admission: Admission, meter: Meter, count: int) -> dict[str, 
             *(admission.admit(own, model="m", tokens=100).__aenter__() for _ in range(TOGETHER))
         )
     found = {f"admit_{name}": value for name, value in (await meter.read(len(leases))).items()}
+    alone = [await admission.admit(own, model="m", tokens=100).__aenter__() for _ in range(count // 4)]
+    found |= {f"alone_{name}": value for name, value in (await meter.read(len(alone))).items()}
+    leases += alone
     for lease in leases:
         lease.settle(tokens_in=10, tokens_out=20)
         await lease.__aexit__(None, None, None)

@@ -152,15 +152,16 @@ class Slots:
         self.batches: list[int] = []
 
     async def run_many(self, script: Any, calls: Sequence[Any], *, partial: bool = False) -> list[Any]:
-        self.batches.append(len(calls))
+        self.batches.append(sum(len(json.loads(args[0])["requests"]) for _, args in calls))
         await asyncio.sleep(0)
         return [self._book(keys, args) for keys, args in calls]
 
     def _book(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
         if key_slot(keys[0].encode()) in self.dead:
             return ClusterDownError("CLUSTERDOWN Hash slot not served")
-        self.booked.append(json.loads(args[0])["id"])
-        return 1
+        ids = [request[0] for request in json.loads(args[0])["requests"]]
+        self.booked += ids
+        return [1] * len(ids)
 
 
 @pytest.mark.parametrize("dead", [70, 5000])
