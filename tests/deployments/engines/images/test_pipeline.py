@@ -49,6 +49,9 @@ class Engine:
         self.batches.append(list(flows))
         return list(flows)
 
+    def readout(self, items: list[str], modulations: Sequence[Any], top_k: Sequence[int | None]) -> list[str]:
+        return items
+
 
 Parts = tuple[Engine, Pipeline]
 
@@ -63,7 +66,7 @@ async def parts() -> AsyncIterator[Parts]:
 
 
 async def come(pipeline: Pipeline, flow: str, *pictures: bytes) -> list[asyncio.Task[Any]]:
-    tasks = [asyncio.create_task(pipeline.logits(data, MOST, Modulation(), Share(flow=flow))) for data in pictures]
+    tasks = [asyncio.create_task(pipeline.read(data, MOST, Modulation(), Share(flow=flow))) for data in pictures]
     await asyncio.sleep(0)
     return tasks
 
