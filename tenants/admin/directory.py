@@ -12,12 +12,14 @@ from tenants.changes.edits import AdminError, Found, Missing, read, read_many
 from tenants.records import keyspace, schedule
 from tenants.records.fields import parse_moment
 from tenants.records.hashes import RawHash, parse_key, parse_tenant, parse_tier
+from tenants.records.ladders import levels_of
 from tenants.records.prices import parse_plan
 from tenants.records.schema import KeyRecord, RecordError, TenantRecord, TierRecord
 from tenants.store.store import READ_BATCH, TenantStore
 
 Record = TypeVar("Record")
 _ID = re.compile(r"[0-9a-f]{8,64}")
+_LADDERS = ("when_exhausted", "when_busy")
 _NO_KEY = "There is no such key; `tenants key list <tenant>` shows ids and prefixes."
 
 
@@ -137,7 +139,7 @@ class Directory:
         return plans
 
     async def levels(self, model: str) -> set[float]:
-        """The levels below 1.0 at which tiers and tenants have a model. Of each record only that is read.
+        """The levels below 1.0 at which tiers and tenants have a model, or step down to. Only that is read of a record.
 
         What does not validate names none.
         """
@@ -146,9 +148,13 @@ class Directory:
             names = await self.scan(prefix)
             for start in range(0, len(names), READ_BATCH):
                 page = names[start : start + READ_BATCH]
-                reads = [("HMGET", prefix + name, f"utility:{model}", "utility") for name in page]
+                fields = (f"utility:{model}", "utility", *_LADDERS)
+                reads = [("HMGET", prefix + name, *fields) for name in page]
                 answers = await self._store.pipeline(reads)
-                found |= {level for answer in answers if (level := _level(answer)) is not None}
+                rows = [answer for answer in answers if isinstance(answer, list)]
+                found |= {level for row in rows if (level := _level(row[:2])) is not None}
+                ladders = [text.decode("utf-8", "replace") for row in rows for text in row[2:] if text is not None]
+                found |= {level for text in ladders for level in levels_of(text)}
         return found
 
     async def names(self, prefix: str, beginning: str = "") -> list[str]:
@@ -212,9 +218,9 @@ def _unplanned(plans: set[str], key: str, own: str | None, scheduled: Mapping[st
     return [RecordError(key, field, f"there is no plan '{text}'") for field, text in wrong]
 
 
-def _level(answer: object) -> float | None:
+def _level(answer: Sequence[bytes | None]) -> float | None:
     """A record's level of a model, where it names one below 1.0; one for the model goes before one for all."""
-    texts = [text for text in answer if text is not None] if isinstance(answer, list) else []
+    texts = [text for text in answer if text is not None]
     try:
         level = float(texts[0])
     except (IndexError, ValueError):

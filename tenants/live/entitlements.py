@@ -9,6 +9,7 @@ from typing import Any
 
 from policies.terms import Share, Tier
 from tenants.records.hashes import RawHash
+from tenants.records.ladders import NEVER, REFUSE, Ladder
 from tenants.records.prices import Plan
 from tenants.records.schema import LIMIT_FIELDS, MODEL_SCOPE, KeyRecord, LimitFields, TenantRecord, Terms, TierRecord
 
@@ -27,6 +28,7 @@ class Entitlements:
     `limits` are the tenant's, over all its keys; `key_limits` this key's beside them, None where it has none;
     `model_limits` the tenant's for single models, beside both. `plan` is the version of the price list that it signed;
     without one nothing costs anything. `show_cost`: its answers say what they cost.
+    `when_exhausted` and `when_busy` are the levels that its answers step down to.
     """
 
     tenant: str
@@ -45,6 +47,8 @@ class Entitlements:
     model_limits: Mapping[str, LimitFields] = field(default_factory=dict)
     plan: Plan | None = None
     show_cost: bool = False
+    when_exhausted: Ladder = REFUSE
+    when_busy: Ladder = NEVER
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this key: its tenant has it, and its scopes do not leave it out."""
@@ -110,6 +114,8 @@ def merge(
         model_limits=_model_limits(own, base),
         plan=plan,
         show_cost=pick("show_cost", False),
+        when_exhausted=pick("when_exhausted", REFUSE),
+        when_busy=pick("when_busy", NEVER),
     )
 
 

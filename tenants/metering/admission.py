@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from policies.errors import Unavailable
@@ -20,7 +20,7 @@ from tenants.metering.questions import Questions
 from tenants.metering.refusals import Refusals
 from tenants.metering.settlement import Sold
 from tenants.metering.settler import Settler
-from tenants.metering.wanted import Rung, Tokens, Wanted
+from tenants.metering.wanted import Rung, Tokens, Wanted, rungs_of
 from tenants.records import keyspace
 from tenants.records.prices import FREE
 from tenants.store.store import TenantStore
@@ -60,6 +60,9 @@ class Admission:
         images: int = 0,
         tokens: int | Tokens = 0,
         level: float | None = None,
+        floor: float = 0.01,
+        waiting: int = 0,
+        answerable: Callable[[float], bool] = lambda level: True,
         focused: bool = False,
         lease_s: float = LEASE_S,
     ) -> Lease:
@@ -67,7 +70,8 @@ class Admission:
 
         Args:
             tokens: prompt and most tokens of the answer together; what is not used is returned.
-            level: what is sold, None: the tier's own level of the model.
+            level: what is asked for, None: the tier's own level of the model. The lease says what is granted.
+            floor, waiting, answerable: as of `rungs_of`, where the tenant's answers may step down.
             focused: whether the answer is steered.
             lease_s: seconds after which a request whose process has died gives back what it was admitted with.
 
@@ -87,8 +91,7 @@ class Admission:
             parts=tuple(meters.parts(held_to)),
             periods=tuple(meters.periods(held_to)),
         )
-        plan = entitlements.plan
-        rungs = [Rung(top, FREE if plan is None else plan.tariff(model, top))]
+        rungs = rungs_of(entitlements, model, top, floor=floor, waiting=waiting, answerable=answerable)
         asked = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
         return Lease(self, entitlements, held_to, sold, Wanted(requests, images, asked, rungs), lease_s)
 

@@ -33,7 +33,7 @@ class Lease:
 
     Attributes:
         sold: what it is sold as; its level is what it was admitted at.
-        reason: why that is below what it asked for: budget, quota; "" where it is not.
+        reason: why that is below what it asked for: budget, quota, busy; "" where it is not.
         cost: micro-units, of what `settle` has said so far; of what is booked once it is left.
     """
 
@@ -108,9 +108,12 @@ class Lease:
     def _take(self, judgement: Judgement) -> None:
         """Become what it was admitted as."""
         self.tokens = judgement.tokens
-        if (limit := judgement.stepped_by) is not None:
-            self.reason = "budget" if limit.counter is Counter.COST else "quota"
-        self.sold = replace(self.sold, level=self._wanted.rungs[judgement.rung].level)
+        best, level = self._wanted.rungs[0].level, self._wanted.rungs[judgement.rung].level
+        if level < best and judgement.stepped_by is not None:
+            self.reason = "budget" if judgement.stepped_by.counter is Counter.COST else "quota"
+        elif level < self.sold.level:
+            self.reason = "busy"
+        self.sold = replace(self.sold, level=level)
 
     async def _ask(self) -> None:
         """Ask the store, or this process's own counts where it is away."""

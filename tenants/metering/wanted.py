@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tenants.live.entitlements import Entitlements
 from tenants.metering.meters import Counter, Limit, Meter
-from tenants.records.prices import Tariff
+from tenants.records.prices import FREE, Tariff
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,38 @@ class Rung:
     def share(self, most: int) -> int | None:
         """How much of a quota or a budget may be used by answers at this level and above; None: it has no end."""
         return None if self.percent is None else most * self.percent // 100
+
+
+def rungs_of(
+    own: Entitlements,
+    model: str,
+    asked: float,
+    *,
+    floor: float,
+    waiting: int,
+    answerable: Callable[[float], bool],
+) -> list[Rung]:
+    """The levels that a request can be answered at, the best first.
+
+    Args:
+        asked: its own, or the lower one that it asks for.
+        floor: the model's lowest.
+        waiting: requests that wait for the model now.
+        answerable: whether a level discloses what the request wants; one that does not is left out.
+    """
+    best = asked
+    for step in own.when_busy.steps:
+        level = max(floor, min(asked, step.level))
+        if waiting >= (step.number or 0) and answerable(level):
+            best = level
+    percent: int | None = own.when_exhausted.top
+    found = [(best, percent)]
+    for step in own.when_exhausted.steps:
+        percent = None if step.number is None or percent is None else percent + step.number
+        level = max(floor, min(best, step.level))
+        if answerable(level):
+            found.append((level, percent))
+    return [Rung(level, FREE if own.plan is None else own.plan.tariff(model, level), share) for level, share in found]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from policies.terms import FOCUS_LIMIT, Level, Strength
 from tenants.records import keyspace, schedule
 from tenants.records.fields import Limit, Moment, Money, Names, unbounded
+from tenants.records.ladders import NEVER, REFUSE, Busy, Exhausted
 
 
 class RecordError(Exception):
@@ -69,7 +70,7 @@ class Terms(LimitFields):
     """What a tier sells and a tenant may override. An unset field is inherited; None is 'all' or 'unlimited'.
 
     `billing_day` is the day of the month on which monthly quotas and budgets begin anew, `plan` the version of a price
-    list, `show_cost` whether answers say what they cost.
+    list, `show_cost` whether answers say what they cost, `when_exhausted` and `when_busy` what answers step down to.
     """
 
     utility: Level | None = None
@@ -82,6 +83,8 @@ class Terms(LimitFields):
     billing_day: Annotated[int, Field(ge=1, le=28)] = 1
     plan: PlanReference = None
     show_cost: bool = False
+    when_exhausted: Exhausted = REFUSE
+    when_busy: Busy = NEVER
     weight: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] = 1.0
     focus_max: Annotated[float | None, Field(ge=0.0, le=FOCUS_LIMIT, allow_inf_nan=False)] = None
     focus_allow: Names = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -21,7 +22,7 @@ from deployments.gateway.api.text_schemas import GenerationRequest
 from deployments.gateway.ticket import Cost, Ticket
 from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
-from policies.terms import round_level
+from policies.terms import Disclosure, round_level
 from tenants.live.entitlements import Entitlements
 from tenants.metering.wanted import Tokens
 
@@ -58,6 +59,7 @@ async def generate(
     """One way for chat and completion: check, admit, generate, and answer as a whole or as events."""
     info = gateway.entitle(context.caller, model_id)
     _check_terms(context.caller, info, body, asked)
+    needs = partial(_check_disclosure, body, asked)
     settings = gateway.settings.now
     _check_length(info, asked, settings)
     prompts = await gateway.encode(context, info, asked.prompt)
@@ -69,7 +71,7 @@ async def generate(
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
-            gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus)
+            gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus, needs=needs)
         )
         if context.caller.show_cost:
             tally.cost = lambda: ticket.lease.cost
@@ -109,8 +111,13 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
         )
     own = entitlements.tier.level(info.id, info.floor)
     level = own if body.utility is None else min(own, round_level(body.utility))
+    _check_disclosure(body, asked, entitlements.tier.disclosure(level))
+
+
+def _check_disclosure(body: GenerationRequest, asked: Generation, disclosed: Disclosure) -> None:
+    """Refuse what a level does not disclose. Raises NotEntitled."""
     check_text_disclosure(
-        entitlements.tier.disclosure(level),
+        disclosed,
         logprobs=asked.logprobs,
         probes=probes_of(body.logit_bias, body.repetition_penalty, asked.grammar),
         count_param="top_logprobs" if asked.field == "messages" else "logprobs",
