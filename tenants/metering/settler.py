@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -47,12 +47,20 @@ class Settler:
     """Bounded queues, one for each slot of the store, and the one task that empties them, many at a time.
 
     While a slot cannot take its settlements, each is also written to the `journal`, before its request is answered.
+    `booked` is told whose settlement was.
     """
 
-    def __init__(self, store: TenantStore, limit: int = QUEUE_LIMIT, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        store: TenantStore,
+        limit: int = QUEUE_LIMIT,
+        journal: Journal | None = None,
+        booked: Callable[[str], None] = lambda tenant: None,
+    ) -> None:
         self._store = store
         self._limit = limit
         self._journal = journal
+        self._booked_of = booked
         self._lanes: dict[int, _Lane] = {}
         self._apart: deque[tuple[float, Settlement]] = deque()
         self._rejections = Rejections(store)
@@ -232,6 +240,7 @@ class Settler:
                     self._forget(settlement)
                 case Step.DONE:
                     self._forget(settlement)
+                    self._booked_of(settlement.tenant)
             lane = self._lane(settlement)
             lane.pause, lane.due = 0.0, 0.0
         self._note_failed(again, now)
