@@ -42,10 +42,11 @@ class Admission:
     """
 
     def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
-        self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
+        self.refusals = Refusals()
+        journal = None if held_dir is None else Journal(Path(held_dir))
+        self.settler = Settler(store, journal=journal, booked=self.refusals.settled)
         self.questions = Questions(store, self.settler.ended)
         self.local = LocalLimits()
-        self.refusals = Refusals()
         self.last_known = LastKnown()
         self._store = store
         self._grace = stale_grace_s

@@ -241,11 +241,11 @@ async def test_the_store_and_a_gateway_alone_judge_alike(store: TenantStore, adm
         least = prompt + draw.randrange(1, 40)
         rungs = rungs_of(own, MODEL, 0.9, floor=0.1, waiting=0, answerable=lambda level: True)
         wanted = Wanted(1, draw.randrange(4), Tokens(least + draw.randrange(200), least, prompt), rungs)
-        known = await admission.ask("look", own, "-", held_to, NOTHING)
+        known = await admission.questions.look(name, held_to, NOTHING)
         alone = LocalLimits()
         alone.learn(name, known)
         here = alone.judge(name, held_to, wanted)
-        there = await admission.ask("admit", own, secrets.token_hex(12), held_to, wanted, 60.0)
+        there = await admission.ask(own, held_to, secrets.token_hex(12), wanted, 60.0)
         assert here.forbidden_by == there.forbidden_by, (own, used, wanted)
         assert (here.wait_ms > 0, here.wait_ms == -1) == (there.wait_ms > 0, there.wait_ms == -1)
         if here.forbidden_by is None:
