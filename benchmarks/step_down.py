@@ -137,9 +137,8 @@ async def judged(store: TenantStore, tenant: str, seen: Seen) -> None:
         cost[f"{level:g}"] += count * price
     more = Counter((e.level, e.reason, e.cost) for e in events) - seen.told
     print(f"  receipts by level: {dict(mine)}, micro-units {dict(cost)}")
-    print(
-        f"  usage less receipts: {[booked[n] - mine[n] for n in mine]}, micro-units {[money[n] - cost[n] for n in mine]}"
-    )
+    requests, micro = [booked[n] - mine[n] for n in mine], [money[n] - cost[n] for n in mine]
+    print(f"  usage less receipts: {requests}, micro-units {micro}")
     print(f"  events that no client was told of: {dict(more)}; ids twice: {len(events) - len({e.id for e in events})}")
     whole = usage.total["cost"] == sum(event.cost for event in events) == sum(money.values())
     print(

@@ -125,11 +125,8 @@ def remaining(judgement: Judgement) -> dict[str, float]:
 
 def steps_down(ladder: Ladder, judgement: Judgement) -> int | None:
     """How many steps down the next answer is, by what is used of quotas and budgets; None: it would be refused."""
-    percents: list[int | None] = [ladder.top]
-    for step in ladder.steps:
-        percents.append(None if step.number is None or percents[-1] is None else percents[-1] + step.number)
     ended = [reading for reading in judgement.readings if not reading.limit.is_rate]
-    for down, percent in enumerate(percents):
+    for down, percent in enumerate(ladder.percents):
         if percent is None or all(reading.used < reading.limit.most * percent // 100 for reading in ended):
             return down
     return None
