@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 LEASE_S = 300.0
 NOTHING = Wanted(0, 0, Tokens(), (Rung(1.0, FREE),))
-ONE = Wanted(1, 0, Tokens(), (Rung(1.0, FREE),))
 
 
 class Admission:
@@ -112,7 +111,8 @@ class Admission:
             LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
         """
         tenant, held_to = entitlements.tenant, meters.limits_of(entitlements)
-        judgement = self.refusals.find(tenant, held_to, ONE) or self.local.judge(tenant, held_to, ONE, surely=True)
+        one = Wanted(1, 0, Tokens(), [Rung(1.0, FREE, percent) for percent in entitlements.when_exhausted.percents])
+        judgement = self.refusals.find(tenant, held_to, one) or self.local.judge(tenant, held_to, one, surely=True)
         if judgement.forbidden_by is not None:
             raise limits.exceeded(judgement)
 

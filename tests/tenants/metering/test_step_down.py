@@ -16,7 +16,7 @@ from tenants.admin.admin import TenantAdmin
 from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements
 from tenants.metering import meters
-from tenants.metering.admission import NOTHING, Admission
+from tenants.metering.admission import Admission
 from tenants.metering.events import Event, read_events
 from tenants.metering.lease import Lease
 from tenants.metering.local import LocalLimits
@@ -186,6 +186,18 @@ async def test_a_level_below_the_ladder_stays_and_one_that_discloses_too_little_
     with pytest.raises(LimitExceeded, match="Quota used up"):
         await lease(answerable=lambda level: level >= 0.8)
     assert (await lease(floor=0.74)).sold.level == 0.74
+
+
+async def test_what_is_refused_one_request_is_not_refused_another_that_may_step_down(admission: Admission) -> None:
+    """Refusals are remembered: not one of a request that needs what a lower level does not disclose."""
+    own = stepping("step(0.7)", {}, quota_requests_day=1)
+    assert await answered(admission, own) == (0.9, "", 0)
+    for _ in range(3):
+        with pytest.raises(LimitExceeded):
+            async with admission.admit(own, model=MODEL, images=1, answerable=lambda level: level >= 0.9):
+                pass
+        admission.check_rate(own)
+        assert await answered(admission, own) == (0.7, "quota", 0)
 
 
 async def test_a_busy_model_steps_down_by_how_many_wait(admission: Admission) -> None:
