@@ -162,9 +162,11 @@ class VisionReplica(Replica):
                 size, item = await self._pictures.read(data, max_pixels, modulation, share, meter, top_k)
                 if isinstance(self.engine, ImageClassifier):
                     return [label.to_json() for label in item]
-                if form == "labelmap":
-                    return (await asyncio.to_thread(self.engine.label_map, item, modulation, size)).to_json()
-                return [part.to_json() for part in await asyncio.to_thread(self.engine.answer, item, modulation, size)]
+                read = partial(
+                    self.engine.label_map if form == "labelmap" else self.engine.answer, item, modulation, size
+                )
+                answer = await self._pictures.answered(read, size, share)
+                return [part.to_json() for part in answer] if isinstance(answer, list) else answer.to_json()
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export.

@@ -1,10 +1,10 @@
-"""A picture's way through a replica: encoded in a fair queue, decoded a little ahead, then in a batch with others."""
+"""A picture's way through a replica: encoded in a fair queue, decoded ahead, in a batch with others, then answered."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,9 +13,9 @@ from deployments.engines.images.decoding import decode_image
 from deployments.engines.images.engine import VisionEngine
 from deployments.engines.images.headers import pixels
 from deployments.queues.batching import FairBatcher
-from deployments.queues.fair_pool import FairPool
 from deployments.queues.fair_queue import FlowBound
 from deployments.queues.room import Room
+from deployments.queues.two_speeds import TwoSpeeds
 from policies.terms import Modulation, Share
 
 MOST_DECODED_AT_ONCE = 4
@@ -25,7 +25,8 @@ AHEAD_BYTES = 256 * 2**20
 """Of decoded pictures; each thread that decodes may go beyond it by one."""
 WAITING_BYTES = 128 * 2**20
 """Of one tenant's encoded pictures."""
-_S_PER_PIXEL = 1.5e-8
+_S_PER_PIXEL, _ANSWER_S_PER_PIXEL = 2e-8, 1e-7
+Answer = TypeVar("Answer")
 Picture = tuple[bytes, int]
 """A file, and the most pixels that are decoded of it."""
 Decoded = tuple[tuple[int, int], Tensor]
@@ -43,21 +44,28 @@ class Pipeline:
 
     Attributes:
         under_way: what one tenant may have here, from the first byte to the answer.
-        room: what is decoded.
+        rooms: what is decoded, of small pictures and of large ones.
     """
 
     def __init__(self, engine: VisionEngine, cores: int) -> None:
         spec = engine.spec
         self._engine = engine
         self.under_way = FlowBound(spec.max_queue_per_tenant, WAITING_BYTES)
-        self.room = Room(AHEAD * spec.max_batch_size, AHEAD_BYTES)
-        self._decoding: FairPool[Picture, Decoded] = FairPool(
+        workers = min(MOST_DECODED_AT_ONCE, cores)
+        self._decoding: TwoSpeeds[Picture, Decoded] = TwoSpeeds(
             self._decoded,
-            workers=min(MOST_DECODED_AT_ONCE, cores),
-            queue_bound=spec.max_queue_per_tenant,
             cost=lambda picture: pixels(picture[0]) * _S_PER_PIXEL,
-            room=self.room,
+            workers=workers,
+            queue_bound=spec.max_queue_per_tenant,
+            room=lambda: Room(AHEAD * spec.max_batch_size, AHEAD_BYTES // 2),
             size=lambda decoded: decoded[1].nbytes,
+        )
+        self.rooms = self._decoding.rooms
+        self._answering: TwoSpeeds[tuple[Callable[[], object], int], object] = TwoSpeeds(
+            lambda asked: asked[0](),
+            cost=lambda asked: asked[1] * _ANSWER_S_PER_PIXEL,
+            workers=workers,
+            queue_bound=spec.max_queue_per_tenant,
         )
         self._to_decode = 0
         self.batcher: FairBatcher[Queued, Any] = FairBatcher(
@@ -104,9 +112,18 @@ class Pipeline:
         finally:
             self._to_decode -= waited
 
+    async def answered(self, read: Callable[[], Answer], size: tuple[int, int], share: Share) -> Answer:
+        """What is read of a picture's logits at its own (height, width), fair between tenants as decoding is.
+
+        Raises:
+            Unavailable: this tenant has too many under way.
+        """
+        return await self._answering.submit((read, size[0] * size[1]), share)  # type: ignore[return-value]
+
     async def aclose(self) -> None:
         """End the threads; what waits is cancelled."""
         self._decoding.close()
+        self._answering.close()
         await self.batcher.aclose()
 
     def _decoded(self, picture: Picture) -> Decoded:

@@ -46,7 +46,7 @@ class KeyedRoute(APIRoute):
             own = await gateway.authenticate(context, _api_key(request))
             read = Leniency(strict=gateway.settings.now.strict)
             leniency.set(read)
-            with intake.charged(own.tenant):
+            async with intake.charged(own.tenant, request.headers):
                 async with intake.read(request, own.tenant):
                     if self.body_field is not None:
                         check_json(request.headers.get("content-type", ""))
