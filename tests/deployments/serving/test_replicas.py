@@ -23,6 +23,9 @@ class Replica(replicas.TextReplica):
     def __init__(self) -> None:
         self._spending = Spending()
 
+    def __del__(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize(("whole", "texts"), [(True, ["abc"]), (False, ["a", "bc"])])
 async def test_pieces_share_messages(monkeypatch: pytest.MonkeyPatch, whole: bool, texts: list[str]) -> None:
