@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 
-.PHONY: install serve stop test matrix lint format typecheck
+.PHONY: install serve stop test matrix bench-quick lint format typecheck
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,10 @@ test: install
 matrix: install
 	MATRIX=1/1 AIM_ALL_MODELS=1 $(BIN)/python -m pytest tests/deployments/engines/text/test_text_families.py \
 	  tests/deployments/engines/images/test_torchvision_families.py tests/deployments/engines/images/test_transformers_families.py
+
+# The main figures by processor time, as ratios to the last release's (benchmarks/recorded.json); some minutes.
+bench-quick: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quick
 
 lint: install
 	$(BIN)/ruff check .

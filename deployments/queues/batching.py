@@ -25,10 +25,10 @@ class FairBatcher(Generic[Item, Result]):
     Args:
         run: one batch in, as many results out, in order.
         max_batch_size: items in a batch.
-        max_wait_ms: how long a batch that is not full waits for company, in milliseconds, when the thread is idle.
+        max_wait_ms: how long a batch that is not full waits for company, in milliseconds.
         queue_bound: items that one tenant may have waiting.
         coming: how many items are known to be on their way: while there are none nothing is waited for; None: nobody
-            knows, and each time it is.
+            knows, and it is whenever the thread is idle.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class FairBatcher(Generic[Item, Result]):
 
     async def _batches(self) -> None:
         while True:
-            if not len(self._queue):
+            if idle := not len(self._queue):
                 self._arrived.clear()
                 await self._arrived.wait()
-                await self._company()
+            await self._company(idle)
             await self._run_one()
 
-    async def _company(self) -> None:
+    async def _company(self, idle: bool) -> None:
         """Wait for what may join a batch that is not full."""
         if self._coming is None:
-            if len(self._queue) < self._size:
+            if idle and len(self._queue) < self._size:
                 await asyncio.sleep(self._wait_s)
             return
         with contextlib.suppress(TimeoutError):

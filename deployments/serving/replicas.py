@@ -23,6 +23,7 @@ from deployments.engines.images.pipeline import Pipeline
 from deployments.engines.images.segmenter import ImageSegmenter
 from deployments.engines.text.choices import answer
 from deployments.engines.text.generator import Generator
+from deployments.engines.text.pacing import PACE_S, WHOLE, paced
 from deployments.prompts.encoder import Conversation, Texts
 from deployments.queues.fair_pool import FairPool
 from deployments.serving.cores import Threads, usable_cores
@@ -222,14 +223,19 @@ class TextReplica(Replica):
     ) -> AsyncIterator[TextDelta]:
         """Answer prompts, which are token ids, at a tenant's terms. Closing the iterator frees the slots.
 
+        Args:
+            params: as `choices.answer`, and whether the answers are wanted `whole`: each as one piece, at its end.
+
         Raises:
             InvalidRequest, NotEntitled, Unavailable: as `choices.answer`.
         """
         with self._spending.of(call) as meter:
-            answers = answer(self.engine, prompts, params, modulation, share, param=param, meter=meter)
-            async with aclosing(answers) as deltas:
-                async for delta in deltas:
-                    yield delta
+            given = dict(params)
+            pace_s = WHOLE if given.pop("whole", False) else PACE_S
+            answers = answer(self.engine, prompts, given, modulation, share, param=param, meter=meter)
+            async with aclosing(answers) as deltas, aclosing(paced(deltas, pace_s)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def form(self) -> AsyncIterator[bytes]:
         """In parts, what makes prompts into tokens: `Form.pack`. Gateways ask for it by `info`'s digest."""

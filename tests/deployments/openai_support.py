@@ -43,7 +43,9 @@ class Script:
         self.pause_s = 0.0
 
     async def authenticate(self, context: Any, api_key: str) -> Any:
-        context.entitlements = SimpleNamespace(tenant="own", tier=self.tier, share=lambda: Share(flow="own"))
+        context.entitlements = SimpleNamespace(
+            tenant="own", tier=self.tier, share=lambda: Share(flow="own"), show_cost=False
+        )
         return context.entitlements
 
     def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:

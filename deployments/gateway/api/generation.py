@@ -78,7 +78,7 @@ async def generate(
         most = asked.max_tokens or settings.default_max_tokens
         if ticket.lease.short:
             most = max(longest) + -ticket.lease.short // (body.n * len(prompts))
-        params = body.params(most, asked.logprobs, asked.grammar)
+        params = body.params(most, asked.logprobs, asked.grammar) | {"whole": not body.stream}
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompts, asked.field, params, tally)))
         if body.stream:
             waited = await stack.enter_async_context(aclosing(Waited(deltas)))
