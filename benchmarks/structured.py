@@ -168,12 +168,12 @@ def main() -> None:
 
 async def _both(generator: Generator, count: int, tokens: int) -> None:
     engine = Engine(generator)
-    await cost(engine, tokens)
     own, refused = await answered(generator, count)
     print(f"{len(own)} schemas to follow; {refused} others were refused by name")
     clock = Clock()
     await validity(generator, engine, own, tokens)
     print(clock.told())
+    await cost(engine, tokens)
 
 
 if __name__ == "__main__":
