@@ -252,23 +252,3 @@ async def test_a_grammar_whose_masks_hold_up_the_steps_of_others_ends_and_is_ref
         await grammars.matcher(slow, OWN)
     assert refused.value.param == "guided_regex"
     assert (await grammars.matcher(quick, OWN)).fault is None
-
-
-def test_a_schema_of_hundreds_of_overlapping_kinds_is_refused_or_ends(grammars: Grammars) -> None:
-    """Each step of it took 0.6 s of a processor, for whoever shared the step."""
-    kinds = [
-        {"type": "array", "items": {"$ref": "#/$defs/d"}, "minItems": i, "maxItems": i + j}
-        for i in range(40)
-        for j in range(1, 31)
-    ]
-    nested = schema({"$ref": "#/$defs/d", "$defs": {"d": {"anyOf": [*kinds, {"type": "string"}]}}})
-    try:
-        matcher = built(grammars, nested)
-    except InvalidRequest as refused:  # the more tokens a model has, the sooner
-        assert "Too many items" in refused.message
-        return
-    opens = chat_tokenizer().backend_tokenizer.get_vocab()["["]
-    for _ in range(5):
-        matcher.fill(torch.empty(matcher.words, dtype=torch.int32))
-        matcher.take(opens)
-    assert matcher.fault is not None and "Too many items" in matcher.fault
