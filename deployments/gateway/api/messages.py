@@ -49,6 +49,9 @@ _CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": Text
 class CalledFunction(StrictModel):
     """A function that was called."""
 
+    unserved: ClassVar[Mapping[str, Unserved]] = parameters.CALLED_FUNCTION
+    where: ClassVar[str] = "messages[].tool_calls[].function."
+
     name: str = Field(description="Its name.")
     arguments: str | dict[str, Any] = Field(description="Its arguments: an object, in JSON.")
 

@@ -150,7 +150,10 @@ MESSAGE: Table = {
     "audio": never("Only text is read."),
 }
 
-CALLED_TOOL: Table = {"index": WHATEVER}
+CALLED_TOOL: Table = _each("index provider_specific_fields", WHATEVER)
+
+# OpenAI's client has them on what it parsed, and sends them back with the conversation.
+CALLED_FUNCTION: Table = _each("parsed_arguments provider_specific_fields", WHATEVER)
 
 TEXT_PART: Table = {
     **_each("cache_control prompt_cache_breakpoint", WHATEVER),

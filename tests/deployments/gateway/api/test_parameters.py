@@ -13,6 +13,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from pydantic import BaseModel
 
 from deployments.config import REPOSITORY, GatewayArgs
+from deployments.contracts.tools import CallForm
 from deployments.gateway.api import image_requests, parameters, text_schemas
 from deployments.gateway.api.dependencies import IGNORED
 from deployments.gateway.api.messages import ChatMessage, TextPart
@@ -20,7 +21,7 @@ from deployments.gateway.api.parameter_docs import marked, page
 from deployments.gateway.api.schemas import StrictModel
 from deployments.gateway.api.tolerance import Unserved
 from deployments.gateway.settings import Settings
-from tests.deployments.openai_support import QUESTION, Script
+from tests.deployments.openai_support import MODEL, QUESTION, Script
 
 OPENAI: list[tuple[Any, type[StrictModel]]] = [
     (chat_create_params.CompletionCreateParamsNonStreaming, text_schemas.ChatRequest),
@@ -141,7 +142,7 @@ async def test_the_clients_own_answer_is_taken_as_a_turn(client: openai.AsyncOpe
     assert script.encoded[-1][0]["content"] == "ab" and told.headers[IGNORED] == "messages[].content[].cache_control"
 
 
-# What other programs were seen to send: Open WebUI without tools, guidellm, `vllm bench serve`, editors' completion.
+# What other programs were seen to send, among them guidellm, `vllm bench serve`, and editors for completion.
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "guidellm": ("chat", {
         "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True},
@@ -159,6 +160,16 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
         "stream": True, "tools": [], "tool_choice": "none", "metadata": {"chat_id": "c"}, "store": False,
         "reasoning_effort": "medium", "service_tier": "auto", "stream_options": {"include_obfuscation": False},
     }),
+    "Open WebUI's native function calling": ("chat", {
+        "stream": True, "stream_options": {"include_usage": True}, "metadata": {"chat_id": "c", "session_id": "s"},
+        "tools": [{"type": "function", "function": {
+            "name": "search_web", "description": "Search the public web.",
+            "parameters": {"type": "object", "required": ["query"], "properties": {
+                "query": {"type": "string", "description": "What to look for."},
+                "count": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": 5},
+            }},
+        }}],
+    }),
     "an agent": ("chat", {
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "tool_choice": "none",
         "parallel_tool_calls": True, "logprobs": False, "top_logprobs": 0, "modalities": ["text"],
@@ -175,6 +186,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("who", BODIES)
 async def test_what_programs_send_is_answered(client: openai.AsyncOpenAI, script: Script, who: str) -> None:
     path, fields = BODIES[who]
+    script.model = MODEL.model_copy(update={"tools": CallForm.HERMES})
     answer = await _post(client, path, fields)
     assert answer.status_code == 200, answer.text
     script.settings = Settings(GatewayArgs(strict=True))
