@@ -77,6 +77,7 @@ class TextEngine:
             room=None if gib else room,
             shares=shares,
             on_read=self._read_in_engine,
+            on_step=self.seats.scheduled,
             on_cancelled=self._cancelled_in_engine,
         )
         self._scheduler: FairScheduler = self._manager.batch_processor.scheduler
@@ -126,7 +127,7 @@ class TextEngine:
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         key = seed_key(self.draw_secret, seed, choice)
         seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow, matcher=matcher)
-        request = Request(share.flow, prompt, params, seat, salted_id(share.flow), meter or Meter())
+        request = Request(share.flow, prompt, params, seat, salted_id(share.flow, params.reads), meter or Meter())
         self.line.push(share.flow, share.weight, request.pages, request)
         request.meter.open()
         try:
@@ -198,11 +199,12 @@ class TextEngine:
             accepted = self._manager.add_request(
                 request.prompt,
                 request_id=request.id,
-                max_new_tokens=request.params.max_tokens,
+                max_new_tokens=request.params.drawn,
                 streaming=True,
                 eos_token_id=-1 if request.params.ignore_eos else None,
                 seat=request.number,
                 flow=request.flow,
+                reads=request.params.reads,
             )
         finally:
             if accepted is None:
@@ -215,7 +217,9 @@ class TextEngine:
         told, request.told = request.told, len(output.generated_tokens)
         request.meter.read(request.prompt, len(request.prompt))
         tokens, records = output.generated_tokens[told:], request.seat.records[told : request.told]
-        progress = Progress(len(request.prompt), tokens, output.is_finished(), records, request.cached or 0)
+        progress = Progress(
+            len(request.prompt), tokens, output.is_finished(), records, request.cached or 0, request.seat.read
+        )
         request.events.put_nowait(progress)
         if output.is_finished():
             self._leave(request)

@@ -22,6 +22,8 @@ class Progress:
         last: whether that is all.
         records: one for each of them where log-probabilities were asked for, else none.
         cached: of `read`, those that the model had in its cache.
+        echoed: one for each token of the prompt but its first, where their log-probabilities were asked for, once it
+            has been read.
     """
 
     read: int
@@ -29,6 +31,7 @@ class Progress:
     last: bool
     records: list[LogprobRecord]
     cached: int = 0
+    echoed: list[LogprobRecord] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -50,4 +53,4 @@ class Request:
     @property
     def pages(self) -> int:
         """Of the whole answer, which are reserved before the first token."""
-        return pages_of(len(self.prompt) + self.params.max_tokens)
+        return pages_of(len(self.prompt) + self.params.drawn)

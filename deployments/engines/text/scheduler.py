@@ -32,6 +32,8 @@ PAGE = 128
 """Tokens of a cache page: small, since a page is reserved whole."""
 CPU_CACHE_GIB = 1.5
 """On a card the cache takes what the weights leave free."""
+ECHO_TOKENS = 256
+"""Tokens of a step in which a prompt's own log-probabilities are made: each has a row of logits."""
 STEP_TOKENS = {"cpu": 128, "cuda": 2048}
 """Tokens of a step: what prompts hold up the others by. A CPU reads a tenth faster by 256, in steps of a second."""
 _NAME = "fair"
@@ -44,6 +46,7 @@ class FairScheduler(FIFOScheduler):
     """
 
     on_read: Callable[[str, int, int], None] | None = None
+    on_step: Callable[[list[FutureRequestState]], None] | None = None
     on_cancelled: Callable[[str], None] | None = None
     shares: TokenShares
     beat: float | None = None
@@ -60,6 +63,8 @@ class FairScheduler(FIFOScheduler):
     ) -> tuple[list[FutureRequestState] | None, bool, int, int]:
         """The next step, as the base class has it."""
         self._step += 1
+        if any(map(_echoes, [*self.active_requests.values(), *self.waiting_requests.values()])):
+            token_budget = min(token_budget, ECHO_TOKENS)
         candidates = self._in_turn(token_budget)
         make_room(self.cache, sum(pages_of(_tokens(state)) + 1 for state in candidates))
         removed: set[str] = set()
@@ -76,6 +81,8 @@ class FairScheduler(FIFOScheduler):
             self.shares.charge(future.state.logit_processor_kwargs["flow"], future.query_length)
         if not scheduled and failed:
             return None, fast, 0, 0
+        if self.on_step:
+            self.on_step(scheduled)
         return scheduled, fast, queries, read
 
     def _in_turn(self, token_budget: int) -> list[RequestState]:
@@ -115,6 +122,11 @@ def _tokens(state: RequestState) -> int:
     return 1 if state.status == RequestStatus.DECODING else len(state.remaining_prefill_tokens)
 
 
+def _echoes(state: RequestState) -> bool:
+    """Whether a sequence's prompt is being read for its own log-probabilities."""
+    return bool(state.logit_processor_kwargs["reads"]) and state.status != RequestStatus.DECODING
+
+
 def cache_pages(model: LanguageModel, context: int, sequences: int, gib: float | None) -> int:
     """Pages of the key-value cache: for every sequence at full context, or as many as the memory meant for it holds.
 
@@ -150,6 +162,7 @@ def start_manager(
     room: float | None = None,
     shares: TokenShares,
     on_read: Callable[[str, int, int], None],
+    on_step: Callable[[list[FutureRequestState]], None],
     on_cancelled: Callable[[str], None],
 ) -> tuple[ContinuousBatchingManager, int]:
     """Start the engine's loop in its own thread: synchronous batches, no graphs, greedy over the processor's scores.
@@ -163,6 +176,7 @@ def start_manager(
         shares: what each flow has been served; the loop charges it.
         on_read: called in the loop's thread with the id of a request, how many tokens of its prompt are left, and how
             many are in a step, once a part of it is in one, which nothing takes back.
+        on_step: called in the loop's thread with the sequences of each step, in their order.
         on_cancelled: called in the loop's thread with the id of a cancelled request, once it is out of the engine.
 
     Returns:
@@ -185,7 +199,8 @@ def start_manager(
     salt_pages(manager.batch_processor.cache)
     take_older_calls(manager.batch_processor.cache, model.model)
     scheduler = manager.batch_processor.scheduler
-    scheduler.on_read, scheduler.on_cancelled, scheduler.shares = on_read, on_cancelled, shares
+    scheduler.on_read, scheduler.on_step, scheduler.on_cancelled = on_read, on_step, on_cancelled
+    scheduler.shares = shares
     manager.start()
     return manager, pages
 

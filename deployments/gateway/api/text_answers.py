@@ -177,7 +177,7 @@ class ChatShape(Shape):
     def logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         """OpenAI's list of objects."""
         content = [
-            _likely(token.text, token.logprob) | {"top_logprobs": [_likely(*other) for other in token.top]}
+            likely(token.text, token.logprob) | {"top_logprobs": [likely(*other) for other in token.top]}
             for token in tokens
         ]
         return {"content": content, "refusal": None}
@@ -199,16 +199,22 @@ class CompletionShape(Shape):
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{token.text: token.logprob, **dict(reversed(token.top))} for token in tokens],
+            "top_logprobs": [_with_likeliest(token) for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
+
+
+def _with_likeliest(token: TokenLogprob) -> dict[str, float] | None:
+    """Of a prompt's first token None."""
+    return None if token.logprob is None else {token.text: token.logprob, **dict(reversed(token.top))}
 
 
 def _reason(reason: str | None, called: bool) -> str | None:
     return "tool_calls" if called and reason == "stop" else reason
 
 
-def _likely(text: str, logprob: float) -> dict[str, Any]:
+def likely(text: str, logprob: float | None) -> dict[str, Any]:
+    """A token and how likely it was, as OpenAI has it."""
     return {"token": text, "logprob": logprob, "bytes": None if _REPLACEMENT in text else list(text.encode())}
 
 
