@@ -32,6 +32,8 @@ class ModelInfo(BaseModel):
     """Digest of what makes its prompts into tokens, which a gateway asks for once; None: they are sent as text."""
     characters: int | None = None
     """Most that one of its tokens stands for, where that is known."""
+    dimensions: int | None = None
+    """Of an embedding."""
     tools: CallForm | None = None
     """How a text model calls tools; None where it cannot."""
     aliases: tuple[str, ...] = ()

@@ -76,7 +76,15 @@ class Gateway:
             raise NotEntitled("This key's scopes do not include inference.", code="scope_not_entitled")
         if model_id not in self.models.infos:
             raise Unavailable(f"The model '{model_id}' is starting.", retry_after=5, code="model_starting")
-        return self.models.infos[model_id]
+        info = self.models.infos[model_id]
+        if wrong := [name for name in info.aliases if entitlements.names(name)]:
+            raise NotEntitled(
+                f"This tenant's or its tier's record has a field for '{wrong[0]}', which is another name of the model"
+                f" '{info.id}'; records go by the id: an admin must write the field for that.",
+                param="model",
+                code="entitlements_invalid",
+            )
+        return info
 
     def _of_alias(self, name: str) -> str:
         """A model's id, by any of its names; of models that claim one alias, the first in order."""

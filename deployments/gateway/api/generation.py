@@ -17,6 +17,7 @@ from deployments.contracts.text_rules import beyond_context, check_context, chec
 from deployments.gateway.api.dependencies import Context, Gateway
 from deployments.gateway.api.sampled import Sampled
 from deployments.gateway.api.streams import COMMENT_EVERY_S, LeasedStream, Waited
+from deployments.gateway.api.tasks import check_task
 from deployments.gateway.api.text_answers import Tally
 from deployments.gateway.ticket import Cost, Ticket
 from deployments.prompts.encoder import characters_of
@@ -120,10 +121,7 @@ def _most(info: ModelInfo, asked: Generation, tokens: int, settings: GatewaySett
 
 def _check_terms(entitlements: Entitlements, info: ModelInfo, body: Sampled, asked: Generation) -> None:
     """Refuse another task's model, and what a tenant's level does not disclose."""
-    if info.task is not Task.TEXT:
-        raise InvalidRequest(
-            f"'{info.id}' does {info.task}; send images to POST /models/{info.id}.", param="model", code="wrong_task"
-        )
+    check_task(info, Task.TEXT)
     own = entitlements.tier.level(info.id, info.floor)
     level = own if body.utility is None else min(own, round_level(body.utility))
     check_text_disclosure(

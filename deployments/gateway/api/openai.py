@@ -53,6 +53,12 @@ async def models(gateway: Gateway, context: Context) -> ModelList:
     return ModelList(data=[_card(info, tier, name) for info in infos for name in (info.id, *info.aliases)])
 
 
+@router.get("/models/{model_id:path}/v1/models", response_model=ModelList, tags=["models"], summary="The URL's model")
+async def models_by_url(model_id: str, gateway: Gateway, context: Context) -> ModelList:
+    """The model that the URL names, for clients that list the models of their base URL."""
+    return ModelList(data=[await model(model_id, gateway, context)])
+
+
 @router.get("/v1/models/{model_id:path}", response_model=ModelCard, tags=["models"], summary="One model")
 async def model(model_id: str, gateway: Gateway, context: Context) -> ModelCard:
     """One model that this key may use."""

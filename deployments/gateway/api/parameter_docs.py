@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from deployments.config import REPOSITORY
-from deployments.gateway.api import response_items, response_schemas, text_schemas
+from deployments.gateway.api import embeddings, response_items, response_schemas, text_schemas
 from deployments.gateway.api.image_requests import ImageParameters, ImageRequest
 from deployments.gateway.api.messages import ChatMessage, TextPart
 from deployments.gateway.api.schemas import StrictModel
@@ -47,6 +47,7 @@ def _sections() -> dict[str, Fields]:
             response_schemas.ResponseStreamOptions,
         ),
         "Items of a response's input": _of(*response_items.KINDS.values(), response_items.ItemText),
+        "Embeddings": _fields(embeddings.EmbeddingRequest),
         "Pictures": {**_fields(ImageRequest), **_fields(ImageParameters, "parameters.")},
     }
 

@@ -166,7 +166,7 @@ RESPONSE_STREAM_OPTIONS: Table = _each("include_obfuscation include_usage", WHAT
 _DIRECT = only({"type": "direct"})
 FUNCTION_TOOL: Table = {
     "allowed_callers": only(["direct"], []),
-    "defer_loading": only(False),
+    **_each("defer_loading async", only(False)),
     "output_schema": WHATEVER,
     "function": never("A response's tools have name and parameters beside their type."),
 }
@@ -183,6 +183,18 @@ ITEM_CALL: Table = {
 }
 ITEM_OUTPUT: Table = {**_each("id status name", WHATEVER), "namespace": only(""), "caller": _DIRECT}
 ITEM_REASONING: Table = _each("id summary content encrypted_content status", WHATEVER)
+
+EMBEDDING: Table = {
+    **_OPENAI,
+    **_each("priority", only(0)),
+    **_each("request_id rid keep_alive cache_salt", WHATEVER),
+    **_each("truncate_prompt_tokens input_type prompt_name task", never()),
+    **_each("truncate", only("NONE", False)),
+    **_each("add_special_tokens normalize", only(True)),
+    **_each("embedding_types output_dtype", only("float", ["float"], instead="Use encoding_format.")),
+    "utility": only(1, instead="An embedding has no level: it is served at 1.0 alone."),
+    "focus": only({}, instead="An embedding has no focus."),
+}
 
 STREAM_OPTIONS: Table = {"include_obfuscation": WHATEVER}
 

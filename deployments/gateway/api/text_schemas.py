@@ -146,9 +146,9 @@ class CompletionRequest(GenerationRequest):
     @field_validator("prompt", mode="before")
     @classmethod
     def _prompt_shape(cls, prompt: Any) -> Any:
-        if _is_text(prompt):
+        if is_text(prompt):
             return prompt
-        if isinstance(prompt, list) and 0 < len(prompt) <= MAX_CHOICES and all(map(_is_text, prompt)):
+        if isinstance(prompt, list) and 0 < len(prompt) <= MAX_CHOICES and all(map(is_text, prompt)):
             return prompt
         raise ValueError(f"send a text (a string, or a list of token ids) or a list of 1 to {MAX_CHOICES} of them")
 
@@ -194,7 +194,7 @@ def _invalid(param: str, message: str) -> InvalidRequest:
     return InvalidRequest(message, param=param, code="invalid_value")
 
 
-def _is_text(prompt: Any) -> bool:
+def is_text(prompt: Any) -> bool:
     """A string or token ids, and not empty."""
     if isinstance(prompt, list):
         return bool(prompt) and all(type(token) is int and token >= 0 for token in prompt)

@@ -8,13 +8,20 @@ from typing import Any, get_args, get_type_hints
 
 import openai
 import pytest
-from openai.types import chat, completion_create_params, responses
+from openai.types import chat, completion_create_params, embedding_create_params, responses
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params, response_includable, response_input_item_param
 from pydantic import BaseModel
 
 from deployments.config import REPOSITORY, GatewayArgs
-from deployments.gateway.api import image_requests, parameters, response_items, response_schemas, text_schemas
+from deployments.gateway.api import (
+    embeddings,
+    image_requests,
+    parameters,
+    response_items,
+    response_schemas,
+    text_schemas,
+)
 from deployments.gateway.api.dependencies import IGNORED
 from deployments.gateway.api.messages import ChatMessage, TextPart
 from deployments.gateway.api.parameter_docs import marked, page
@@ -47,20 +54,30 @@ OPENAI: list[tuple[Any, type[StrictModel]]] = [
     (responses.ResponseReasoningItemParam, response_items.ReasoningItem),
     (responses.ResponseInputTextParam, response_items.ItemText),
     (responses.ResponseOutputTextParam, response_items.ItemText),
+    (embedding_create_params.EmbeddingCreateParams, embeddings.EmbeddingRequest),
 ]
 ROLES = {"developer", "system", "user", "assistant", "tool", "function"}
 PARTS = {"text", "image_url", "input_audio", "file", "refusal"}
 """Of a chat: all but texts are refused by their type."""
 FORMATS = {"text", "json_object", "json_schema"}
 UNKNOWN = {"": "a value that nobody has thought of"}
-TABLES = {"chat": parameters.CHAT, "completions": parameters.COMPLETION, "responses": parameters.RESPONSE}
+TABLES = {"chat": parameters.CHAT, "completions": parameters.COMPLETION, "responses": parameters.RESPONSE,
+          "embeddings": parameters.EMBEDDING}  # fmt: skip
 REQUESTS: dict[str, dict[str, Any]] = {
     "chat": {"messages": QUESTION}, "completions": {"prompt": "a"}, "responses": {"input": "a"},
+    "embeddings": {"input": "a", "model": "embed"},
 }  # fmt: skip
 ITEMS = {"message", "function_call", "function_call_output", "reasoning"}
 REFUSED_ITEMS = {
     *("additional_tools", "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction"),
-    *("compaction_trigger", "computer_call", "computer_call_output", "custom_tool_call", "custom_tool_call_output"),
+    *(
+        "compaction_trigger",
+        "configuration_update",
+        "computer_call",
+        "computer_call_output",
+        "custom_tool_call",
+        "custom_tool_call_output",
+    ),
     *("file_search_call", "image_generation_call", "item_reference", "local_shell_call", "local_shell_call_output"),
     *("mcp_approval_request", "mcp_approval_response", "mcp_call", "mcp_list_tools", "program", "program_output"),
     *("shell_call", "shell_call_output", "tool_search_call", "tool_search_output", "web_search_call"),
