@@ -47,7 +47,7 @@ class Script:
 
     async def authenticate(self, context: Any, api_key: str) -> Any:
         context.entitlements = SimpleNamespace(
-            tenant="own", tier=self.tier, share=lambda: Share(flow="own"), focus=self.standing.get
+            tenant="own", tier=self.tier, show_cost=False, share=lambda: Share(flow="own"), focus=self.standing.get
         )
         return context.entitlements
 

@@ -28,7 +28,7 @@ from deployments.gateway.ticket import Cost
 from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest, NotEntitled
 from tenants.live.entitlements import Entitlements
-from tenants.metering.lease import Tokens
+from tenants.metering.wanted import Tokens
 
 MOST_INPUTS = 2048
 """Texts of one request: OpenAI's own limit."""
@@ -86,6 +86,7 @@ class EmbeddingUsage(BaseModel):
 
     prompt_tokens: int = Field(description="Tokens of the texts.")
     total_tokens: int = Field(description="The same.")
+    cost: int | None = Field(default=None, description="In micro-units, where the tenant is shown its costs.")
 
 
 class EmbeddingList(BaseModel):
@@ -125,10 +126,13 @@ async def _embed(gateway: Gateway, context: Context, model_id: str, body: Embedd
         if info.context is not None:
             check_context(info.context, len(ids), 0, param="input")
     count = sum(map(len, prompts))
-    async with gateway.admit(context, info.id, Cost(tokens=Tokens(count, count))) as ticket:
+    async with gateway.admit(context, info.id, Cost(tokens=Tokens(count, count, count))) as ticket:
         made: list[bytes] = await ticket.call("embed", prompts, "input")
         ticket.lease.settle(tokens_in=count, tokens_out=0)
-    return await asyncio.to_thread(_answer, made, model_id, count, body.encoding_format)
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    if context.caller.show_cost:
+        usage["cost"] = ticket.lease.cost
+    return await asyncio.to_thread(_answer, made, model_id, usage, body.encoding_format)
 
 
 def _check_level(own: Entitlements, info: ModelInfo) -> None:
@@ -162,12 +166,11 @@ def _check(info: ModelInfo, body: EmbeddingRequest, texts: Sequence[str | list[i
         raise beyond_context(info.context, f"your input holds a text of {longest} characters", param="input")
 
 
-def _answer(made: Sequence[bytes], model: str, tokens: int, encoding: str) -> Response:
+def _answer(made: Sequence[bytes], model: str, usage: Mapping[str, int], encoding: str) -> Response:
     data = [
         {"object": "embedding", "index": index, "embedding": _written(vector, encoding)}
         for index, vector in enumerate(made)
     ]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse({"object": "list", "data": data, "model": model, "usage": usage})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from fastapi.responses import JSONResponse
@@ -22,9 +23,9 @@ from deployments.gateway.api.text_answers import Tally
 from deployments.gateway.ticket import Cost, Ticket
 from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
-from policies.terms import round_level
+from policies.terms import Disclosure, round_level
 from tenants.live.entitlements import Entitlements
-from tenants.metering.lease import Tokens
+from tenants.metering.wanted import Tokens
 
 MAX_CHARACTERS_PER_TOKEN = 64
 """Of a model whose tokenizer may leave out parts of a text, so that no length is too long for it."""
@@ -78,6 +79,7 @@ async def generate(gateway: Gateway, context: Context, model_id: str, body: Samp
     """One way for chats, completions and responses: check, admit, generate, and answer as a whole or as events."""
     info = gateway.entitle(context.caller, model_id)
     _check_terms(context.caller, info, body, asked)
+    needs = partial(_check_disclosure, body, asked)
     settings = gateway.settings.now
     _check_length(info, asked, settings)
     prompts = await gateway.encode(context, info, asked.prompt)
@@ -85,12 +87,14 @@ async def generate(gateway: Gateway, context: Context, model_id: str, body: Samp
     least = [min(most, _LEAST_ANSWER) if asked.max_tokens is None else most for most in longest]
     read = sum(map(len, prompts))
     # Never less than what is used, so that no limit is exceeded.
-    cost = Cost(tokens=Tokens(read + body.answers * sum(longest), read + body.answers * sum(least)))
+    cost = Cost(tokens=Tokens(read + body.answers * sum(longest), read + body.answers * sum(least), read))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
-            gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus)
+            gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus, needs=needs)
         )
+        if context.caller.show_cost:
+            tally.cost = lambda: ticket.lease.cost
         most = asked.most(settings.default_max_tokens)
         if ticket.lease.short:
             most = max(longest) + -ticket.lease.short // (body.answers * len(prompts))
@@ -124,8 +128,13 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: Sampled, ask
     check_task(info, Task.TEXT)
     own = entitlements.tier.level(info.id, info.floor)
     level = own if body.utility is None else min(own, round_level(body.utility))
+    _check_disclosure(body, asked, entitlements.tier.disclosure(level))
+
+
+def _check_disclosure(body: Sampled, asked: Generation, disclosed: Disclosure) -> None:
+    """Refuse what a level does not disclose. Raises NotEntitled."""
     check_text_disclosure(
-        entitlements.tier.disclosure(level),
+        disclosed,
         logprobs=asked.logprobs,
         probes=probes_of(body.logit_bias, body.repetition_penalty, asked.grammar),
         count_param="top_logprobs" if asked.chats else "logprobs",

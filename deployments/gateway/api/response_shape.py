@@ -66,6 +66,8 @@ class ResponseShape:
         except Exception:
             logger.exception("a stream failed")
             yield _sse(self._growing.fail(ServiceError("The server failed on this request.")))
+        if tally.cost is not None:
+            yield f": x-cost {tally.cost()}\n\n"  # headers are gone by then
 
 
 class Growing:
@@ -190,6 +192,7 @@ def _usage(tally: Tally) -> dict[str, Any]:
         "output_tokens": tally.completion,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": tally.prompt + tally.completion,
+        **tally.told_cost(),
     }
 
 
