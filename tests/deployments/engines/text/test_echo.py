@@ -18,6 +18,7 @@ from deployments.engines.text.echo import Echo
 from deployments.engines.text.generator import Generator
 from deployments.engines.text.loading.language_models import LanguageModel
 from policies.errors import InvalidRequest, NotEntitled
+from policies.head.attachment import attach, detach
 from policies.terms import Disclosure, Modulation, Share
 from tests.deployments.engines.text.test_rescaled_logits import MODELS
 from tests.deployments.engines.text.test_text_calibration import END, SECRET, VOCABULARY, prompts, text_file
@@ -60,10 +61,12 @@ def plain(generator: Generator, ids: Sequence[int], level: float = 1.0) -> Tenso
         matrix = head.matrix_at(head.calibration.position(level))
         return output + (head.phi(inputs[0][0].float()) @ matrix)[None]
 
+    detach(generator.final)
     hook = generator.final.register_forward_hook(noisy) if level < 1.0 else None
     logits = generator.language_model.model(input_ids=torch.tensor([list(ids)])).logits[0]
     if hook is not None:
         hook.remove()
+    attach(generator.final, head)
     return logits.float().log_softmax(dim=1)
 
 
@@ -123,8 +126,8 @@ async def test_a_prompt_that_was_read_before_is_told_as_well(generator: Generato
 
 async def test_what_a_level_does_not_disclose_is_refused_by_the_engine_too(generator: Generator) -> None:
     with pytest.raises(NotEntitled):
-        await echoed(generator, SHORT, 0.7, disclosure=Disclosure())
-    assert await echoed(generator, SHORT, 0.7, disclosure=Disclosure(), logprobs=None)
+        await echoed(generator, SHORT, 0.7, disclosure=Disclosure(logprobs=False))
+    assert await echoed(generator, SHORT, 0.7, disclosure=Disclosure(logprobs=False), logprobs=None)
     with pytest.raises(InvalidRequest) as error:
         await echoed(generator, SHORT, focus={"a": 0.5})
     assert error.value.param == "echo"
