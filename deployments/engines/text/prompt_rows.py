@@ -61,6 +61,11 @@ class PromptRows:
                     self._planned.append((number, seat, start + first - before, end - first))
             start += length
 
+    @property
+    def numbers(self) -> list[int]:
+        """The seats whose prompts have rows in the step, at which they are to be answered."""
+        return [number for number, *_ in self._planned]
+
     def begin(self, first: int) -> More | None:
         """The rows of the step that begins, which has `first` others; None where there are none."""
         self._first, self._count = first, sum(count for *_, count in self._planned)
