@@ -97,7 +97,8 @@ class Replica:
         self._metrics.export(self.engine.audit(), self.engine.reports())
 
 
-def _device(threads: int) -> torch.device:
+def device_of(threads: int) -> torch.device:
+    """Where a replica computes; sets how many threads a CPU has for it."""
     # Ray sets OMP_NUM_THREADS to a replica's num_cpus, which is a share for placement, not for arithmetic.
     torch.set_num_threads(threads)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -124,7 +125,7 @@ class VisionReplica(Replica):
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
             self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(
-                kind.load, spec, _device(threads.count())
+                kind.load, spec, device_of(threads.count())
             )
             await self.start(self.engine, spec, access, threads.count())
         self._pictures = Pipeline(self.engine, usable_cores())
@@ -200,7 +201,7 @@ class TextReplica(Replica):
     ) -> None:
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
-            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), _gpu_share(), say)
+            self.engine = await asyncio.to_thread(Generator.load, spec, device_of(threads.count()), _gpu_share(), say)
             model = self.engine.language_model
             form, characters, _ = await asyncio.to_thread(lambda: (model.form, model.characters, model.encoder))
             of_text = {"context": self.engine.context, "form": form and form.digest, "characters": characters}

@@ -57,7 +57,8 @@ class CalledFunction(StrictModel):
 
     @field_validator("arguments")
     @classmethod
-    def _object(cls, arguments: Any) -> Any:
+    def read(cls, arguments: str | dict[str, Any]) -> dict[str, Any]:
+        """Arguments as an object. Raises ValueError where they are none."""
         try:
             read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
         except (ValueError, RecursionError):
