@@ -54,7 +54,7 @@ class FairBatcher(Generic[Item, Result]):
             Exception: what `run` raised for the item; a batch that fails is run again item by item.
         """
         entry = (item, asyncio.get_running_loop().create_future())
-        number = self._queue.push(share.flow, share.weight, 1.0, entry)
+        number = self._queue.push(share.lane, share.pull, 1.0, entry)
         self._arrived.set()
         try:
             result: Result = await entry[1]

@@ -154,7 +154,7 @@ class VisionReplica(Replica):
         """
         held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
-        with self._pictures.under_way.hold(share.flow, len(data)), self._spending.of(call) as meter:
+        with self._pictures.under_way.hold(share.lane, len(data)), self._spending.of(call) as meter:
             await asyncio.gather(*map(asyncio.wrap_future, held))
             with self._vitals.watched():
                 size, item = await self._pictures.logits(data, max_pixels, modulation, share, meter)

@@ -24,7 +24,7 @@ class Entitlements:
     """One key's rights, resolved. `version` changes with any edit of the records behind it.
 
     `limits` are the tenant's, over all its keys; `key_limits` this key's beside them, None where it has none;
-    `model_limits` the tenant's for single models, beside both.
+    `model_limits` the tenant's for single models, beside both. `background`: its work now waits behind all other.
     """
 
     tenant: str
@@ -41,6 +41,7 @@ class Entitlements:
     status: str
     version: str
     model_limits: Mapping[str, LimitFields] = field(default_factory=dict)
+    background: bool = False
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this key: its tenant has it, and its scopes do not leave it out."""
@@ -62,7 +63,7 @@ class Entitlements:
 
     def share(self) -> Share:
         """Whose work a request is, for fair batching."""
-        return Share(flow=self.tenant, weight=self.limits.weight)
+        return Share(flow=self.tenant, weight=self.limits.weight, background=self.background)
 
 
 def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) -> Entitlements:

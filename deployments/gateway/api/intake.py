@@ -25,11 +25,15 @@ BURST_S = 10.0
 BROKEN = 10.0
 """Bad requests that one body costs which breaks off: it was read for nothing, and may have been large."""
 _ELEMENTS, _CONTAINERS = (b",", b"[", b"{", b":"), (b"[", b"{")
+_FORM_BYTES = 2**14
+"""What a form has beside its file."""
 _TEXT = re.compile(r"(/models/.+)?/v1/")
 
 
 def body_limit(settings: GatewaySettings, scope: Scope) -> int:
     """Most bytes of a body: those of text are JSON and small, a picture is neither."""
+    if scope["path"] == "/v1/files":
+        return settings.batch_file_bytes + _FORM_BYTES
     return settings.max_text_bytes if _TEXT.match(scope["path"]) else settings.max_body_bytes
 
 
