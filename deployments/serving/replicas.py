@@ -144,7 +144,7 @@ class VisionReplica(Replica):
         Args:
             data: the image file.
             top_k: of a classification, most labels; None: as many as the terms disclose.
-            form: of a segmentation, `masks` or `labelmap`.
+            form: of a segmentation, `masks`, `labelmap` or `rle`.
             max_pixels: largest image that is decoded.
 
         Raises:
@@ -162,7 +162,8 @@ class VisionReplica(Replica):
                     return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
                 if form == "labelmap":
                     return (await asyncio.to_thread(self.engine.label_map, item, modulation, size)).to_json()
-                return [part.to_json() for part in await asyncio.to_thread(self.engine.answer, item, modulation, size)]
+                answered: Any = self.engine.runs if form == "rle" else self.engine.answer
+                return [part.to_json() for part in await asyncio.to_thread(answered, item, modulation, size)]
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export.

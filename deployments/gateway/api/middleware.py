@@ -42,8 +42,8 @@ class ReceiptHeaders:
                 if context.limits is not None and not any(name.startswith("x-ratelimit-") for name in context.headers):
                     context.headers.update(context.limits())
                 headers.update(context.headers)
-                # A refusal or a failure after admission gave no answer, so that nothing is signed of it.
-                if message["status"] < 400 and context.sign is not None and (signed := context.sign()):
+                # A refusal gave no answer, so that nothing is signed of it; a failure of ours says on what terms.
+                if not 400 <= message["status"] < 500 and context.sign is not None and (signed := context.sign()):
                     headers[HEADER] = signed
                 if context.headers:
                     headers["x-overhead-duration-ms"] = f"{context.overhead_ms():.1f}"

@@ -66,7 +66,7 @@ async def test_a_hash_of_another_type_is_named(store: TenantStore) -> None:
 
 
 async def test_a_forgotten_script_is_loaded_again(store: TenantStore) -> None:
-    script = scripts.load("edit")
+    script = scripts.load("changes/edit")
     for _ in range(2):
         await store.execute("SCRIPT", "FLUSH")
         assert await store.run(script, ["x"], [0, "", ""]) == 1
