@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from policies.errors import Unavailable
@@ -13,18 +13,22 @@ from tenants.live.entitlements import Entitlements
 from tenants.metering import limits, meters
 from tenants.metering.journal import Journal
 from tenants.metering.last_known import LastKnown
-from tenants.metering.lease import Lease, Tokens
+from tenants.metering.lease import Lease
 from tenants.metering.limits import Judgement
 from tenants.metering.local import LocalLimits
-from tenants.metering.meters import Counter, Limit, Meter
+from tenants.metering.meters import Counter, Limit
 from tenants.metering.settlement import STEMS, Sold
 from tenants.metering.settler import Settler
+from tenants.metering.wanted import Rung, Tokens, Wanted, rungs_of
+from tenants.records.prices import FREE
 from tenants.store import scripts
 from tenants.store.store import TenantStore
 
 logger = logging.getLogger(__name__)
 
 LEASE_S = 300.0
+NOTHING = Wanted(0, 0, Tokens(), (Rung(1.0, FREE),))
+ONE = Wanted(1, 0, Tokens(), (Rung(1.0, FREE),))
 _ADMIT = scripts.load("metering/meters", "metering/admit")
 
 
@@ -53,6 +57,9 @@ class Admission:
         images: int = 0,
         tokens: int | Tokens = 0,
         level: float | None = None,
+        floor: float = 0.01,
+        waiting: int = 0,
+        answerable: Callable[[float], bool] = lambda level: True,
         focused: bool = False,
         lease_s: float = LEASE_S,
     ) -> Lease:
@@ -60,7 +67,8 @@ class Admission:
 
         Args:
             tokens: prompt and most tokens of the answer together; what is not used is returned.
-            level: what is sold, None: the tier's own level of the model.
+            level: what is asked for, None: the tier's own level of the model. The lease says what is granted.
+            floor, waiting, answerable: as of `rungs_of`, where the tenant's answers may step down.
             focused: whether the answer is steered.
             lease_s: seconds after which a request whose process has died gives back what it was admitted with.
 
@@ -69,26 +77,28 @@ class Admission:
             Unavailable: the store has been away for longer than the grace.
         """
         held_to = meters.limits_of(entitlements, model)
+        top = entitlements.tier.level(model) if level is None else level
         sold = Sold(
             tenant=entitlements.tenant,
             key=entitlements.key_id,
             model=model,
             tier=entitlements.tier.name,
-            level=entitlements.tier.level(model) if level is None else level,
+            level=top,
             focused=focused,
             parts=tuple(meters.parts(held_to)),
             periods=tuple(meters.periods(held_to)),
         )
-        wanted = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
-        return Lease(self, entitlements, held_to, sold, requests, images, wanted, lease_s)
+        rungs = rungs_of(entitlements, model, top, floor=floor, waiting=waiting, answerable=answerable)
+        asked = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
+        return Lease(self, entitlements, held_to, sold, Wanted(requests, images, asked, rungs), lease_s)
 
     async def look(self, entitlements: Entitlements) -> Judgement:
         """What is used of a tenant's limits; of this process's own counts while the store is away."""
         held_to = meters.limits_of(entitlements)
         try:
-            return await self.ask("look", entitlements, "-", held_to, ())
+            return await self.ask("look", entitlements, "-", held_to, NOTHING)
         except Unavailable:
-            return self.local.judge(entitlements.tenant, held_to, ())
+            return self.local.judge(entitlements.tenant, held_to, NOTHING)
 
     def check_rate(self, entitlements: Entitlements) -> None:
         """Refuse one more request, without asking the store, where this process alone has admitted all that it may.
@@ -97,8 +107,7 @@ class Admission:
             LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
         """
         tenant, held_to = entitlements.tenant, meters.limits_of(entitlements)
-        one = [Meter(Counter.REQUESTS, 1, 1), Meter(Counter.RUNNING, 1, 1)]
-        judgement = self.local.refused(tenant, held_to) or self.local.judge(tenant, held_to, one, surely=True)
+        judgement = self.local.refused(tenant, held_to) or self.local.judge(tenant, held_to, ONE, surely=True)
         if judgement.forbidden_by is not None:
             raise limits.exceeded(judgement)
 
@@ -129,7 +138,7 @@ class Admission:
         own: Entitlements,
         request_id: str,
         held_to: Sequence[Limit],
-        wanted: Sequence[Meter],
+        wanted: Wanted,
         lease_s: float = 0.0,
     ) -> Judgement:
         """One run of `admit.lua`; raises Unavailable while the store is away."""
@@ -141,8 +150,12 @@ class Admission:
             "id": request_id,
             "lease_ms": round(lease_s * 1000),
             "owners": [(owner.part, owner.suffix) for owner in owners],
-            "meters": [(m.counter, m.amount, m.least) for m in wanted if m.counter is not Counter.RUNNING],
-            "limits": [(owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most) for limit in held_to],
+            "meters": [(m.counter, m.amount, m.least) for m in wanted.meters() if m.counter is not Counter.RUNNING],
+            "rungs": [(cost.amount, cost.least) for cost in wanted.costs()],
+            "limits": [
+                (owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most, wanted.shares(limit))
+                for limit in held_to
+            ],
             "ended": self.settler.ended(tenant) if limited else [],
         }
         keys = [stem(tenant) for stem in STEMS[:-1]]
@@ -152,9 +165,7 @@ class Admission:
         self.last_known.tell(own, answer)
         return answer
 
-    def ask_locally(
-        self, tenant: str, held_to: Sequence[Limit], wanted: Sequence[Meter], error: Unavailable
-    ) -> Judgement:
+    def ask_locally(self, tenant: str, held_to: Sequence[Limit], wanted: Wanted, error: Unavailable) -> Judgement:
         """The answer of this process's own counts, within the grace; raises `error` after it."""
         now = time.monotonic()
         if self._away_since is None:

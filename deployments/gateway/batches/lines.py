@@ -68,7 +68,10 @@ class Answer:
 Ask = Callable[[Line, Caller, str], Coroutine[Any, Any, Answer]]
 """Makes a line's request, under an id of the request."""
 
-RECEIPT = ("x-utility", "x-focus", "x-tenant-tier", "x-policy-version", "x-receipt", "x-scores", "x-ignored-parameters")
+RECEIPT = (
+    *("x-utility", "x-utility-reason", "x-focus", "x-tenant-tier", "x-policy-version", "x-receipt", "x-cost"),
+    *("x-scores", "x-ignored-parameters"),
+)
 """Headers of an answer that a line of output repeats."""
 
 
