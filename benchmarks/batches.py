@@ -31,6 +31,7 @@ import psutil
 import yaml
 from PIL import Image
 
+from benchmarks.batches_local import LocalServer
 from benchmarks.changes_support import Server
 from benchmarks.running_support import CLASSIFIER, TEXT, Running, running
 from benchmarks.tenancy_support import REPOSITORY, free_port, percentile
@@ -53,7 +54,7 @@ def _url(config: dict[str, Any]) -> str:
     return f"http://127.0.0.1:{config['http_options']['port']}"
 
 
-async def ready(server: Server) -> None:
+async def ready(server: Server | LocalServer) -> None:
     """Wait until everything is served."""
     until = time.monotonic() + START_S
     async with httpx.AsyncClient(timeout=5.0) as client:
@@ -115,10 +116,15 @@ def kill_application(server: Server) -> None:
     psutil.wait_procs(processes, timeout=30)
 
 
+def kill_process(server: LocalServer) -> None:
+    """SIGKILL to a gateway with its models in it."""
+    server.kill()
+
+
 class Drill:
     """One run: the application, the batch's tenant and the chatting one."""
 
-    def __init__(self, server: Server, options: argparse.Namespace) -> None:
+    def __init__(self, server: Server | LocalServer, options: argparse.Namespace) -> None:
         self.server, self.options = server, options
         self.alone: list[float] = []
         self.beside: list[float] = []
@@ -137,7 +143,9 @@ class Drill:
         made: Any = endpoint
         self.batch = await self.client.batches.create(input_file_id=file.id, endpoint=made, completion_window="24h")
         await chats(self.chat, 3, 0.0)
-        kills = [kill_gateway, kill_application]
+        kills: list[Any] = [kill_gateway, kill_application]
+        if isinstance(self.server, LocalServer):
+            kills = [kill_process] * 2
         for _ in range(self.options.rounds):
             await self._round(env)
             if kills:
@@ -170,7 +178,7 @@ class Drill:
     async def _kill(self, kill: Any) -> None:
         print(f"{kill.__name__} at {await self._done()} lines", flush=True)
         await asyncio.to_thread(kill, self.server)
-        if kill is kill_application:
+        if kill is not kill_gateway:
             await asyncio.to_thread(self.server.start)
         else:
             await asyncio.sleep(10.0)  # until Serve has noticed
@@ -218,11 +226,14 @@ async def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="parts without and with the batch; two kills after them")
     parser.add_argument("--chats", type=int, default=30, help="of each part")
     parser.add_argument("--pause", type=float, default=0.3, help="seconds between two chats")
+    parser.add_argument("--local", action="store_true", help="no Ray: one process has the gateway and the models")
     parser.add_argument("--folder", type=Path, help="keeps calibrations from run to run")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="batches-"))
     folder.mkdir(parents=True, exist_ok=True)
-    server = Server(folder, configured(folder))
+    server: Server | LocalServer = LocalServer(folder) if options.local else Server(folder, configured(folder))
+    if isinstance(server, LocalServer):
+        await server.prepare()
     await asyncio.to_thread(server.start)
     try:
         await ready(server)

@@ -63,9 +63,8 @@ class Gateway:
 
     async def authenticate_again(self, context: RequestContext, digest: str, tenant: str) -> Entitlements:
         """As `authenticate`, by a key's SHA-256: of work that goes on after its request, and waits behind all other."""
-        return self._recognised(
-            context, replace(await self.cache.known(digest, tenant), background=True, when_busy=NEVER)
-        )
+        own = await self.cache.known(digest, tenant)
+        return self._recognised(context, replace(own, background=True, when_busy=NEVER))
 
     def _recognised(self, context: RequestContext, entitlements: Entitlements) -> Entitlements:
         context.entitlements = entitlements
@@ -138,7 +137,9 @@ class Gateway:
             focused=bool(modulation.focus),
             lease_s=lease_s,
         )
-        place = self.waiting.enter(model.id)  # from here on, so that of many at once each sees those before it
+        # What gives way to everybody makes nobody else's answers step down.
+        busy = Waiting() if entitlements.background else self.waiting
+        place = busy.enter(model.id)  # from here on, so that of many at once each sees those before it
         try:
             async with lease:
                 modulation = _lowered(entitlements.tier, model, modulation, lease.sold.level)
