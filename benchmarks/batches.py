@@ -82,7 +82,7 @@ def lines(kind: str, count: int) -> tuple[str, bytes]:
     return endpoint, b"\n".join(json.dumps(row).encode() for row in rows)
 
 
-async def chats(client: openai.AsyncOpenAI, count: int, pause_s: float) -> list[float]:
+async def chats(client: openai.AsyncOpenAI, count: int, pause_s: float, tokens: int = 8) -> list[float]:
     """Seconds that each of some chats took, one after the other with pauses."""
     took = []
     for _ in range(count):
@@ -90,7 +90,7 @@ async def chats(client: openai.AsyncOpenAI, count: int, pause_s: float) -> list[
         await client.chat.completions.create(
             model=TEXT,
             messages=[{"role": "user", "content": "Tell me about the sea."}],
-            max_tokens=24,
+            max_tokens=tokens,
             temperature=0,
         )
         took.append(time.perf_counter() - began)
@@ -158,13 +158,20 @@ class Drill:
     async def _round(self, env: Path) -> None:
         await self._limit(env, "1")
         await asyncio.sleep(2.0)
-        self.alone += await chats(self.chat, self.options.chats, self.options.pause)
+        self.alone += await chats(self.chat, self.options.chats, self.options.pause, self.options.tokens)
         await self._limit(env, "unlimited")
         await asyncio.sleep(6.0)  # a held runner looks again within five seconds
         before = await self._done()
-        self.beside += await chats(self.chat, self.options.chats, self.options.pause)
+        self.beside += await chats(self.chat, self.options.chats, self.options.pause, self.options.tokens)
         self.progress.append(await self._done() - before)
         print(f"{self.options.chats} chats beside {self.progress[-1]} lines; done: {await self._done()}", flush=True)
+        self._tell_chats()
+
+    def _tell_chats(self) -> None:
+        ratio = percentile(self.beside, 0.95) / percentile(self.alone, 0.95)
+        for what, took in (("alone", self.alone), ("beside the batch", self.beside)):
+            print(f"chats {what}: p50 {percentile(took, 0.5) * 1e3:.0f} ms, p95 {percentile(took, 0.95) * 1e3:.0f} ms")
+        print(f"p95 beside the batch over alone: {ratio:.2f} (at most 1.5)", flush=True)
 
     async def _limit(self, env: Path, rpm: str) -> None:
         async with running(env) as app:
@@ -205,10 +212,7 @@ class Drill:
         )
         async with running(env) as app:
             print(f"requests billed {await self._billed(app)}, lines {self.options.lines}")
-        ratio = percentile(self.beside, 0.95) / percentile(self.alone, 0.95)
-        for what, took in (("alone", self.alone), ("beside the batch", self.beside)):
-            print(f"chats {what}: p50 {percentile(took, 0.5) * 1e3:.0f} ms, p95 {percentile(took, 0.95) * 1e3:.0f} ms")
-        print(f"p95 beside the batch over alone: {ratio:.2f} (at most 1.5)")
+        self._tell_chats()
 
     async def _billed(self, app: Running) -> int:
         await asyncio.sleep(2.0)
@@ -225,6 +229,7 @@ async def main() -> None:
     parser.add_argument("--kind", choices=["pictures", "text"], default="pictures")
     parser.add_argument("--rounds", type=int, default=3, help="parts without and with the batch; two kills after them")
     parser.add_argument("--chats", type=int, default=30, help="of each part")
+    parser.add_argument("--tokens", type=int, default=24, help="of a chat's answer")
     parser.add_argument("--pause", type=float, default=0.3, help="seconds between two chats")
     parser.add_argument("--local", action="store_true", help="no Ray: one process has the gateway and the models")
     parser.add_argument("--folder", type=Path, help="keeps calibrations from run to run")

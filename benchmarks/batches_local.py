@@ -45,7 +45,7 @@ class LocalModels:
     """A gateway's models, in its own process, at level 1.0."""
 
     def __init__(self, text: Generator, pictures: ImageClassifier) -> None:
-        self._text, self._pictures, self._pipeline = text, pictures, Pipeline(pictures, 1)
+        self._text, self._pipeline = text, Pipeline(pictures, 1)
         common: dict[str, Any] = {"floor": 0.01, "created": int(time.time())}
         self.infos = {
             TEXT: ModelInfo(id=TEXT, task=Task.TEXT, classes=None, context=text.context, **common),
@@ -73,8 +73,8 @@ class LocalModels:
         if method == "encode":
             return self._text.language_model.encoder.prompts(args[0])[1]
         data, top_k, _, most_pixels, modulation, share, _ = args
-        _, item = await self._pipeline.logits(data, most_pixels, modulation, share)
-        return [label.to_json() for label in self._pictures.answer(item, modulation, top_k)]
+        _, labels = await self._pipeline.read(data, most_pixels, modulation, share, top_k=top_k)
+        return [label.to_json() for label in labels]
 
     async def stream(self, method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
         """A text's answer."""

@@ -10,6 +10,8 @@ from starlette.middleware import Middleware
 from deployments.gateway.api import batches, entitlements, errors, files, health, openai, vision
 from deployments.gateway.api.admin.app import PREFIX
 from deployments.gateway.api.browsers import Browsers
+from deployments.gateway.api.dependencies import KeyedRoute
+from deployments.gateway.api.direct import Directly
 from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, Calls, HeadAsGet, ReceiptHeaders, Unexpected
 from deployments.gateway.batches.runner import BatchRunner
@@ -32,6 +34,8 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None, runner: BatchRunne
         admin: administration as well, of `admin.app.build_admin`.
         runner: files and batches as well, which it works on once it is started with `batch_lines.asker` of this.
     """
+    routers = (openai.router, vision.router, entitlements.router, health.router)
+    keyed = [route for router in routers for route in router.routes if isinstance(route, KeyedRoute)]
     app = FastAPI(
         title="Tiered model serving",
         version=version("aim-serve"),
@@ -43,11 +47,12 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None, runner: BatchRunne
             Middleware(BodyLimit, most=lambda scope: body_limit(gateway.settings.now, scope)),
             Middleware(Unexpected),
             *([] if runner is None else [Middleware(Calls, under_way=runner.foreground.under_way)]),
+            Middleware(Directly, routes=[(route, route.direct) for route in keyed if route.direct]),
         ],
     )
     app.state.gateway, app.state.intake = gateway, Intake(gateway.settings)
     errors.install(app)
-    for router in (openai.router, vision.router, entitlements.router, health.router):
+    for router in routers:
         app.include_router(router)
     if runner is not None:
         app.state.batches = runner
