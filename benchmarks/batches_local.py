@@ -3,7 +3,7 @@
 The engines, the gateway, its store and HTTP are the real ones; one process has them all, which is stricter for the
 chat user than an application's several.
 
-    python -m benchmarks.batches_local <store's URL> <port> <folder>
+    STORE_URL=<its URL> python -m benchmarks.batches_local <port> <folder>
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ class LocalServer:
     def start(self) -> None:
         """Start the process."""
         words = [sys.executable, "-W", "ignore", "-m", "benchmarks.batches_local"]
-        words += [self.valkey.url, str(self.port), str(self.folder / "held")]
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        words += [str(self.port), str(self.folder / "held")]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "STORE_URL": self.valkey.url}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
 
@@ -149,4 +149,4 @@ class LocalServer:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
+    asyncio.run(serve(os.environ["STORE_URL"], int(sys.argv[1]), Path(sys.argv[2])))

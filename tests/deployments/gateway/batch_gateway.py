@@ -1,4 +1,4 @@
-"""A gateway as a process of its own, to be killed: `python -m tests.deployments.gateway.batch_gateway <store> <port>`.
+"""A gateway as a process of its own, to be killed: `STORE_URL=<store> python -m tests.deployments.gateway.batch_gateway <port> <file>`.
 
 Its model is a script, which appends each line that it is asked to a file.
 """
@@ -6,6 +6,7 @@ Its model is a script, which appends each line that it is asked to a file.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,4 +43,4 @@ async def main(store_url: str, port: int, asked: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
+    asyncio.run(main(os.environ["STORE_URL"], int(sys.argv[1]), Path(sys.argv[2])))

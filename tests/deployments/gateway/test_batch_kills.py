@@ -35,8 +35,8 @@ AT_ONCE = 8
 def gateway(url: str, port: int, asked: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process of `batch_gateway`."""
     module = "tests.deployments.gateway.batch_gateway"
-    command = [sys.executable, "-W", "ignore", "-m", module, url, str(port), str(asked)]
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    command = [sys.executable, "-W", "ignore", "-m", module, str(port), str(asked)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "STORE_URL": url})
     try:
         yield process
     finally:
