@@ -1,4 +1,4 @@
-"""A gateway as a process of its own, to be killed: 
+"""A gateway as a process of its own, to be killed:
 `STORE_URL=<store> python -m tests.deployments.gateway.batch_gateway <port> <file>`.
 
 Its model is a script, which appends each line that it is asked to a file.
