@@ -253,6 +253,22 @@ class GatewaySettings(BaseModel):
     )
     max_image_pixels: Annotated[int, Field(ge=64 * 64)] = 25_000_000
     deadline_s: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="to the whole answer of a request")
+    batch_open: Annotated[int, Field(ge=0)] = Field(
+        default=4, description="batches of a tenant that have not ended; 0: none may be made"
+    )
+    batch_lines: Annotated[int, Field(ge=1, le=50_000)] = Field(default=50_000, description="requests of a batch")
+    batch_at_once: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=4, description="lines of batches that one gateway has under way while nobody calls; else one"
+    )
+    batch_file_bytes: Annotated[int, Field(ge=1024)] = Field(default=32 * 2**20, description="of an uploaded file")
+    batch_files: Annotated[int, Field(ge=1, le=10_000)] = Field(default=200, description="files of a tenant")
+    batch_tenant_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=128 * 2**20, description="of a tenant's files, kept in the store: a batch's answers must fit in, too"
+    )
+    batch_total_bytes: Annotated[int, Field(ge=1024)] = Field(default=2**30, description="of all tenants' files")
+    batch_keep_s: Annotated[int, Field(ge=3600, le=365 * 86_400)] = Field(
+        default=30 * 86_400, description="to the end of a file, and of what is known of a batch"
+    )
 
 
 class GatewayArgs(GatewaySettings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from policies.terms import Disclosure, Focus, Modulation, Tier, resolve
 from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements
 from tenants.metering.admission import Admission
+from tenants.records.ladders import NEVER
 
 COST = "x-cost"
 """Header: micro-units of the plan's currency, where a tier shows them."""
@@ -58,7 +60,14 @@ class Gateway:
         Raises:
             Unauthenticated, NotEntitled (suspended, or an invalid record), Unavailable (the store is away).
         """
-        entitlements = await self.cache.authenticate(api_key)
+        return self._recognised(context, await self.cache.authenticate(api_key))
+
+    async def authenticate_again(self, context: RequestContext, digest: str, tenant: str) -> Entitlements:
+        """As `authenticate`, by a key's SHA-256: of work that goes on after its request, and waits behind all other."""
+        own = await self.cache.known(digest, tenant)
+        return self._recognised(context, replace(own, background=True, when_busy=NEVER))
+
+    def _recognised(self, context: RequestContext, entitlements: Entitlements) -> Entitlements:
         context.entitlements = entitlements
         context.limits = partial(self.admission.headers, entitlements)
         context.headers["x-tenant-tier"] = quote(entitlements.tier.name)
@@ -137,7 +146,9 @@ class Gateway:
             focused=bool(modulation.focus),
             lease_s=lease_s,
         )
-        place = self.waiting.enter(model.id)  # from here on, so that of many at once each sees those before it
+        # What gives way to everybody makes nobody else's answers step down.
+        busy = Waiting() if entitlements.background else self.waiting
+        place = busy.enter(model.id)  # from here on, so that of many at once each sees those before it
         try:
             async with lease:
                 modulation = _lowered(entitlements.tier, model, modulation, lease.sold.level)

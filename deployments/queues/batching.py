@@ -61,7 +61,7 @@ class FairBatcher(Generic[Item, Result]):
             Exception: what `run` raised for the item; a batch that fails is run again item by item.
         """
         entry = (item, asyncio.get_running_loop().create_future())
-        number = self._queue.push(share.flow, share.weight, cost, entry)
+        number = self._queue.push(share.lane, share.pull, cost, entry)
         self._arrived.set()
         try:
             result: Result = await entry[1]

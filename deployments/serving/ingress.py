@@ -14,6 +14,8 @@ from deployments.config import AppArgs
 from deployments.environment import Access
 from deployments.gateway.api.admin.app import build_admin
 from deployments.gateway.api.api import build_api
+from deployments.gateway.api.batch_lines import asker
+from deployments.gateway.batches.runner import BatchRunner
 from deployments.gateway.receipts import Receipts
 from deployments.gateway.service import Gateway
 from deployments.gateway.settings import Settings
@@ -49,11 +51,15 @@ class TenantGateway:
         self.receipts = await Receipts.start(lambda: access.receipt_secret(self.store))
         self.service = Gateway(Settings(args.gateway), self.fleet, self.cache, self.admission, self.receipts)
         self.service.start()
+        self.batches = BatchRunner(self.service, self.store)
         await self.fleet.start()
         _freeze_heap()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self.service, None if self.admin_store is None else build_admin(self.admin_store))
+        admin = None if self.admin_store is None else build_admin(self.admin_store)
+        api = build_api(self.service, admin, self.batches)
+        self.batches.start(asker(api))
+        return api
 
     def reconfigure(self, user_config: dict[str, Any] | None, rank: object = None) -> None:
         """Called by Serve at the start and at each change of `user_config`; for its `rank` also where there is none."""
@@ -61,7 +67,7 @@ class TenantGateway:
 
     async def __del__(self) -> None:
         """Called by Serve at shutdown: what is not settled yet is."""
-        for part in ("fleet", "service", "receipts", "admission", "cache", "store", "admin_store"):
+        for part in ("batches", "fleet", "service", "receipts", "admission", "cache", "store", "admin_store"):
             if getattr(self, part, None) is not None:
                 await getattr(self, part).aclose()
 

@@ -146,7 +146,7 @@ class VisionReplica(Replica):
         Args:
             data: the image file.
             top_k: of a classification, most labels; None: as many as the terms disclose.
-            form: of a segmentation, `masks` or `labelmap`.
+            form: of a segmentation, `masks`, `labelmap` or `rle`.
             max_pixels: largest image that is decoded.
 
         Raises:
@@ -156,19 +156,23 @@ class VisionReplica(Replica):
         """
         held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
-        with self._pictures.under_way.hold(share.flow, len(data)), self._spending.of(call) as meter:
+        with self._pictures.under_way.hold(share.lane, len(data)), self._spending.of(call) as meter:
             for building in held:
                 await asyncio.wrap_future(building) if not building.done() else building.result()
             with self._vitals.watched():
                 size, item = await self._pictures.read(data, max_pixels, modulation, share, meter, top_k)
                 if isinstance(self.engine, ImageClassifier):
                     return [label.to_json() for label in item]
-                read = self._map if form == "labelmap" else self._masks
+                read = {"labelmap": self._map, "rle": self._runs}.get(form, self._masks)
                 return await self._pictures.answered(partial(read, self.engine, item, modulation, size), size, share)
 
     @staticmethod
     def _masks(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:
         return [part.to_json() for part in engine.answer(item, modulation, size)]
+
+    @staticmethod
+    def _runs(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:
+        return [part.to_json() for part in engine.runs(item, modulation, size)]
 
     @staticmethod
     def _map(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:

@@ -107,7 +107,7 @@ class TenantAdmin(PlanAdmin):
         return await self._write_tenant(tenant_id, changes, expect=expect)
 
     async def delete_tenant(self, tenant_id: str, *, expect: str | None = None) -> int:
-        """Delete a tenant and its keys; its usage stays. How many keys there were."""
+        """Delete a tenant, its keys, files and batches; its usage stays. How many keys there were."""
         # Not `tenant()`: one that does not validate must be deletable.
         found = await self.found(keyspace.tenant(tenant_id))
         edits.expect(found, expect, f"Tenant '{tenant_id}'")
@@ -116,6 +116,10 @@ class TenantAdmin(PlanAdmin):
         digests = await self.scan(keyspace.APIKEY, where=("tenant", tenant_id))
         for digest in digests:
             await self._delete(keyspace.apikey(digest), Entry("key delete", tenant_id, detail=digest[:12]), None)
+        # The next tenant of that name must not read them; their pieces expire by themselves.
+        for key in (keyspace.files, keyspace.batches, keyspace.open_batches):
+            await self._store.execute("DEL", key(tenant_id))
+        await self._store.execute("HDEL", keyspace.FILE_BYTES, tenant_id)
         await self._delete(found.key, Entry("tenant delete", tenant_id, detail=f"{len(digests)} keys"), expect)
         return len(digests)
 

@@ -29,6 +29,7 @@ class Entitlements:
     `model_limits` the tenant's for single models, beside both. `plan` is the version of the price list that it signed;
     without one nothing costs anything. `show_cost`: its answers say what they cost.
     `when_exhausted` and `when_busy` are the levels that its answers step down to.
+    `background`: its work now waits behind all other.
     """
 
     tenant: str
@@ -49,6 +50,7 @@ class Entitlements:
     show_cost: bool = False
     when_exhausted: Ladder = REFUSE
     when_busy: Ladder = NEVER
+    background: bool = False
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this key: its tenant has it, and its scopes do not leave it out."""
@@ -74,7 +76,7 @@ class Entitlements:
 
     def share(self) -> Share:
         """Whose work a request is, for fair batching."""
-        return Share(flow=self.tenant, weight=self.limits.weight)
+        return Share(flow=self.tenant, weight=self.limits.weight, background=self.background)
 
 
 def merge(

@@ -204,6 +204,42 @@ def tenant_of_events(key: str) -> str:
     return key[len(EVENTS) + 1 : -1]
 
 
+BATCHES_OPEN = "batches-open"
+"""Sorted set of the batches that have not ended, `<tenant> <id>` by the second of their making: gateways look here."""
+FILE_BYTES = "file-bytes"
+"""Hash of tenant to the bytes of its files, for the bound over all of them."""
+
+
+def files(tenant_id: str) -> str:
+    """Hash of a tenant's files, id to what they are (JSON)."""
+    return f"files:{{{tenant_id}}}"
+
+
+def file_part(tenant_id: str, file_id: str, number: int) -> str:
+    """A piece of a file; it expires with the file."""
+    return f"file:{{{tenant_id}}}:{file_id}:{number}"
+
+
+def batches(tenant_id: str) -> str:
+    """Sorted set of a tenant's batches, id by the second of their making."""
+    return f"batches:{{{tenant_id}}}"
+
+
+def open_batches(tenant_id: str) -> str:
+    """The same of those that have not ended."""
+    return f"batches:{{{tenant_id}}}:open"
+
+
+def batch(tenant_id: str, batch_id: str) -> str:
+    """Hash of a batch: what was asked, its status, its counts, and which gateway has it until when."""
+    return f"batch:{{{tenant_id}}}:{batch_id}"
+
+
+def batch_results(tenant_id: str, batch_id: str) -> str:
+    """Hash of a batch's results, the number of their line to one line of output; gone once its files are written."""
+    return f"batch:{{{tenant_id}}}:{batch_id}:results"
+
+
 STORE_ID = "store-id"
 """Which store this is: 16 hex digits, drawn by the first gateway. Settlements that are held on disk name it."""
 

@@ -127,8 +127,8 @@ class TextEngine:
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         key = seed_key(self.draw_secret, seed, choice)
         seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow, matcher=matcher)
-        request = Request(share.flow, prompt, params, seat, salted_id(share.flow, params.reads), meter or Meter())
-        self.line.push(share.flow, share.weight, request.pages, request)
+        request = Request(share.lane, prompt, params, seat, salted_id(share.flow, params.reads), meter or Meter())
+        self.line.push(share.lane, share.pull, request.pages, request)
         request.meter.open()
         try:
             self._admit()

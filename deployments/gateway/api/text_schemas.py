@@ -143,6 +143,14 @@ class CompletionRequest(GenerationRequest):
         " and there is no focus.",
     )
 
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _a_number(cls, logprobs: Any) -> Any:
+        # Chat's form of it; Python counts true as 1, and a client that says false wants none, not no alternatives.
+        if logprobs is True:
+            raise ValueError("send how many of the likeliest to tell, 0 to 5, not true")
+        return None if logprobs is False else logprobs
+
     @field_validator("prompt", mode="before")
     @classmethod
     def _prompt_shape(cls, prompt: Any) -> Any:

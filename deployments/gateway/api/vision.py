@@ -40,6 +40,19 @@ class Label(BaseModel):
     )
 
 
+class RunLengths(BaseModel):
+    """A mask as COCO has it; `pycocotools.mask.decode` reads it."""
+
+    size: list[int] = Field(description="Height and width in pixels.")
+    counts: str = Field(description="Lengths of runs down the columns, compressed.")
+
+
+class Runs(Label):
+    """One class of a segmentation in runs."""
+
+    segmentation: RunLengths = Field(description="Where the class is.")
+
+
 class Region(Label):
     """One class of a label map."""
 
@@ -56,7 +69,7 @@ class LabelMap(BaseModel):
     )
 
 
-Answer = list[Label] | LabelMap
+Answer = list[Label] | list[Runs] | LabelMap
 
 _BODY = {
     "requestBody": {
