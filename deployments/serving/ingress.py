@@ -20,6 +20,7 @@ from deployments.gateway.settings import Settings
 from deployments.serving.fleet import Fleet, applications, in_replica
 from tenants.live.cache import EntitlementCache
 from tenants.metering.admission import Admission
+from tenants.metering.webhooks import Alerts
 
 
 @serve.ingress()
@@ -46,6 +47,9 @@ class TenantGateway:
         await self.cache.start()
         self.admission = Admission(self.store, stale_grace_s=grace, held_dir=args.store.folder / "held")
         await self.admission.start()
+        self.alerts = Alerts(self.store)
+        self.admission.observe = self.alerts.watch.observe
+        self.alerts.start()
         self.receipts = await Receipts.start(lambda: access.receipt_secret(self.store))
         self.service = Gateway(Settings(args.gateway), self.fleet, self.cache, self.admission, self.receipts)
         self.service.start()
@@ -61,7 +65,7 @@ class TenantGateway:
 
     async def __del__(self) -> None:
         """Called by Serve at shutdown: what is not settled yet is."""
-        for part in ("fleet", "service", "receipts", "admission", "cache", "store", "admin_store"):
+        for part in ("fleet", "service", "receipts", "alerts", "admission", "cache", "store", "admin_store"):
             if getattr(self, part, None) is not None:
                 await getattr(self, part).aclose()
 

@@ -9,7 +9,19 @@ import typer
 from tenants.admin import installation as installed
 from tenants.admin import views
 from tenants.admin.admin import TenantAdmin
-from tenants.command import installation, keys, manifest, models, operators, receipts, show, tiers, usage
+from tenants.command import (
+    exports,
+    installation,
+    keys,
+    manifest,
+    models,
+    operators,
+    receipts,
+    settings,
+    show,
+    tiers,
+    usage,
+)
 from tenants.command.console import (
     Assignments,
     At,
@@ -37,6 +49,10 @@ app.add_typer(tiers.app, name="tier")
 app.add_typer(keys.app, name="key")
 app.add_typer(operators.app, name="admin-key")
 app.add_typer(usage.app, name="usage")
+app.add_typer(settings.app, name="settings")
+app.add_typer(settings.webhooks, name="webhook")
+usage.app.command("export")(exports.export)
+usage.app.command("send")(exports.send)
 app.command()(installation.init)
 app.command()(manifest.apply)
 app.command()(manifest.export)

@@ -35,7 +35,8 @@ def create_key(
     label: Annotated[str, typer.Option(help="A note for people.")] = "",
     expires: Annotated[str | None, typer.Option(help="A span such as 30d, 12h, 45m, or a date.")] = None,
     scopes: Annotated[
-        str | None, typer.Option(help="Comma list of inference, entitlements (read only), model:<id>; default: all.")
+        str | None,
+        typer.Option(help="Comma list of inference, entitlements (read only), usage, model:<id>; none: all."),
     ] = None,
     limit: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="A limit of this key, such as rpm=60; repeat it.")

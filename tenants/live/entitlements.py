@@ -41,6 +41,7 @@ class Entitlements:
     status: str
     version: str
     model_limits: Mapping[str, LimitFields] = field(default_factory=dict)
+    key_created_at: float | None = None
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this key: its tenant has it, and its scopes do not leave it out."""
@@ -52,6 +53,10 @@ class Entitlements:
     def may_infer(self) -> bool:
         """Whether this key may call models at all, and not only read what it may do."""
         return self.scopes is None or bool(self._named_models())
+
+    def may_read_usage(self) -> bool:
+        """Whether this key may read what its tenant has used."""
+        return self.scopes is None or "usage" in self.scopes
 
     def _named_models(self) -> frozenset[str]:
         return frozenset(s for s in self.scopes or () if s == "inference" or s.startswith(MODEL_SCOPE))
@@ -102,6 +107,7 @@ def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) 
         status=tenant.status,
         version=version,
         model_limits=_model_limits(own, base),
+        key_created_at=key.created_at,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from policies.errors import Unavailable
@@ -19,7 +19,9 @@ from tenants.metering.local import LocalLimits
 from tenants.metering.meters import Counter, Limit, Meter
 from tenants.metering.settlement import STEMS, Sold
 from tenants.metering.settler import Settler
-from tenants.store import scripts
+from tenants.metering.usage import Usage, read_usage
+from tenants.records.schema import RecordError
+from tenants.store import errors, scripts
 from tenants.store.store import TenantStore
 
 logger = logging.getLogger(__name__)
@@ -34,12 +36,16 @@ class Admission:
     Args:
         stale_grace_s: how long requests are admitted under limits of this process alone while the store is away.
         held_dir: folder where settlements that the store cannot take are kept; None keeps them in memory alone.
+
+    Attributes:
+        observe: told of every judgement.
     """
 
     def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
         self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
         self.local = LocalLimits()
         self.last_known = LastKnown()
+        self.observe: Callable[[Entitlements, Judgement], None] | None = None
         self._store = store
         self._grace = stale_grace_s
         self._away_since: float | None = None
@@ -110,6 +116,14 @@ class Admission:
     async def remaining(self, entitlements: Entitlements) -> dict[str, float]:
         """What is left of each limit that is set, by name."""
         return limits.remaining(await self.look(entitlements))
+
+    async def usage(self, tenant: str, *days: str) -> list[Usage]:
+        """What a tenant has used on UTC days. Raises Unavailable, also where a counter is broken."""
+        try:
+            return await read_usage(self._store, tenant, *days)
+        except RecordError as error:
+            logger.error("usage cannot be read: %s", error)
+            raise Unavailable("The usage of this tenant is broken; ask the operator.", code=errors.BROKEN) from None
 
     async def start(self) -> None:
         """Take over the settlements that gateways of this machine left behind."""

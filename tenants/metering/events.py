@@ -17,6 +17,7 @@ from tenants.records.schema import RecordError
 from tenants.store.store import TenantStore
 
 PAGE = 1000
+REQUEST, ADJUSTMENT = "request", "adjustment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,11 @@ class Event:
         at: UTC, of its admission; usage is booked under this time.
         key: the API key's id.
         focus: whether the answer was steered.
-        requests: 0 where it failed by our doing; nothing of it is billed then.
+        requests: 0 where it failed by our doing; nothing of it is billed then. Of a correction the amounts are what it
+            adds, below 0 what it takes away.
         status: served, refused (by what it asked for), left (by its client), or late, away, failed (by our doing).
         ms: from its admission to its end.
+        kind: `request`, or `adjustment`: a correction by an admin, booked under `at`, for the reason in `note`.
     """
 
     id: str
@@ -46,6 +49,8 @@ class Event:
     tokens_out: int
     status: str
     ms: int
+    kind: str = REQUEST
+    note: str = ""
 
 
 async def read_events(store: TenantStore, first: date, last: date, tenants: Sequence[str] = ()) -> AsyncIterator[Event]:
@@ -74,6 +79,30 @@ async def read_events(store: TenantStore, first: date, last: date, tenants: Sequ
             cursor = f"({page[-1][0].decode()}"
 
 
+async def read_new(
+    store: TenantStore, seen: Mapping[str, str], tenants: Sequence[str] = ()
+) -> AsyncIterator[tuple[str, Event]]:
+    """What was entered behind the places that were seen of each tenant's stream, each with its place.
+
+    Whoever keeps the places of what he has taken gets every event, late ones and corrections too, and each once.
+
+    Args:
+        seen: the place up to which a tenant's stream was taken; absent: nothing was.
+        tenants: as of `read_events`.
+
+    Raises:
+        RecordError: an entry is no event.
+        Unavailable: the store is away.
+    """
+    keys = [keyspace.events(tenant) for tenant in tenants]
+    for key in keys or sorted({key async for key in store.scan(keyspace.EVENTS)}):
+        cursor = f"({place}" if (place := seen.get(keyspace.tenant_of_events(key))) else "-"
+        while page := await store.execute("XRANGE", key, cursor, "+", "COUNT", PAGE):
+            for name, raw in page:
+                yield name.decode(), _event(key, name.decode(), _fields(raw))[0]
+            cursor = f"({page[-1][0].decode()}"
+
+
 def _fields(raw: Any) -> dict[str, str]:
     pairs = raw.items() if isinstance(raw, Mapping) else zip(raw[::2], raw[1::2], strict=True)
     return {
@@ -99,6 +128,8 @@ def _event(key: str, name: str, fields: Mapping[str, str]) -> tuple[Event, float
             tokens_out=int(fields["tokens_out"]),
             status=fields["status"],
             ms=int(fields["ms"]),
+            kind=fields.get("kind", REQUEST),
+            note=fields.get("note", ""),
         )
     except (KeyError, ValueError, OverflowError):
         raise RecordError(key, name, "is no event") from None

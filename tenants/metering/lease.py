@@ -103,6 +103,8 @@ class Lease:
             self._judgement = known
         else:
             await self._ask(self._wanted)
+        if self._admission.observe is not None:
+            self._admission.observe(self._own, self._judgement)
         if self._judgement.forbidden_by is not None:
             self._admission.settler.reject(self.sold.tenant, self.sold.parts, self.sold.model)
             raise limits.exceeded(self._judgement)

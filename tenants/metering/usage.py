@@ -86,9 +86,19 @@ def last_days(days: int, until: date | None = None) -> list[str]:
     return [(last - timedelta(days=i)).isoformat() for i in range(days)]
 
 
-def days_between(first: date, last: date | None = None) -> list[str]:
-    """The UTC days from `first` to `last` (today), both included, the newest first; none where they are reversed."""
-    return last_days(((last or datetime.now(UTC).date()) - first).days + 1, last)
+def asked_days(first: date | None, last: date | None, days: int, *, most: int) -> list[str]:
+    """The UTC days that somebody asks for by `from`, `to` and how many, the newest first.
+
+    Raises:
+        ValueError: they are reversed, out of reach, or more than `most`; in words for who asked.
+    """
+    if any(day is not None and not 1970 <= day.year <= 9000 for day in (first, last)):
+        raise ValueError("`from` and `to` must lie between the years 1970 and 9000.")
+    last = last or datetime.now(UTC).date()
+    days = (last - first).days + 1 if first else days
+    if not 1 <= days <= most:
+        raise ValueError(f"`from` must not be after `to`, nor more than {most} days before it.")
+    return last_days(days, last)
 
 
 _LEVEL = re.compile(r"[01](\.\d{1,6})?")

@@ -34,6 +34,12 @@ NOISE_SECRET_ID = "noise-secret-id"
 """Which noise secret the installation's replicas serve with: 16 hex digits, no secret."""
 RECEIPT_SECRET = "secret:receipts"
 SEED_GUARD = "seed:demo"
+SETTINGS = "settings"
+"""What an admin has set for the whole installation."""
+WEBHOOKS = "webhooks"
+"""Hash of names to addresses: where alerts are sent."""
+WEBHOOK_SECRET = "secret:webhook:"
+"""Before a webhook's name: what its messages are signed with. Apart from its record: admins write and never read it."""
 
 _RANDOM = 43
 """Characters of 256 bits in URL-safe base 64."""
@@ -76,6 +82,32 @@ def named_tenant(secret: str) -> str | None:
     """The tenant that a key of the form of `new_secret` names, whosever it is; None for one of another form."""
     name = secret[3 : -_RANDOM - 1] if secret.startswith("sk-") and secret[-_RANDOM - 1 : -_RANDOM] == "-" else ""
     return name if is_name(name) else None
+
+
+def webhook_secret(name: str) -> str:
+    return WEBHOOK_SECRET + name
+
+
+ALERT = "alert:{alerts}:"
+"""Before all that is known of alerts; one hash tag, so that one script may touch them all."""
+
+
+def alert_seen(subject: str) -> str:
+    """That an alert was raised; it expires when it may be raised again."""
+    return f"{ALERT}seen:{subject}"
+
+
+def alert_body(number: str) -> str:
+    """An alert's message (JSON)."""
+    return f"{ALERT}body:{number}"
+
+
+ALERTS_DUE = f"{ALERT}due"
+"""Sorted set of deliveries, `<id> <webhook>`, by the unix second at which each is to be tried next."""
+ALERTS_TRIED = f"{ALERT}tried"
+"""Hash of deliveries to how often each was tried."""
+ALERTS_LEADER = f"{ALERT}leader"
+"""Which gateway delivers alerts; it expires with it."""
 
 
 def admin_key(digest: str) -> str:

@@ -74,8 +74,8 @@ class Terms(LimitFields):
     models: Names = None
 
 
-SCOPES = ("inference", "entitlements")
-"""What a key may do: call models, or only read what it may do."""
+SCOPES = ("inference", "entitlements", "usage")
+"""What a key may do: call models, only read what it may do, or read what its tenant has used."""
 MODEL_SCOPE = "model:"
 """Before a model's id: the key may call that model."""
 

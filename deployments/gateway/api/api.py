@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from deployments.gateway.api import entitlements, errors, health, openai, vision
+from deployments.gateway.api import entitlements, errors, health, openai, usage, vision
 from deployments.gateway.api.admin.app import PREFIX
 from deployments.gateway.api.browsers import Browsers
 from deployments.gateway.api.intake import Intake, body_limit
@@ -44,7 +44,7 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None) -> FastAPI:
     )
     app.state.gateway, app.state.intake = gateway, Intake(gateway.settings)
     errors.install(app)
-    for router in (openai.router, vision.router, entitlements.router, health.router):
+    for router in (openai.router, vision.router, entitlements.router, usage.router, health.router):
         app.include_router(router)
     if admin is not None:
         app.mount(PREFIX, admin)

@@ -13,12 +13,14 @@ from deployments.gateway.api.admin.schemas import NAME, REFUSALS, After, Fields,
 from policies.errors import InvalidRequest
 from tenants.admin import views
 from tenants.admin.operators import Right
-from tenants.metering.usage import days_between, last_days, read_usage
+from tenants.metering.usage import asked_days, read_usage
 from tenants.records import keyspace, schedule
 from tenants.records.hashes import parse_tenant
 from tenants.records.schema import RecordError
 
 router = APIRouter(prefix="/tenants", tags=["tenants"], responses=REFUSALS)
+MOST_DAYS = 4000
+"""Of one question for usage."""
 Model = Annotated[str, Path(pattern=NAME, description="Model id.")]
 
 
@@ -116,13 +118,12 @@ async def usage(
     month: Annotated[str, Query(pattern=r"^(\d{4}-(0[1-9]|1[0-2]))?$", description="A month's total instead.")] = "",
     key: Annotated[str, Query(pattern=r"^[0-9a-f]{0,64}$", description="Only what this key used.")] = "",
 ) -> list[dict[str, Any]]:
-    """By UTC day and model."""
+    """By UTC day and model, and of each day by level, tier and key."""
     who.need(Right.READ)
-    if last is not None and (last.year < 1970 or last.year > 9000):
-        raise InvalidRequest("`to` lies out of reach.", param="to")
-    periods = [month] if month else days_between(first, last) if first else last_days(days, last)
-    if not periods or len(periods) > 4000:
-        raise InvalidRequest("`from` must not be after `to`, nor more than ten years before it.", param="from")
+    try:
+        periods = [month] if month else asked_days(first, last, days, most=MOST_DAYS)
+    except ValueError as error:
+        raise InvalidRequest(f"{error}", param="from") from None
     found = await read_usage(who.store, name, *periods, key_id=key)
     if not any(any(period.total.values()) for period in found):
         await who.admin.found(keyspace.tenant(name))  # a tenant that is gone may still have used something
