@@ -172,3 +172,16 @@ async def test_through_the_gateway_a_large_text_is_refused_and_so_is_one_mistake
     running.gateway.reconfigure({"bad_requests_per_s": 5.0})
     statuses = {(await running.client.post(CHAT, json=zeros, headers=key)).status_code for _ in range(120)}
     assert statuses == {400, 429}
+
+
+async def test_requests_without_a_body_that_overlap_end_in_any_order() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    intake = Intake(Settings(GatewayArgs()))
+    requests = [Request({"type": "http", "method": "GET", "path": "/", "headers": []}, receive) for _ in range(2)]
+    first, second = [intake.read(request, "acme") for request in requests]
+    await first.__aenter__()
+    await second.__aenter__()
+    await first.__aexit__(None, None, None)
+    await second.__aexit__(None, None, None)
