@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from tenants.records import keyspace, schedule
 from tenants.records.fields import parse_moment
 from tenants.records.hashes import RawHash, parse_key, parse_tenant, parse_tier
 from tenants.records.schema import KeyRecord, RecordError, TenantRecord, TierRecord
+from tenants.records.settings import parse_settings
 from tenants.store.store import READ_BATCH, TenantStore
 
 Record = TypeVar("Record")
@@ -122,6 +124,18 @@ class Directory:
                 missing = f"there is no tenant '{key.tenant}'"
                 problems.append(RecordError(keyspace.apikey(key.digest), "tenant", missing))
         return sorted(problems, key=lambda problem: (problem.key, problem.field))
+
+    async def old_keys(self) -> list[RecordError]:
+        """Keys that are older than the installation's `key_max_age_days`, in the order of their names."""
+        days = parse_settings((await self._store.hashes(keyspace.SETTINGS))[0]).key_max_age_days
+        found = list[RecordError]()
+        if days is None:
+            return found
+        async for key in self._each(keyspace.APIKEY, await self.scan(keyspace.APIKEY), parse_key):
+            if isinstance(key, KeyRecord) and key.old(time.time(), days):
+                problem = f"is {key.age_days(time.time())} days old, more than {days}: tenants key rotate {key.id}"
+                found.append(RecordError(keyspace.apikey(key.digest), "created_at", problem))
+        return found
 
     async def levels(self, model: str) -> set[float]:
         """The levels below 1.0 at which tiers and tenants have a model. Of each record only that is read.

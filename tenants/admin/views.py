@@ -22,13 +22,19 @@ def tier_fields(record: TierRecord) -> dict[str, Any]:
     return {"tier": record.name, **dump_terms(record.terms), **record.scheduled}
 
 
-def key(record: KeyRecord) -> dict[str, Any]:
-    """A key without its secret, which nobody has."""
+def key(record: KeyRecord, most_days: int | None = None) -> dict[str, Any]:
+    """A key without its secret, which nobody has.
+
+    Args:
+        most_days: the age beyond which it is due to be rotated; None: it never is.
+    """
     moments = {"created_at": record.created_at, "expires_at": record.expires_at, "last_used": record.last_used}
     scopes = None if record.scopes is None else sorted(record.scopes)
     head = {"id": record.id, "tenant": record.tenant, "label": record.label, "prefix": record.prefix}
     times = {name: moment(when) or None for name, when in moments.items()}
-    return {**head, "scopes": scopes, **limits(record), "status": key_status(record), **times}
+    now = time.time()
+    age = {"age_days": record.age_days(now), "rotation_due": record.old(now, most_days)}
+    return {**head, "scopes": scopes, **limits(record), "status": key_status(record), **times, **age}
 
 
 def broken_key(error: RecordError) -> dict[str, Any]:

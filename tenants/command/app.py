@@ -226,7 +226,7 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     async def read(admin: TenantAdmin, store: TenantStore) -> Any:
         reports = await ServedModels(store).reports()
         strangers = await installed.strangers(store, reports)
-        problems = await admin.check()
+        problems = await admin.check() + await admin.old_keys()
         return [*problems, *strangers, *await installed.unmarked(store)], levels.drifted(reports)
 
     problems, drifted = run(context, read)

@@ -8,6 +8,7 @@ import typer
 
 from tenants.admin import views
 from tenants.admin.admin import TenantAdmin
+from tenants.admin.settings import read_settings
 from tenants.command import show
 from tenants.command.console import (
     Assignments,
@@ -68,13 +69,14 @@ def rotate_key(
 
 @app.command("list")
 def list_keys(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
-    """List a tenant's keys."""
+    """List a tenant's keys; one older than `tenants settings` allows is said to be due."""
 
-    async def read(admin: TenantAdmin, _: TenantStore) -> Any:
+    async def read(admin: TenantAdmin, store: TenantStore) -> Any:
         await admin.tenant(tenant)
-        return await admin.keys(tenant)
+        return await admin.keys(tenant), (await read_settings(store)).key_max_age_days
 
-    show.keys(run(context, read), as_json)
+    found, most_days = run(context, read)
+    show.keys(found, as_json, most_days)
 
 
 @app.command("set")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -77,7 +78,7 @@ def tier(record: TierRecord, as_json: bool) -> None:
     )
 
 
-def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
+def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool, most_days: int | None = None) -> None:
     """Table or JSON of keys, the newest first."""
     found = sorted(
         (record for record in records.values() if isinstance(record, KeyRecord)),
@@ -85,15 +86,21 @@ def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
     )
     broken = [record for record in records.values() if isinstance(record, RecordError)]
     if as_json:
-        return print_json([*(views.key(record) for record in found), *(views.broken_key(error) for error in broken)])
+        return print_json(
+            [*(views.key(record, most_days) for record in found), *(views.broken_key(error) for error in broken)]
+        )
     # Days are enough for people; --json has the seconds.
     moments = [[views.moment(m)[:10] for m in (own.expires_at, own.last_used)] for own in found]
     rows = [
-        (own.id, own.prefix, views.key_status(own), *times, own.label, _terms(own))
+        (own.id, own.prefix, _status(own, most_days), *times, own.label, _terms(own))
         for own, times in zip(found, moments, strict=True)
     ]
     rows += [(views.key_id(error), "", "invalid", "", "", "", f"{error.field}: {error.problem}") for error in broken]
     print_table(("id", "prefix", "status", "expires", "last used", "label", "scopes and limits"), rows, whole=5)
+
+
+def _status(own: KeyRecord, most_days: int | None) -> str:
+    return f"{views.key_status(own)}, rotate" if own.old(time.time(), most_days) else views.key_status(own)
 
 
 def operators(found: Mapping[str, Operator], as_json: bool) -> None:

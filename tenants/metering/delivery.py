@@ -56,6 +56,22 @@ async def post(http: httpx.AsyncClient, url: str, content: bytes, headers: Mappi
     raise Refused(message)
 
 
+async def get(http: httpx.AsyncClient, url: str, *, most: int) -> bytes:
+    """Read an address, once, `most` bytes of it at most. Raises Undelivered, Refused."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S), http.stream("GET", url) as answer:
+            found = b""
+            async for piece in answer.aiter_bytes():
+                found += piece
+                if len(found) > most:
+                    raise Refused(f"{_host(url)} answered more than {most} bytes")
+    except (httpx.HTTPError, TimeoutError, OSError) as error:
+        raise Undelivered(f"{_host(url)} does not answer ({type(error).__name__})") from None
+    if answer.status_code != 200:
+        raise Undelivered(f"{_host(url)} answered {answer.status_code}")
+    return found
+
+
 async def post_until_taken(
     http: httpx.AsyncClient, url: str, content: bytes, headers: Mapping[str, str], *, attempts: int
 ) -> None:

@@ -147,6 +147,17 @@ class KeyRecord(LimitFields):
         """What support and `tenants key revoke` call this key: the first 12 digits of its hash."""
         return self.digest[:12]
 
+    def age_days(self, now: float) -> int | None:
+        """Whole days since it was made; None where that is not known."""
+        return None if self.created_at is None else int((now - self.created_at) // 86_400)
+
+    def old(self, now: float, days: int | None) -> bool:
+        """Whether it is in use and older than so many days; one of unknown age is."""
+        if days is None or self.status != "active" or self.expired(now):
+            return False
+        age = self.age_days(now)
+        return age is None or age > days
+
     def expired(self, now: float) -> bool:
         """Whether the key has run out at `now`, in unix seconds."""
         return self.expires_at is not None and now >= self.expires_at
