@@ -13,10 +13,11 @@ from tenants.changes import edits
 from tenants.changes.edits import AdminError, Conflict
 from tenants.records import completeness, keyspace, schedule
 from tenants.records.fields import json_names, listed
-from tenants.records.hashes import parse_tenant, parse_tier
+from tenants.records.hashes import parse_project, parse_tenant, parse_tier
 
 Fields = dict[str, str]
-KINDS = {"tiers": keyspace.TIER, "tenants": keyspace.TENANT}
+Kind = Literal["tier", "project", "tenant"]
+KINDS = {"tiers": keyspace.TIER, "projects": keyspace.PROJECT, "tenants": keyspace.TENANT}
 """Sections of the file, and the prefix of their records. API keys are not in it: they are made once, and shown once."""
 
 
@@ -29,7 +30,7 @@ class Step:
     """
 
     action: Literal["create", "set", "delete"]
-    kind: Literal["tier", "tenant"]
+    kind: Kind
     name: str
     changes: Mapping[str, tuple[str | None, str | None]]
     version: str = ""
@@ -75,7 +76,7 @@ def parse(text: str) -> dict[str, dict[str, Fields]]:
 def read(document: Any) -> dict[str, dict[str, Fields]]:
     """As `parse`, of a document that is read already: two levels of names, then texts, numbers and lists of texts."""
     if not isinstance(document, dict) or set(document) - set(KINDS):
-        raise AdminError("the file must hold `tiers:` and `tenants:` and nothing else.")
+        raise AdminError("the file must hold `tiers:`, `projects:` and `tenants:` and nothing else.")
     wanted: dict[str, dict[str, Fields]] = {}
     for section in KINDS:
         records = document.get(section) or {}
@@ -92,7 +93,7 @@ def read(document: Any) -> dict[str, dict[str, Fields]]:
 
 
 def _validate(wanted: Mapping[str, Mapping[str, Fields]]) -> None:
-    for section, parser in (("tiers", parse_tier), ("tenants", parse_tenant)):
+    for section, parser in (("tiers", parse_tier), ("projects", parse_project), ("tenants", parse_tenant)):
         for name, fields in wanted[section].items():
             if not keyspace.is_name(name):
                 raise AdminError(f"{section}: '{name}' is no name; use letters, digits, '.', '_' and '-', 64 at most.")
@@ -138,6 +139,7 @@ def export(records: Mapping[str, Mapping[str, Fields]]) -> str:
             name: {field: _scalar(value) for field, value in sorted(fields.items())} for name, fields in r.items()
         }
         for section, r in records.items()
+        if r or section != "projects"
     }
     return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
@@ -168,6 +170,9 @@ def plan(wanted: Mapping[str, Mapping[str, Fields]], stored: Stored, *, prune: b
     missing = {f["tier"] for f in wanted["tenants"].values()} - wanted["tiers"].keys() - there["tiers"].keys()
     if missing:
         raise AdminError(f"there is no tier '{min(missing)}', neither in the file nor in the store.")
+    named = {f["project"] for f in wanted["tenants"].values() if f.get("project")}
+    if missing := named - wanted["projects"].keys() - there["projects"].keys():
+        raise AdminError(f"there is no project '{min(missing)}', neither in the file nor in the store.")
     steps = [
         step
         for section in KINDS
@@ -199,8 +204,9 @@ def _step(section: str, name: str, fields: Fields, stored: Stored) -> Step | Non
     return Step("set" if old else "create", _kind_of(section), name, changes, version)
 
 
-def _kind_of(section: str) -> Literal["tier", "tenant"]:
-    return "tier" if section == "tiers" else "tenant"
+def _kind_of(section: str) -> Kind:
+    kinds: dict[str, Kind] = {"tiers": "tier", "projects": "project", "tenants": "tenant"}
+    return kinds[section]
 
 
 async def apply(admin: TenantAdmin, steps: list[Step]) -> None:
@@ -225,6 +231,12 @@ async def _do(admin: TenantAdmin, step: Step) -> None:
             await admin.create_tier(step.name, changes)
         case "set", "tier":
             await admin.set_tier(step.name, changes, expect=step.version)
+        case "create", "project":
+            await admin.create_project(step.name, changes)
+        case "set", "project":
+            await admin.set_project(step.name, changes, expect=step.version)
+        case "delete", "project":
+            await admin.delete_project(step.name, expect=step.version)
         case "create", "tenant":
             await admin.create_tenant(step.name, tier=changes["tier"] or "", fields=changes)
         case "set", "tenant":

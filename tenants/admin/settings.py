@@ -31,6 +31,17 @@ async def change_settings(
     return await read_settings(store)
 
 
+async def invalid(store: TenantStore) -> list[RecordError]:
+    """What of it does not validate."""
+    problems = []
+    for read in (read_settings, webhooks):
+        try:
+            await read(store)
+        except RecordError as error:
+            problems.append(error)
+    return problems
+
+
 async def webhooks(store: TenantStore) -> dict[str, str]:
     """Addresses by name. Raises RecordError, Unavailable."""
     return parse_webhooks((await store.hashes(keyspace.WEBHOOKS))[0])

@@ -8,13 +8,18 @@ from typing import Any
 from tenants.admin.operators import Operator
 from tenants.records import keyspace
 from tenants.records.fields import iso
-from tenants.records.hashes import dump_tenant, dump_terms
-from tenants.records.schema import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord
+from tenants.records.hashes import dump_project, dump_tenant, dump_terms
+from tenants.records.schema import LIMIT_FIELDS, KeyRecord, ProjectRecord, RecordError, TenantRecord, TierRecord
 
 
 def tenant_fields(record: TenantRecord) -> dict[str, Any]:
     """A tenant, as the strings of its record."""
     return {"id": record.id, **dump_tenant(record)}
+
+
+def project_fields(record: ProjectRecord) -> dict[str, Any]:
+    """A project, as the strings of its record."""
+    return {"project": record.id, **dump_project(record)}
 
 
 def tier_fields(record: TierRecord) -> dict[str, Any]:
@@ -31,6 +36,7 @@ def key(record: KeyRecord, most_days: int | None = None) -> dict[str, Any]:
     moments = {"created_at": record.created_at, "expires_at": record.expires_at, "last_used": record.last_used}
     scopes = None if record.scopes is None else sorted(record.scopes)
     head = {"id": record.id, "tenant": record.tenant, "label": record.label, "prefix": record.prefix}
+    head |= {"project": record.project} if record.project else {}
     times = {name: moment(when) or None for name, when in moments.items()}
     now = time.time()
     age = {"age_days": record.age_days(now), "rotation_due": record.old(now, most_days)}

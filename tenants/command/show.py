@@ -19,8 +19,8 @@ from tenants.admin import views
 from tenants.admin.manifest import Step
 from tenants.admin.operators import Operator
 from tenants.records.fields import iso
-from tenants.records.hashes import dump_tenant, dump_terms
-from tenants.records.schema import KeyRecord, RecordError, TenantRecord, TierRecord
+from tenants.records.hashes import dump_project, dump_tenant, dump_terms
+from tenants.records.schema import KeyRecord, ProjectRecord, RecordError, TenantRecord, TierRecord
 from tenants.reports.jobs import BEFORE, Job
 from tenants.reports.levels import ServedLevels, level_fields
 
@@ -76,6 +76,21 @@ def tier(record: TierRecord, as_json: bool) -> None:
     print_json(views.tier_fields(record)) if as_json else print_table(
         ("field", record.name), dump_terms(record.terms).items()
     )
+
+
+def projects(records: Mapping[str, ProjectRecord | RecordError], as_json: bool) -> None:
+    """Table or JSON of projects."""
+    if as_json:
+        return print_json(
+            [views.broken(r) if isinstance(r, RecordError) else views.project_fields(r) for r in records.values()]
+        )
+    rows = []
+    for name, record in records.items():
+        if isinstance(record, RecordError):
+            rows.append((name, f"invalid: {record.field}: {record.problem}"))
+        else:
+            rows.append((name, ", ".join(f"{field}={value}" for field, value in dump_project(record).items())))
+    print_table(("project", "limits"), rows)
 
 
 def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool, most_days: int | None = None) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 
 from policies.terms import Share, Tier
 from tenants.records.hashes import RawHash
-from tenants.records.schema import LIMIT_FIELDS, MODEL_SCOPE, KeyRecord, LimitFields, TenantRecord, Terms, TierRecord
+from tenants.records.schema import (
+    LIMIT_FIELDS,
+    MODEL_SCOPE,
+    KeyRecord,
+    LimitFields,
+    ProjectRecord,
+    TenantRecord,
+    Terms,
+    TierRecord,
+)
 
 
 class Limits(LimitFields):
@@ -42,6 +51,8 @@ class Entitlements:
     version: str
     model_limits: Mapping[str, LimitFields] = field(default_factory=dict)
     key_created_at: float | None = None
+    projects: Mapping[str, Limits] = field(default_factory=dict)
+    """Limits that are shared with others, by project: the tenant's and this key's, beside their own."""
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this key: its tenant has it, and its scopes do not leave it out."""
@@ -70,7 +81,9 @@ class Entitlements:
         return Share(flow=self.tenant, weight=self.limits.weight)
 
 
-def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) -> Entitlements:
+def merge(
+    tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str, projects: Iterable[ProjectRecord] = ()
+) -> Entitlements:
     """Resolve three records to one: a tenant's field goes before its tier's, and one for a model before one for all."""
     own, base = tenant.overrides, tier.terms
 
@@ -108,6 +121,7 @@ def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) 
         version=version,
         model_limits=_model_limits(own, base),
         key_created_at=key.created_at,
+        projects={p.id: Limits(**p.model_dump(exclude={"id"})) for p in projects},
     )
 
 

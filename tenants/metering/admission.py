@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from policies.errors import Unavailable
 from tenants.live.entitlements import Entitlements
@@ -19,6 +20,7 @@ from tenants.metering.local import LocalLimits
 from tenants.metering.meters import Counter, Limit, Meter
 from tenants.metering.settlement import STEMS, Sold
 from tenants.metering.settler import Settler
+from tenants.metering.shared import SharedLease, projects_of
 from tenants.metering.usage import Usage, read_usage
 from tenants.records.schema import RecordError
 from tenants.store import errors, scripts
@@ -27,6 +29,7 @@ from tenants.store.store import TenantStore
 logger = logging.getLogger(__name__)
 
 LEASE_S = 300.0
+L = TypeVar("L", bound=Lease)
 _ADMIT = scripts.load("metering/meters", "metering/admit")
 
 
@@ -74,19 +77,27 @@ class Admission:
             LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
             Unavailable: the store has been away for longer than the grace.
         """
-        held_to = meters.limits_of(entitlements, model)
-        sold = Sold(
-            tenant=entitlements.tenant,
-            key=entitlements.key_id,
-            model=model,
-            tier=entitlements.tier.name,
-            level=entitlements.tier.level(model) if level is None else level,
-            focused=focused,
-            parts=tuple(meters.parts(held_to)),
-            periods=tuple(meters.periods(held_to)),
-        )
         wanted = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
-        return Lease(self, entitlements, held_to, sold, requests, images, wanted, lease_s)
+
+        def lease(kind: type[L], own: Entitlements) -> L:
+            held_to = meters.limits_of(own, model)
+            sold = Sold(
+                tenant=own.tenant,
+                key=own.key_id,
+                model=model,
+                tier=own.tier.name,
+                level=own.tier.level(model) if level is None else level,
+                focused=focused,
+                parts=tuple(meters.parts(held_to)),
+                periods=tuple(meters.periods(held_to)),
+            )
+            return kind(self, own, held_to, sold, requests, images, wanted, lease_s)
+
+        if not entitlements.projects:
+            return lease(Lease, entitlements)
+        return lease(SharedLease, entitlements).share(
+            {name: lease(Lease, own) for name, own in projects_of(entitlements).items()}
+        )
 
     async def look(self, entitlements: Entitlements) -> Judgement:
         """What is used of a tenant's limits; of this process's own counts while the store is away."""
@@ -115,7 +126,11 @@ class Admission:
 
     async def remaining(self, entitlements: Entitlements) -> dict[str, float]:
         """What is left of each limit that is set, by name."""
-        return limits.remaining(await self.look(entitlements))
+        left = limits.remaining(await self.look(entitlements))
+        for own in projects_of(entitlements).values():
+            for field, amount in limits.remaining(await self.look(own)).items():
+                left[field] = min(left.get(field, amount), amount)
+        return left
 
     async def usage(self, tenant: str, *days: str) -> list[Usage]:
         """What a tenant has used on UTC days. Raises Unavailable, also where a counter is broken."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from policies.errors import Unavailable
 from tenants.live.entitlements import Entitlements
 from tenants.metering import limits
-from tenants.metering.limits import Judgement
+from tenants.metering.limits import Judgement, Reading
 from tenants.metering.meters import Counter, Limit, Meter
 from tenants.metering.outcome import Outcome, outcome_of
 from tenants.metering.settlement import Settlement, Sold, State
@@ -94,6 +94,36 @@ class Lease:
         """
         self._broke = outcome_of(error)
 
+    def want(self, tokens: Tokens) -> None:
+        """Ask for other tokens than at first."""
+        self._wanted, self.tokens = tokens, tokens.most
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What the last answer said of each limit."""
+        return self._judgement.readings
+
+    def check_refused(self) -> None:
+        """Raises LimitExceeded where the store has just refused what is like it; asks no store."""
+        if (known := self._admission.local.refused(self.sold.tenant, self._limits)) is not None:
+            self._judgement = known
+            raise limits.exceeded(known)
+
+    def reject(self) -> None:
+        """Count it among its tenant's refused requests."""
+        self._admission.settler.reject(self.sold.tenant, self.sold.parts, self.sold.model)
+
+    def give_back(self) -> None:
+        """Undo an admission that nobody used: all that it took is free again, its place in a rate too."""
+        if self._state is State.ADMITTED:
+            self._state = State.RETURNED
+        elif self._state is State.UNSURE:
+            self._state = State.UNDONE
+        if self._state is not State.HELD:
+            self._put()
+        here = self._state is not State.RETURNED
+        self._admission.local.end(self.sold.tenant, self._limits, self._reserved(), here=here)
+
     def headers(self) -> dict[str, str]:
         """The `x-ratelimit-*` headers of the limits that are set, as of the admission or of the refusal."""
         return limits.headers(self._judgement)
@@ -106,7 +136,7 @@ class Lease:
         if self._admission.observe is not None:
             self._admission.observe(self._own, self._judgement)
         if self._judgement.forbidden_by is not None:
-            self._admission.settler.reject(self.sold.tenant, self.sold.parts, self.sold.model)
+            self.reject()
             raise limits.exceeded(self._judgement)
         self.tokens = self._judgement.tokens
         self._admission.local.start(self.sold.tenant, self._limits, self._reserved(), here=self._here)

@@ -7,6 +7,7 @@
 --       periods: to book in (day, month, ...)
 --       amounts: by counter; all of the request, not the difference
 --       event: names and values of its event in turns (none: no event)
+--       undone: whether it was admitted and never began
 --       sold: what it was sold as, <model>:<level>:<tier>:<key> ('': nothing)
 -- Answer: 1 booked, 0 booked before, -1 the store has no record of it and it may not be booked without
 local USAGE_TTL = 400 * 86400
@@ -69,10 +70,16 @@ if live then
     add_reserved(kept, own, -1)
     reserved[#reserved + 1] = kept
   end
-  -- Requests stay in their minute, whatever became of them; tokens that were not used leave it.
-  local change = (amounts.tokens_in or 0) + (amounts.tokens_out or 0) - own.tokens
+  -- Requests stay in their minute, whatever became of them, unless they never began; tokens not used leave it.
   for _, name in ipairs(own.windows) do
-    if change ~= 0 and string.sub(name, -7) == ':tokens' then
+    local counter = string.match(name, ':(%l+)$')
+    local change = 0
+    if counter == 'tokens' then
+      change = (amounts.tokens_in or 0) + (amounts.tokens_out or 0) - own.tokens
+    elseif asked.undone then
+      change = -own[counter]
+    end
+    if change ~= 0 then
       local key, second = KEYS[4] .. name, text(own.at)
       local raw = redis.call('HMGET', key, 'sum', 'from', second)
       if raw[3] and number(key, 'from', raw[2]) <= own.at then

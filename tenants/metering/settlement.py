@@ -19,6 +19,8 @@ from tenants.store import errors
 DAY_S = 86_400
 SHORT_TOMBSTONE_S = 3_600
 LONG_TOMBSTONE_S = 7 * DAY_S
+RETURNED_TOMBSTONE_S = 300
+"""A project that is used up returns what its tenants had admitted, request by request."""
 
 
 class State(StrEnum):
@@ -32,6 +34,8 @@ class State(StrEnum):
     """It was not asked: the request was served under local limits."""
     UNDONE = "undone"
     """It was asked, its answer was lost, and the request was not served."""
+    RETURNED = "returned"
+    """It said yes, and the request was not served: another that had to be asked said no."""
 
 
 class Answer(Enum):
@@ -77,6 +81,7 @@ STEPS: dict[State, dict[Answer, Step]] = {
     State.UNSURE: _ALWAYS | {Answer.MISSING: Step.LOST},
     State.HELD: _ALWAYS | {Answer.MISSING: Step.LOST},
     State.UNDONE: _ALWAYS | {Answer.MISSING: Step.DONE},
+    State.RETURNED: _ALWAYS | {Answer.MISSING: Step.DONE},
 }
 """The next step by what the store knew and what it said."""
 TOMBSTONE_S = {
@@ -84,6 +89,7 @@ TOMBSTONE_S = {
     State.UNSURE: LONG_TOMBSTONE_S,
     State.HELD: LONG_TOMBSTONE_S,
     State.UNDONE: LONG_TOMBSTONE_S,
+    State.RETURNED: RETURNED_TOMBSTONE_S,
 }
 """How long the store remembers that it booked a request: of the few that an outage met, as long as they may be held."""
 
@@ -159,7 +165,9 @@ class Settlement:
         stays = TOMBSTONE_S[self.state]
         # While a tombstone would still be there, its absence says that nothing was booked.
         may_book = not self.sent_at or (time.time() if now is None else now) - self.sent_at < stays
-        undone = self.state is State.UNDONE
+        undone = self.state in (State.UNDONE, State.RETURNED)
+        # A project's usage is that of its tenants, whose events say it.
+        silent = undone or not keyspace.is_name(tenant)
         amounts = {name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")}
         if self.status.ours and not self.requests:
             amounts["failed"] = 1
@@ -172,7 +180,8 @@ class Settlement:
             "parts": own.parts,
             "periods": own.periods,
             "amounts": {} if undone else {name: amount for name, amount in amounts.items() if amount},
-            "event": [] if undone else [word for pair in self._event().items() for word in pair],
+            "undone": undone,
+            "event": [] if silent else [word for pair in self._event().items() for word in pair],
             "sold": "" if undone else own.label,
         }
         return keys, (json.dumps(asked),)

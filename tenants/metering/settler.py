@@ -103,6 +103,10 @@ class Settler:
         own = self._ended.get(tenant)
         return list(islice(own, MOST_ENDED)) if own else []
 
+    def pending(self, tenant: str, request_id: str) -> bool:
+        """Whether a request that ended is not settled yet."""
+        return request_id in self._ended.get(tenant, ())
+
     async def drain(self, timeout_s: float) -> bool:
         """Wait until all is settled that can be; False if that takes longer than `timeout_s`."""
         self._rejected_due = 0.0

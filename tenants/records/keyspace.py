@@ -9,9 +9,10 @@ import secrets
 TIER = "tier:"
 TENANT = "tenant:"
 APIKEY = "apikey:"
+PROJECT = "project:"
 INSTALLATION = "installation"
 """That this store is an installation's, and which: without it nobody's key is called unknown."""
-TRACKED_PREFIXES = (TIER, TENANT, APIKEY, INSTALLATION)
+TRACKED_PREFIXES = (TIER, TENANT, PROJECT, APIKEY, INSTALLATION)
 """What entitlements are resolved from: the prefixes whose edits the server announces."""
 
 ADMIN_KEY = "adminkey:"
@@ -62,6 +63,15 @@ def tier(name: str) -> str:
 
 def tenant(tenant_id: str) -> str:
     return TENANT + tenant_id
+
+
+def project(project_id: str) -> str:
+    return PROJECT + project_id
+
+
+def shared(project_id: str) -> str:
+    """What a project is called where a tenant's counters are named: no tenant may be called so."""
+    return f"project:{project_id}"
 
 
 def apikey(digest: str) -> str:

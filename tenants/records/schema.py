@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from policies.terms import FOCUS_LIMIT, Level, Strength
 from tenants.records import keyspace, schedule
@@ -80,6 +80,16 @@ MODEL_SCOPE = "model:"
 """Before a model's id: the key may call that model."""
 
 
+def _is_project(value: str) -> str:
+    if value and not keyspace.is_name(value):
+        raise ValueError("expected a project's id")
+    return value
+
+
+Project = Annotated[str, AfterValidator(_is_project)]
+"""The project whose limits hold too; "": none."""
+
+
 class _Scheduled(BaseModel):
     """A record that may change by itself."""
 
@@ -108,9 +118,17 @@ class TenantRecord(_Scheduled):
     name: str
     tier: str
     status: Literal["active", "suspended"] = "active"
+    project: Project = ""
     focus_locked: bool = False
     standing_focus: Mapping[str, Mapping[str, Strength]] = Field(default_factory=dict)
     overrides: Terms = Field(default_factory=Terms)
+
+
+class ProjectRecord(LimitFields):
+    """`project:<id>`: limits that its tenants and keys share, beside their own."""
+
+    id: str
+    billing_day: Annotated[int, Field(ge=1, le=28)] = 1
 
 
 class KeyRecord(LimitFields):
@@ -118,6 +136,7 @@ class KeyRecord(LimitFields):
 
     digest: str
     tenant: str
+    project: Project = ""
     label: str = ""
     prefix: str = ""
     scopes: Names = None

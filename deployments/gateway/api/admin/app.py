@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from deployments.gateway.api import errors
-from deployments.gateway.api.admin import file, keys, models, people, records, settings, tenants, tiers, usage
+from deployments.gateway.api.admin import file, keys, models, people, projects, records, settings, tenants, tiers, usage
 from deployments.gateway.api.admin.identity import NeedsVersion, Tokens
 from tenants.changes.edits import AdminError, Changed, Conflict, Missing
 from tenants.records.schema import RecordError
@@ -47,7 +47,7 @@ def build_admin(store: TenantStore, tokens: Tokens | None = None) -> FastAPI:
     errors.install(app)
     app.add_exception_handler(AdminError, _refused)
     app.add_exception_handler(RecordError, _broken)
-    for module in (tiers, tenants, usage, keys, records, models, file, settings, people):
+    for module in (tiers, projects, tenants, usage, keys, records, models, file, settings, people):
         app.include_router(module.router)
     return app
 

@@ -24,6 +24,7 @@ class File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     tiers: dict[str, Fields] = {}
+    projects: dict[str, Fields] = {}
     tenants: dict[str, Fields] = {}
 
 
