@@ -18,14 +18,13 @@ from tenants.changes.audit import Entry
 from tenants.changes.edits import AdminError, Conflict, Missing
 from tenants.metering import meters
 from tenants.metering.events import ADJUSTMENT
-from tenants.metering.settlement import Answer, Settlement, Sold, State, answer_of
+from tenants.metering.settlement import AMOUNTS, Answer, Settlement, Sold, State, answer_of
 from tenants.metering.usage import read_usage
 from tenants.records import keyspace
 from tenants.records.schema import RecordError
 from tenants.store import scripts
 from tenants.store.store import TenantStore
 
-AMOUNTS = ("requests", "images", "tokens_in", "tokens_out")
 MOST = 2**40
 REACH_DAYS = 399
 """Days that a correction may lie back: so long usage is kept."""

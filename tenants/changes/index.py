@@ -18,7 +18,7 @@ _PARENTS = {
     keyspace.TENANT: (("tier", keyspace.TIER), ("project", keyspace.PROJECT)),
     keyspace.APIKEY: (("tenant", keyspace.TENANT), ("project", keyspace.PROJECT)),
 }
-KINDS = (keyspace.TIER, keyspace.PROJECT, keyspace.TENANT, keyspace.APIKEY, keyspace.ADMIN_KEY)
+KINDS = (keyspace.PLAN, keyspace.TIER, keyspace.PROJECT, keyspace.TENANT, keyspace.APIKEY, keyspace.ADMIN_KEY)
 
 
 def members(key: str, fields: Mapping[str, str]) -> set[str]:

@@ -16,6 +16,7 @@ from tenants.command import (
     manifest,
     models,
     operators,
+    plans,
     projects,
     receipts,
     settings,
@@ -47,6 +48,8 @@ from tenants.store.store import TenantStore
 
 app = typer.Typer(help="Manage tiers, tenants and API keys.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(tiers.app, name="tier")
+app.add_typer(plans.prices, name="price")
+app.add_typer(plans.plans, name="plan")
 app.add_typer(keys.app, name="key")
 app.add_typer(projects.app, name="project")
 app.add_typer(operators.app, name="admin-key")

@@ -201,7 +201,7 @@ class EntitlementCache:
                 self._unknown.popitem(last=False)
             return None
         self._log_refusal(known, found)
-        self._last_tier = tuple(key for key in found.keys if key.startswith(keyspace.TIER))
+        self._last_tier = tuple(key for key in found.keys if key.startswith((keyspace.TIER, keyspace.PLAN)))
         # An edit announced while the answer was on its way may be newer than it: good for this request, not the next.
         session = self._session if epoch == self._epoch else _Session()
         sources = tuple(self._sources.setdefault(key, _Source()) for key in found.keys)

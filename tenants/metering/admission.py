@@ -14,14 +14,16 @@ from tenants.live.entitlements import Entitlements
 from tenants.metering import limits, meters
 from tenants.metering.journal import Journal
 from tenants.metering.last_known import LastKnown
-from tenants.metering.lease import Lease, Tokens
+from tenants.metering.lease import Lease
 from tenants.metering.limits import Judgement
 from tenants.metering.local import LocalLimits
-from tenants.metering.meters import Counter, Limit, Meter
+from tenants.metering.meters import Counter, Limit
 from tenants.metering.settlement import STEMS, Sold
 from tenants.metering.settler import Settler
 from tenants.metering.shared import SharedLease, projects_of
 from tenants.metering.usage import Usage, read_usage
+from tenants.metering.wanted import Rung, Tokens, Wanted, rungs_of
+from tenants.records.prices import FREE
 from tenants.records.schema import RecordError
 from tenants.store import errors, scripts
 from tenants.store.store import TenantStore
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 LEASE_S = 300.0
 L = TypeVar("L", bound=Lease)
+NOTHING = Wanted(0, 0, Tokens(), (Rung(1.0, FREE),))
+ONE = Wanted(1, 0, Tokens(), (Rung(1.0, FREE),))
 _ADMIT = scripts.load("metering/meters", "metering/admit")
 
 
@@ -62,6 +66,9 @@ class Admission:
         images: int = 0,
         tokens: int | Tokens = 0,
         level: float | None = None,
+        floor: float = 0.01,
+        waiting: int = 0,
+        answerable: Callable[[float], bool] = lambda level: True,
         focused: bool = False,
         lease_s: float = LEASE_S,
     ) -> Lease:
@@ -69,7 +76,8 @@ class Admission:
 
         Args:
             tokens: prompt and most tokens of the answer together; what is not used is returned.
-            level: what is sold, None: the tier's own level of the model.
+            level: what is asked for, None: the tier's own level of the model. The lease says what is granted.
+            floor, waiting, answerable: as of `rungs_of`, where the tenant's answers may step down.
             focused: whether the answer is steered.
             lease_s: seconds after which a request whose process has died gives back what it was admitted with.
 
@@ -77,7 +85,10 @@ class Admission:
             LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
             Unavailable: the store has been away for longer than the grace.
         """
-        wanted = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
+        top = entitlements.tier.level(model) if level is None else level
+        asked = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
+        rungs = rungs_of(entitlements, model, top, floor=floor, waiting=waiting, answerable=answerable)
+        wanted = Wanted(requests, images, asked, rungs)
 
         def lease(kind: type[L], own: Entitlements) -> L:
             held_to = meters.limits_of(own, model)
@@ -86,12 +97,12 @@ class Admission:
                 key=own.key_id,
                 model=model,
                 tier=own.tier.name,
-                level=own.tier.level(model) if level is None else level,
+                level=top,
                 focused=focused,
                 parts=tuple(meters.parts(held_to)),
                 periods=tuple(meters.periods(held_to)),
             )
-            return kind(self, own, held_to, sold, requests, images, wanted, lease_s)
+            return kind(self, own, held_to, sold, wanted, lease_s)
 
         if not entitlements.projects:
             return lease(Lease, entitlements)
@@ -103,9 +114,9 @@ class Admission:
         """What is used of a tenant's limits; of this process's own counts while the store is away."""
         held_to = meters.limits_of(entitlements)
         try:
-            return await self.ask("look", entitlements, "-", held_to, ())
+            return await self.ask("look", entitlements, "-", held_to, NOTHING)
         except Unavailable:
-            return self.local.judge(entitlements.tenant, held_to, ())
+            return self.local.judge(entitlements.tenant, held_to, NOTHING)
 
     def check_rate(self, entitlements: Entitlements) -> None:
         """Refuse one more request, without asking the store, where this process alone has admitted all that it may.
@@ -114,8 +125,7 @@ class Admission:
             LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
         """
         tenant, held_to = entitlements.tenant, meters.limits_of(entitlements)
-        one = [Meter(Counter.REQUESTS, 1, 1), Meter(Counter.RUNNING, 1, 1)]
-        judgement = self.local.refused(tenant, held_to) or self.local.judge(tenant, held_to, one, surely=True)
+        judgement = self.local.refused(tenant, held_to) or self.local.judge(tenant, held_to, ONE, surely=True)
         if judgement.forbidden_by is not None:
             raise limits.exceeded(judgement)
 
@@ -158,7 +168,7 @@ class Admission:
         own: Entitlements,
         request_id: str,
         held_to: Sequence[Limit],
-        wanted: Sequence[Meter],
+        wanted: Wanted,
         lease_s: float = 0.0,
     ) -> Judgement:
         """One run of `admit.lua`; raises Unavailable while the store is away."""
@@ -170,8 +180,12 @@ class Admission:
             "id": request_id,
             "lease_ms": round(lease_s * 1000),
             "owners": [(owner.part, owner.suffix) for owner in owners],
-            "meters": [(m.counter, m.amount, m.least) for m in wanted if m.counter is not Counter.RUNNING],
-            "limits": [(owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most) for limit in held_to],
+            "meters": [(m.counter, m.amount, m.least) for m in wanted.meters() if m.counter is not Counter.RUNNING],
+            "rungs": [(cost.amount, cost.least) for cost in wanted.costs()],
+            "limits": [
+                (owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most, wanted.shares(limit))
+                for limit in held_to
+            ],
             "ended": self.settler.ended(tenant) if limited else [],
         }
         keys = [stem(tenant) for stem in STEMS[:-1]]
@@ -181,9 +195,7 @@ class Admission:
         self.last_known.tell(own, answer)
         return answer
 
-    def ask_locally(
-        self, tenant: str, held_to: Sequence[Limit], wanted: Sequence[Meter], error: Unavailable
-    ) -> Judgement:
+    def ask_locally(self, tenant: str, held_to: Sequence[Limit], wanted: Wanted, error: Unavailable) -> Judgement:
         """The answer of this process's own counts, within the grace; raises `error` after it."""
         now = time.monotonic()
         if self._away_since is None:

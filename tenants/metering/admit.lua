@@ -3,10 +3,13 @@
 -- ARGV  JSON: mode ('admit', or 'look' to change nothing), id of the request, lease_ms, and lists of
 --       owners: part, suffix of its fields in the tenant's usage ('' where it has usage of its own)
 --       meters: counter, amount, least that will do
---       limits: number of the owner from 1, counter, period (now, minute, hour, day, month, month@<day>), most
+--       rungs: of each level that the request can be answered at, the best first: what it costs at most, and at least
+--       limits: number of the owner from 1, counter, period (now, minute, hour, day, month, month@<day>), most in all,
+--               and most of each rung (-1: no end)
 --       ended: ids of requests that have ended but are not settled yet
 -- Answer: { number of the limit that forbids it, 0 if none, -1 if the request was settled before it was admitted;
---           ms to wait (-1: no wait helps); unix second; tokens granted;
+--           ms to wait (-1: no wait helps); unix second; tokens granted; cost reserved; number of the rung;
+--           number of the limit that forbids the rung above it, 0 if none;
 --           then of each limit: used, ms until nothing is (of a period: until it ends) }
 local REAP = 16
 local LAPSED_TTL = 7 * 86400
@@ -17,13 +20,16 @@ local now = tonumber(time[1])
 local exact = now + tonumber(time[2]) / 1000000
 local now_ms = math.floor(exact * 1000)
 
-local mode, id, owners, limits = asked.mode, asked.id, asked.owners, asked.limits
+local mode, id, owners, limits, rungs = asked.mode, asked.id, asked.owners, asked.limits, asked.rungs
 local amounts, least = { requests = 0, images = 0, tokens = 0, running = mode == 'admit' and 1 or 0 }, {}
 for _, meter in ipairs(asked.meters) do amounts[meter[1]], least[meter[1]] = meter[2], meter[3] end
-local function least_of(counter) return least[counter] or amounts[counter] end
+local function least_of(counter, rung)
+  if counter == 'cost' then return rungs[rung][2] end
+  return least[counter] or amounts[counter]
+end
 
 local request_key = KEYS[1] .. ':' .. id
-if mode == 'admit' and redis.call('EXISTS', request_key) == 1 then return { -1, 0, now, 0 } end
+if mode == 'admit' and redis.call('EXISTS', request_key) == 1 then return { -1, 0, now, 0, 0, 1, 0 } end
 
 -- The minute as it is now: the current second and the 60 before it. With one bucket fewer it could exceed the limit.
 local function read_window(key)
@@ -97,7 +103,7 @@ local function running(key)
   end
   return count
 end
-local FIELDS = { 'requests', 'images', 'tokens_in', 'tokens_out' }
+local FIELDS = { 'requests', 'images', 'tokens_in', 'tokens_out', 'cost' }
 local usage = {}
 -- All that an owner has used in a period, by counter.
 local function usage_of(owner, period)
@@ -120,43 +126,80 @@ local function usage_of(owner, period)
   for i, field in ipairs(fields) do raw[i] = number(key, field, raw[i]) end
   usage[name] = {
     requests = raw[1] + kept.requests, images = raw[2] + kept.images, tokens = raw[3] + raw[4] + kept.tokens,
+    cost = raw[5] + kept.cost,
   }
   return usage[name]
 end
-local read, verdict, wait = {}, 0, 0
+local read = {}
 for i, limit in ipairs(limits) do
-  local owner, counter, period, most = owners[limit[1]], limit[2], limit[3], limit[4]
-  local own = { most = most, counter = counter, used = 0, reset = 0 }
+  local owner, counter, period = owners[limit[1]], limit[2], limit[3]
+  local own = { used = 0, reset = 0 }
   read[i] = own
-  local wanted, pause = least_of(counter), 0
   if period == 'now' then
     own.used = running(KEYS[2] .. owner[1])
-    if own.used + wanted > most then pause = 1000 end
   elseif period == 'minute' then
-    local window = read_window(KEYS[4] .. owner[1] .. ':' .. counter)
-    windows[#windows + 1] = { window, counter, owner[1] }
-    own.used = window.sum
-    if own.used > 0 then own.reset = math.ceil((window.last + MINUTE + 1 - exact) * 1000) end
-    if wanted > 0 and wanted <= most and own.used + wanted > most then
-      pause = until_gone(window, own.used + wanted - most)
-    end
+    own.window = read_window(KEYS[4] .. owner[1] .. ':' .. counter)
+    windows[#windows + 1] = { own.window, counter, owner[1] }
+    own.used = own.window.sum
+    if own.used > 0 then own.reset = math.ceil((own.window.last + MINUTE + 1 - exact) * 1000) end
   else
     own.used, own.reset = usage_of(owner, period)[counter], math.ceil((ends(period, now) - exact) * 1000)
-    if own.used + wanted > most then pause = own.reset end
   end
-  if wanted > 0 and wanted > most then pause = -1 elseif wanted == 0 then pause = 0 end
+end
+
+local function is_rate(limit) return limit[3] == 'now' or limit[3] == 'minute' end
+-- Milliseconds until a request fits a limit as it is on a rung: 0 where it does, -1 if it never will.
+local function pause_of(i, rung)
+  local limit, own = limits[i], read[i]
+  local most, wanted = limit[5][rung], least_of(limit[2], rung)
+  if most < 0 or wanted == 0 then return 0 end
+  if wanted > most then return -1 end
+  if own.used + wanted <= most then return 0 end
+  if limit[3] == 'now' then return 1000 end
+  return own.window and until_gone(own.window, own.used + wanted - most) or own.reset
+end
+-- The first rung of whose quotas and budgets there is enough; the last where of none there is.
+local rung, forced = 1, 0
+local function lacking(at)
+  for i, limit in ipairs(limits) do
+    if not is_rate(limit) and pause_of(i, at) ~= 0 then return i end
+  end
+  return 0
+end
+for at = 1, #rungs - 1 do
+  local lacks = lacking(at)
+  if lacks == 0 then break end
+  rung, forced = at + 1, lacks
+end
+local verdict, wait = 0, 0
+for i in ipairs(limits) do
+  local pause = pause_of(i, rung)
   -- What no wait helps goes before the longest wait.
   if wait ~= -1 and (pause == -1 or pause > wait) then verdict, wait = i, pause end
 end
 
-local granted = amounts.tokens
-for _, own in ipairs(read) do
-  if own.counter == 'tokens' then granted = math.min(granted, math.max(own.most - own.used, least_of('tokens'))) end
+-- What there is of what may be less: tokens, and by their number money. Where the last rung has no end, what is left of
+-- a budget is taken, and nothing after it.
+local granted, cost, cheapest = amounts.tokens, rungs[rung][1], rungs[rung][2]
+for i, limit in ipairs(limits) do
+  local most = limit[5][rung]
+  local left = (most < 0 and limit[4] or most) - read[i].used
+  if limit[2] == 'tokens' and most >= 0 then
+    granted = math.min(granted, math.max(left, least_of('tokens')))
+  elseif limit[2] == 'cost' then
+    if most >= 0 and left < rungs[rung][1] then
+      local spare, dear = least_of('tokens'), rungs[rung][1] - cheapest + 1
+      local more = math.floor((left - cheapest - 1) * (amounts.tokens - spare) / dear)
+      granted = math.min(granted, spare + math.max(0, more))
+    end
+    cost = math.min(cost, math.max(0, left))
+  end
 end
 
 if mode == 'admit' and verdict == 0 then
-  local own = { at = now, requests = amounts.requests, images = amounts.images, tokens = granted, parts = {}, windows = {} }
-  local added = { requests = own.requests, images = own.images, tokens = own.tokens }
+  local own = { at = now, requests = amounts.requests, images = amounts.images, tokens = granted,
+    cost = cost, parts = {}, windows = {} }
+  local added = { requests = own.requests, images = own.images, tokens = own.tokens, cost = own.cost }
   local sets = { [''] = true }
   for i, owner in ipairs(owners) do own.parts[i] = owner[1] end
   for _, window in ipairs(windows) do
@@ -191,7 +234,7 @@ if mode == 'admit' then
   end
 end
 
-local answer = { verdict, wait, now, granted }
+local answer = { verdict, wait, now, granted, cost, rung, forced }
 for _, own in ipairs(read) do
   answer[#answer + 1] = own.used
   answer[#answer + 1] = own.reset

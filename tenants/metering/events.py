@@ -31,7 +31,9 @@ class Event:
         requests: 0 where it failed by our doing; nothing of it is billed then. Of a correction the amounts are what it
             adds, below 0 what it takes away.
         status: served, refused (by what it asked for), left (by its client), or late, away, failed (by our doing).
+        cost: micro-units of the currency of the plan that its tenant had signed.
         ms: from its admission to its end.
+        reason: why its level was below what it asked for: budget, quota, busy; "" where it was not.
         kind: `request`, or `adjustment`: a correction by an admin, booked under `at`, for the reason in `note`.
     """
 
@@ -47,8 +49,10 @@ class Event:
     images: int
     tokens_in: int
     tokens_out: int
+    cost: int
     status: str
     ms: int
+    reason: str
     kind: str = REQUEST
     note: str = ""
 
@@ -126,8 +130,10 @@ def _event(key: str, name: str, fields: Mapping[str, str]) -> tuple[Event, float
             images=int(fields["images"]),
             tokens_in=int(fields["tokens_in"]),
             tokens_out=int(fields["tokens_out"]),
+            cost=int(fields.get("cost", 0)),  # those of before there was money have none
             status=fields["status"],
             ms=int(fields["ms"]),
+            reason=fields.get("reason", ""),
             kind=fields.get("kind", REQUEST),
             note=fields.get("note", ""),
         )

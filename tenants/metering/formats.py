@@ -7,9 +7,9 @@ from dataclasses import asdict
 from urllib.parse import urlencode
 
 from tenants.metering.events import Event
+from tenants.metering.settlement import AMOUNTS
 from tenants.records.fields import parse_moment
 
-AMOUNTS = ("requests", "images", "tokens_in", "tokens_out")
 _HEAD = ("id", "at", "tenant")
 
 

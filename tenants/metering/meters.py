@@ -19,6 +19,8 @@ class Counter(StrEnum):
     REQUESTS = "requests"
     IMAGES = "images"
     TOKENS = "tokens"
+    COST = "cost"
+    """In micro-units of the plan's currency."""
     RUNNING = "running"
 
 
@@ -36,6 +38,8 @@ FIELDS: Mapping[str, tuple[Counter, str]] = {
         for counter in (Counter.REQUESTS, Counter.IMAGES, Counter.TOKENS)
         for period in (HOUR, DAY, MONTH)
     },
+    "budget_day": (Counter.COST, DAY),
+    "budget_month": (Counter.COST, MONTH),
 }
 """The limits of a record, by its fields."""
 
@@ -73,6 +77,11 @@ class Limit:
     period: str
     most: int
     field: str
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether it is of a minute or of a moment; quotas and budgets are of longer periods."""
+        return self.period in (NOW, MINUTE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,8 @@ if event[1] then
   redis.call('XADD', KEYS[6], 'MAXLEN', '~', MOST_EVENTS, '*', 'id', id, 'at', at, unpack(event))
 end
 -- The record's own fields are all that a tombstone needs to be read.
-redis.call('SET', request_key, request_text('settled', { at = at, requests = 0, images = 0, tokens = 0, parts = {}, windows = {} }),
+redis.call('SET', request_key, request_text('settled', 
+  { at = at, requests = 0, images = 0, tokens = 0, cost = 0, parts = {}, windows = {} }),
   'EX', asked.tombstone_s)
 if event[1] then
   -- A node of the stream holds a hundred entries: to look at the oldest now and then is enough.

@@ -130,6 +130,10 @@ class Sold:
         return f"{model}:{self.level:g}:{tier}:{key}"
 
 
+AMOUNTS = ("requests", "images", "tokens_in", "tokens_out", "cost")
+"""What is booked of a request, by the settlement's fields."""
+
+
 @dataclass(slots=True)
 class Settlement:
     """What one request used in all, however often it is sent.
@@ -137,7 +141,9 @@ class Settlement:
     Attributes:
         at: unix second of its admission, of the store's clock where that answered.
         status: how it ended. A failure of our own has no amounts, and is counted as `failed`.
+        cost: micro-units of the plan's currency.
         ms: milliseconds from its admission to its end.
+        reason: why its level was below what it asked for: budget, quota, busy; "" where it was not.
         sent_at: unix time at which it was first sent, 0 if never: from then on it may be booked.
     """
 
@@ -149,8 +155,10 @@ class Settlement:
     images: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    cost: int = 0
     status: Outcome = Outcome.SERVED
     ms: int = 0
+    reason: str = ""
     sent_at: float = field(default=0.0)
 
     @property
@@ -168,7 +176,7 @@ class Settlement:
         undone = self.state in (State.UNDONE, State.RETURNED)
         # A project's usage is that of its tenants, whose events say it.
         silent = undone or not keyspace.is_name(tenant)
-        amounts = {name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")}
+        amounts = {name: getattr(self, name) for name in AMOUNTS}
         if self.status.ours and not self.requests:
             amounts["failed"] = 1
         asked = {
@@ -194,9 +202,10 @@ class Settlement:
             "tier": own.tier,
             "level": f"{own.level:g}",
             "focus": int(own.focused),
-            **{name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")},
+            **{name: getattr(self, name) for name in AMOUNTS},
             "status": self.status.value,
             "ms": self.ms,
+            "reason": self.reason,
         }
 
 

@@ -15,7 +15,8 @@ from types import TracebackType
 
 from policies.errors import LimitExceeded
 from tenants.live.entitlements import Entitlements
-from tenants.metering.lease import Lease, Tokens
+from tenants.metering.lease import Lease
+from tenants.metering.wanted import Wanted
 from tenants.records import keyspace
 
 RETURN_S = 1.0
@@ -55,11 +56,16 @@ class SharedLease(Lease):
         await super().__aenter__()
         try:
             for name, lease in self._shares.items():
-                lease.want(Tokens(self.tokens, min(self.tokens, self._wanted.least)))
+                lease.want(self._left())
                 with self._told(name):
                     await lease.__aenter__()
                 self._entered.append(lease)
                 self.tokens = min(self.tokens, lease.tokens)
+                self.become(lease.sold.level, lease.reason)
+            cost = min(lease.granted_cost for lease in (self, *self._entered))
+            for lease in (self, *self._entered):
+                lease.become(self.sold.level, self.reason)
+                lease.cost_at_most(cost)
         except BaseException:
             for lease in (*self._entered, self):
                 lease.give_back()
@@ -73,6 +79,12 @@ class SharedLease(Lease):
                 for lease in (*self._entered, self):
                     while self._admission.settler.pending(lease.sold.tenant, lease.id):
                         await asyncio.sleep(0.001)
+
+    def _left(self) -> Wanted:
+        """What is asked of the next: no more tokens, and no better level, than those before have granted."""
+        asked = self._wanted
+        tokens = replace(asked.tokens, most=self.tokens, least=min(self.tokens, asked.tokens.least))
+        return replace(asked, tokens=tokens, rungs=asked.rungs[self._judgement.rung :])
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:

@@ -10,15 +10,15 @@ _ONLY_ADDS = "+eval +evalsha +time +lindex +rpush ~audit:log"
 USERS: Mapping[str, str] = {
     "gateway": f"{_CONNECT} +client|tracking +eval +evalsha +time +get +set +del +exists +expire +hgetall +hmget +hset"
     " +hdel +hincrby +zadd +zrem +zcount +zscore +zmscore +zrangebyscore +xadd +xtrim %R~tier:* %R~tenant:* %R~apikey:*"
-    " %R~project:* ~used:* ~usage:* ~window:* ~running:* ~reserved:* ~request:* ~events:* ~store-id %R~secret:receipts"
-    " %R~installation %R~settings %R~webhooks %R~secret:webhook:* ~alert:*"
+    " %R~plan:* %R~project:* ~used:* ~usage:* ~window:* ~running:* ~reserved:* ~request:* ~events:* ~store-id"
+    " %R~secret:receipts %R~installation %R~settings %R~webhooks %R~secret:webhook:* ~alert:*"
     f" ({_ONLY_ADDS})",
     "replica": f"{_CONNECT} +eval +evalsha +get +set +del +incr +scan +hmget +hset +xadd %R~tier:* %R~tenant:*"
     " ~calibration:* ~calibration-version:* ~calibrate:* ~field:* ~levels:* ~catalog ~audit:models ~noise-secret-id"
     " %R~secret:noise",
     "admin": f"{_CONNECT} +acl|whoami +eval +evalsha +get +set +del +exists +scan +hget +hgetall +hmget +hset +hdel"
     " +zadd +zrem +zrange +zlexcount +zscore +xrange +xrevrange +xadd +xtrim +xlen +expire +time ~tier:* ~tenant:*"
-    " ~project:* ~apikey:* ~adminkey:* ~known:* ~index ~settings ~webhooks %W~secret:webhook:* ~alert:*"
+    " ~plan:* ~project:* ~apikey:* ~adminkey:* ~known:* ~index ~settings ~webhooks %W~secret:webhook:* ~alert:*"
     " %R~audit:models %R~audit ~calibrate:* ~used:* ~usage:* ~window:* ~running:* ~reserved:* ~request:* ~events:*"
     " %R~levels:* %R~catalog %R~noise-secret-id %R~secret:receipts %R~installation"
     f" (+lrange +llen {_ONLY_ADDS})",

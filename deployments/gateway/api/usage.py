@@ -26,6 +26,7 @@ class Counts(BaseModel):
     images: int = Field(description="Pictures.")
     tokens_in: int = Field(description="Tokens of prompts.")
     tokens_out: int = Field(description="Tokens of answers.")
+    cost: int | None = Field(default=None, description="Millionths of the currency; null: this key is not shown costs.")
     failed: int = Field(description="Requests that this service failed at (408, 500, 503): free.")
     rejected: int = Field(description="Requests beyond a limit (429): free.")
 
@@ -76,16 +77,18 @@ async def usage(
         raise InvalidRequest(f"{error}", param="from") from None
     found = await gateway.admission.usage(own.tenant, *periods)
     total = {name: sum(day.total[name] for day in found) for name in Counts.model_fields}
-    return UsageView(tenant=own.tenant, total=_counts(total), data=[_day(day) for day in found])
+    shown = [_day(day, own.show_cost) for day in found]
+    return UsageView(tenant=own.tenant, total=_counts(total, own.show_cost), data=shown)
 
 
-def _day(own: Usage) -> Day:
+def _day(own: Usage, cost: bool) -> Day:
     sold = [
-        Sold(model=s.model, level=float(s.level), tier=s.tier, key=s.key, counts=_counts(s.counts)) for s in own.sold
+        Sold(model=s.model, level=float(s.level), tier=s.tier, key=s.key, counts=_counts(s.counts, cost))
+        for s in own.sold
     ]
-    by_model = {model: _counts(counts) for model, counts in sorted(own.by_model.items())}
-    return Day(day=date.fromisoformat(own.period), total=_counts(own.total), by_model=by_model, sold=sold)
+    by_model = {model: _counts(counts, cost) for model, counts in sorted(own.by_model.items())}
+    return Day(day=date.fromisoformat(own.period), total=_counts(own.total, cost), by_model=by_model, sold=sold)
 
 
-def _counts(counts: Mapping[str, int]) -> Counts:
-    return Counts(**{name: counts[name] for name in Counts.model_fields})
+def _counts(counts: Mapping[str, int], cost: bool) -> Counts:
+    return Counts(**{name: counts[name] for name in Counts.model_fields if cost or name != "cost"})

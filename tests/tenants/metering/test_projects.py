@@ -17,9 +17,11 @@ from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements, Limits
 from tenants.metering.admission import Admission
 from tenants.metering.events import read_events
-from tenants.metering.lease import Tokens
 from tenants.metering.usage import read_days
+from tenants.metering.wanted import Tokens
 from tenants.records import keyspace
+from tenants.records.ladders import exhausted
+from tenants.records.prices import parse_plan
 from tenants.store.store import TenantStore
 from tests.tenants.conftest import Backend, Run, populate, until
 from tests.tenants.requests import MODEL, attempt, tenant
@@ -208,3 +210,29 @@ async def test_a_project_is_deleted_once_nobody_belongs_to_it(admin: TenantAdmin
     await admin.delete_project("team")
     with pytest.raises(AdminError, match="no project"):
         await admin.set_tenant("acme", {"project": "team"})
+
+
+async def test_answers_step_down_by_a_projects_budget_and_all_book_the_level_that_was_given(
+    store: TenantStore, admission: Admission
+) -> None:
+    plan = parse_plan("p@1", {b"request": b"10", b"request:*:0.7": b"4"})
+    ladder = exhausted("step(0.7)")
+    levels = Counter[str]()
+    for i in range(30):
+        own = replace(
+            member(f"t{i % 3}", {"budget_day": 10_000}, team={"budget_day": 100}), plan=plan, when_exhausted=ladder
+        )
+        try:
+            async with admission.admit(own, model=MODEL) as lease:
+                pass
+            levels[f"{lease.sold.level:g} {lease.reason}"] += 1
+        except LimitExceeded as error:
+            levels[f"refused {'team' in error.message}"] += 1
+        assert await admission.drain()
+    (team,) = await read_days(store, keyspace.shared("team"), 1)
+    found = [e async for e in read_events(store, TODAY, TODAY)]
+    by_level = Counter(f"{event.level:g} {event.reason}" for event in found)
+    assert by_level == Counter({k: n for k, n in levels.items() if "refused" not in k}) and len(by_level) == 2, levels
+    assert {s.level: s.counts["requests"] for s in team.sold} == {k.split()[0]: n for k, n in by_level.items()}
+    assert team.total["cost"] == sum(event.cost for event in found)
+    assert sum((await read_days(store, f"t{i}", 1))[0].total["cost"] for i in range(3)) == team.total["cost"]

@@ -8,7 +8,19 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from deployments.gateway.api import errors
-from deployments.gateway.api.admin import file, keys, models, people, projects, records, settings, tenants, tiers, usage
+from deployments.gateway.api.admin import (
+    file,
+    keys,
+    models,
+    people,
+    plans,
+    projects,
+    records,
+    settings,
+    tenants,
+    tiers,
+    usage,
+)
 from deployments.gateway.api.admin.identity import NeedsVersion, Tokens
 from tenants.changes.edits import AdminError, Changed, Conflict, Missing
 from tenants.records.schema import RecordError
@@ -23,8 +35,8 @@ admin-key create NAME --role owner` makes the first. Where an identity provider 
 Roles: `viewer` reads; `support` also makes, limits, rotates and revokes API keys, suspends and activates, and sets
 standing focus; `billing` reads, suspends and activates, changes tenants and tiers, corrects usage; `owner` does all.
 
-A tier, a tenant or an API key is answered with an `ETag`. To change or delete it send that in `If-Match` (428 without,
-`*` for whatever is there): where somebody changed it meanwhile the answer is 412, and nothing is written.
+A plan, a tier, a tenant or an API key is answered with an `ETag`. To change or delete it send that in `If-Match` (428
+without, `*` for whatever is there): where somebody changed it meanwhile the answer is 412, and nothing is written.
 """
 _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (Changed, 412, "changed"),
@@ -47,7 +59,7 @@ def build_admin(store: TenantStore, tokens: Tokens | None = None) -> FastAPI:
     errors.install(app)
     app.add_exception_handler(AdminError, _refused)
     app.add_exception_handler(RecordError, _broken)
-    for module in (tiers, projects, tenants, usage, keys, records, models, file, settings, people):
+    for module in (plans, tiers, projects, tenants, usage, keys, records, models, file, settings, people):
         app.include_router(module.router)
     return app
 

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.gateway.api.admin.identity import Asker, Version
 from deployments.gateway.api.admin.schemas import REFUSALS, Name
 from policies.errors import InvalidRequest
-from tenants.admin.corrections import AMOUNTS, Corrections, What
+from tenants.admin.corrections import Corrections, What
 from tenants.admin.operators import Right
 from tenants.changes import edits
 from tenants.metering.events import read_events
 from tenants.metering.formats import cloud_event
+from tenants.metering.settlement import AMOUNTS
 from tenants.metering.usage import asked_days, read_usage
 from tenants.records import keyspace
 
