@@ -49,7 +49,7 @@ class TenantGateway:
         await self.cache.start()
         self.admission = Admission(self.store, stale_grace_s=grace, held_dir=args.store.folder / "held")
         await self.admission.start()
-        self.alerts = Alerts(self.store)
+        self.alerts = Alerts(self.store, self.admission.settler)
         self.admission.observe = self.alerts.watch.observe
         self.alerts.start()
         self.receipts = await Receipts.start(lambda: access.receipt_secret(self.store))

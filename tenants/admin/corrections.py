@@ -14,11 +14,12 @@ from datetime import time as time_of_day
 
 from policies.errors import Unavailable
 from tenants.admin.admin import TenantAdmin
+from tenants.admin.settings import read_settings
 from tenants.changes.audit import Entry
 from tenants.changes.edits import AdminError, Conflict, Missing
 from tenants.metering import meters
 from tenants.metering.events import ADJUSTMENT
-from tenants.metering.settlement import AMOUNTS, Answer, Settlement, Sold, State, answer_of
+from tenants.metering.settlement import AMOUNTS, Answer, Settlement, Sold, State, answer_of, call
 from tenants.metering.usage import read_usage
 from tenants.records import keyspace
 from tenants.records.schema import RecordError
@@ -94,7 +95,8 @@ class Corrections:
         line = f"{what.day} {sold.label}: {said} ({number}): {why}"
         await self._admin.log.append(Entry("usage adjust", what.tenant, detail=line))
         try:
-            answer = answer_of(await self._store.run(_SETTLE, *own.call()))
+            kept = await read_settings(self._store)
+            answer = answer_of((await self._store.run(_SETTLE, *call([own], time.time(), kept)))[0])
         except Unavailable as error:
             raise Unavailable(
                 f"It is not known whether the correction was booked ({error.message}); repeat it with --id {number},"

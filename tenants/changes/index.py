@@ -10,7 +10,8 @@ from typing import Any
 
 from tenants.records import keyspace, schedule
 from tenants.records.hashes import RawHash
-from tenants.store.store import READ_BATCH, Command, TenantStore
+from tenants.store.link import Command
+from tenants.store.store import READ_BATCH, TenantStore
 
 COMPLETE = "~complete"
 """Member that says that all records of an older store have been put in."""

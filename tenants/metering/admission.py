@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -17,15 +16,18 @@ from tenants.metering.last_known import LastKnown
 from tenants.metering.lease import Lease
 from tenants.metering.limits import Judgement
 from tenants.metering.local import LocalLimits
-from tenants.metering.meters import Counter, Limit
-from tenants.metering.settlement import STEMS, Sold
+from tenants.metering.meters import Limit
+from tenants.metering.questions import Questions
+from tenants.metering.refusals import Refusals
+from tenants.metering.settlement import Sold
 from tenants.metering.settler import Settler
 from tenants.metering.shared import SharedLease, projects_of
 from tenants.metering.usage import Usage, read_usage
 from tenants.metering.wanted import Rung, Tokens, Wanted, rungs_of
+from tenants.records import keyspace
 from tenants.records.prices import FREE
 from tenants.records.schema import RecordError
-from tenants.store import errors, scripts
+from tenants.store import errors
 from tenants.store.store import TenantStore
 
 logger = logging.getLogger(__name__)
@@ -34,14 +36,14 @@ LEASE_S = 300.0
 L = TypeVar("L", bound=Lease)
 NOTHING = Wanted(0, 0, Tokens(), (Rung(1.0, FREE),))
 ONE = Wanted(1, 0, Tokens(), (Rung(1.0, FREE),))
-_ADMIT = scripts.load("metering/meters", "metering/admit")
 
 
 class Admission:
     """Admits requests against a tenant's limits and books what they use.
 
     Args:
-        stale_grace_s: how long requests are admitted under limits of this process alone while the store is away.
+        stale_grace_s: how long requests are admitted under limits of this process alone while the store is away, in a
+            Cluster the node of their tenant's counters.
         held_dir: folder where settlements that the store cannot take are kept; None keeps them in memory alone.
 
     Attributes:
@@ -50,12 +52,14 @@ class Admission:
 
     def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
         self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
+        self.questions = Questions(store, self.settler.ended)
         self.local = LocalLimits()
+        self.refusals = Refusals()
         self.last_known = LastKnown()
         self.observe: Callable[[Entitlements, Judgement], None] | None = None
         self._store = store
         self._grace = stale_grace_s
-        self._away_since: float | None = None
+        self._away_since: dict[str, float] = {}
 
     def admit(
         self,
@@ -114,7 +118,8 @@ class Admission:
         """What is used of a tenant's limits; of this process's own counts while the store is away."""
         held_to = meters.limits_of(entitlements)
         try:
-            return await self.ask("look", entitlements, "-", held_to, NOTHING)
+            answer = await self.questions.look(entitlements.tenant, held_to, NOTHING)
+            return self._heard(entitlements, answer, NOTHING)
         except Unavailable:
             return self.local.judge(entitlements.tenant, held_to, NOTHING)
 
@@ -125,7 +130,7 @@ class Admission:
             LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
         """
         tenant, held_to = entitlements.tenant, meters.limits_of(entitlements)
-        judgement = self.local.refused(tenant, held_to) or self.local.judge(tenant, held_to, ONE, surely=True)
+        judgement = self.refusals.find(tenant, held_to, ONE) or self.local.judge(tenant, held_to, ONE, surely=True)
         if judgement.forbidden_by is not None:
             raise limits.exceeded(judgement)
 
@@ -160,48 +165,31 @@ class Admission:
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
         """Settle what is left, within `timeout_s`; what the store does not take is kept for the next gateway."""
+        await self.questions.aclose()
         await self.settler.aclose(timeout_s)
 
     async def ask(
-        self,
-        mode: str,
-        own: Entitlements,
-        request_id: str,
-        held_to: Sequence[Limit],
-        wanted: Wanted,
-        lease_s: float = 0.0,
+        self, own: Entitlements, held_to: Sequence[Limit], request_id: str, wanted: Wanted, lease_s: float
     ) -> Judgement:
-        """One run of `admit.lua`; raises Unavailable while the store is away."""
-        tenant, owners = own.tenant, meters.owners(held_to)
-        # Only a concurrency limit minds requests that have ended but are not settled yet.
-        limited = any(limit.counter is Counter.RUNNING for limit in held_to)
-        asked = {
-            "mode": mode,
-            "id": request_id,
-            "lease_ms": round(lease_s * 1000),
-            "owners": [(owner.part, owner.suffix) for owner in owners],
-            "meters": [(m.counter, m.amount, m.least) for m in wanted.meters() if m.counter is not Counter.RUNNING],
-            "rungs": [(cost.amount, cost.least) for cost in wanted.costs()],
-            "limits": [
-                (owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most, wanted.shares(limit))
-                for limit in held_to
-            ],
-            "ended": self.settler.ended(tenant) if limited else [],
-        }
-        keys = [stem(tenant) for stem in STEMS[:-1]]
-        answer = limits.read_answer(held_to, await self._store.run(_ADMIT, keys, (json.dumps(asked),)))
-        self._away_since = None
-        self.local.learn(tenant, answer)
+        """What the store says of a request, which it counts if it may run; raises Unavailable while it is away."""
+        return self._heard(own, await self.questions.ask(own.tenant, held_to, request_id, wanted, lease_s), wanted)
+
+    def _heard(self, own: Entitlements, answer: Judgement, wanted: Wanted) -> Judgement:
+        if self._away_since:
+            self._away_since.pop(self._store.servers.home(keyspace.request(own.tenant)), None)
+        self.local.learn(own.tenant, answer)
+        self.refusals.learn(own.tenant, answer, wanted)
         self.last_known.tell(own, answer)
         return answer
 
     def ask_locally(self, tenant: str, held_to: Sequence[Limit], wanted: Wanted, error: Unavailable) -> Judgement:
         """The answer of this process's own counts, within the grace; raises `error` after it."""
-        now = time.monotonic()
-        if self._away_since is None:
-            self._away_since = now
-            logger.warning("admitting under local limits: the tenant store is away")
-        if now - self._away_since > self._grace:
+        now, servers, key = time.monotonic(), self._store.servers, keyspace.request(tenant)
+        if (home := servers.home(key)) not in self._away_since:
+            self._away_since[home] = now - servers.away_for(key)
+            where = f"node {home} of the tenant store" if home else "the tenant store"
+            logger.warning("admitting under local limits: %s is away", where)
+        if now - self._away_since[home] > self._grace:
             raise Unavailable(
                 f"The tenant store has been away for over {self._grace:g} s; nothing is served until it is back.",
                 retry_after=error.retry_after,

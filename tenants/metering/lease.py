@@ -131,7 +131,8 @@ class Lease:
 
     def check_refused(self) -> None:
         """Raises LimitExceeded where the store has just refused what is like it; asks no store."""
-        if (known := self._admission.local.refused(self.sold.tenant, self._limits)) is not None:
+        known = self._admission.refusals.find(self.sold.tenant, self._limits, self._wanted)
+        if known is not None:
             self._judgement = known
             raise limits.exceeded(known)
 
@@ -155,7 +156,8 @@ class Lease:
         return limits.headers(self._judgement)
 
     async def __aenter__(self) -> Lease:
-        if (known := self._admission.local.refused(self.sold.tenant, self._limits)) is not None:
+        known = self._admission.refusals.find(self.sold.tenant, self._limits, self._wanted)
+        if known is not None:
             self._judgement = known
         else:
             await self._ask()
@@ -185,7 +187,7 @@ class Lease:
         try:
             try:
                 self._judgement = await self._admission.ask(
-                    "admit", self._own, self.id, self._limits, self._wanted, self._lease_s
+                    self._own, self._limits, self.id, self._wanted, self._lease_s
                 )
                 uncertain = False
             except Unavailable as error:
@@ -217,6 +219,7 @@ class Lease:
         used = {Counter.REQUESTS: requests, Counter.IMAGES: images, Counter.TOKENS: tokens, Counter.COST: self.cost}
         unused = {counter: amount - used[counter] for counter, amount in self._reserved().items()}
         self._admission.local.end(self.sold.tenant, self._limits, unused, here=self._here)
+        self._admission.refusals.ended(self.sold.tenant)
 
     @property
     def _here(self) -> bool:

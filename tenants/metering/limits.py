@@ -10,7 +10,7 @@ from policies.errors import LimitExceeded, Unavailable
 from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit
 from tenants.records.prices import spoken
 
-_NO_WAIT_HELPS = -1
+NO_WAIT_HELPS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,9 @@ class Judgement:
         return min((r.left for r in self.readings if r.limit.counter is counter), default=math.inf)
 
 
-def read_answer(limits: Sequence[Limit], answer: Sequence[int]) -> Judgement:
+def read_answer(limits: Sequence[Limit], answer: bytes) -> Judgement:
     """`admit.lua`'s answer. Raises Unavailable where the request was given up before the store heard of it."""
-    verdict, wait_ms, at, tokens, cost, rung, stepped, *numbers = (int(value) for value in answer)
+    verdict, wait_ms, at, tokens, cost, rung, stepped, *numbers = map(int, answer.split())
     if verdict < 0:
         raise Unavailable("The tenant store was too slow; try again.")
     readings = tuple(
@@ -70,7 +70,7 @@ def exceeded(judgement: Judgement) -> LimitExceeded:
     """The error that a judgement's verdict means."""
     limit, wait_ms = judgement.forbidden_by, judgement.wait_ms
     assert limit is not None
-    hopeless = wait_ms == _NO_WAIT_HELPS
+    hopeless = wait_ms == NO_WAIT_HELPS
     retry_after = None if hopeless else max(1, math.ceil(wait_ms / 1000))
     whose = {"tenant": "", "key": " for this API key"}.get(
         limit.owner.kind, f" for {limit.owner.kind} {limit.owner.name}"

@@ -6,15 +6,13 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tenants.metering.limits import Judgement, Reading
 from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit, Meter, owners
 from tenants.metering.wanted import Wanted
 
 MAX_COUNTS = 20_000
-REMEMBERED_S = 1.0
-"""So long a refusal by the store is not asked for again."""
 Amounts = Mapping[Counter, int]
 
 
@@ -40,7 +38,6 @@ class LocalLimits:
 
     def __init__(self) -> None:
         self._all: OrderedDict[tuple[str, str], _Counts] = OrderedDict()
-        self._refused: OrderedDict[tuple[str, Limit], tuple[float, float, Judgement]] = OrderedDict()
 
     def start(self, tenant: str, limits: Sequence[Limit], amounts: Amounts, *, here: bool) -> None:
         """Count an admitted request; `here`: by this process's own judgement, of which the store knows nothing yet."""
@@ -62,34 +59,12 @@ class LocalLimits:
             counts.running = max(0, counts.running - 1)
 
     def learn(self, tenant: str, judgement: Judgement) -> None:
-        """Remember what the store says is used of periods: a quota that is used up stays so while the store is away.
-
-        And that requests are too many, which holds for every request: for a moment, since some may be given back.
-        """
-        now, full = time.monotonic(), judgement.forbidden_by
-        if full is not None and full.counter is Counter.REQUESTS and judgement.wait_ms > 0:
-            self._refused[tenant, full] = (now + min(judgement.wait_ms / 1000, REMEMBERED_S), now, judgement)
-            if len(self._refused) > MAX_COUNTS:
-                self._refused.popitem(last=False)
+        """Remember what the store says is used of periods: a quota that is used up stays so while the store is away."""
+        now = time.monotonic()
         for reading in judgement.readings:
             if reading.limit.period not in (NOW, MINUTE):
                 known = self._counts(tenant, reading.limit.owner.part).periods
                 known[reading.limit.counter, reading.limit.period] = (reading.used, now + reading.reset_ms / 1000)
-
-    def refused(self, tenant: str, limits: Sequence[Limit]) -> Judgement | None:
-        """The store's last refusal, if it is fresh: a storm of requests that are too many stays here.
-
-        A limit that an admin changes is another limit, of which nothing is remembered.
-        """
-        for limit in limits:
-            known = self._refused.get((tenant, limit))
-            if known is None:
-                continue
-            until, since, judgement = known
-            if (now := time.monotonic()) < until:
-                return replace(judgement, wait_ms=max(1, judgement.wait_ms - round((now - since) * 1000)))
-            del self._refused[tenant, limit]
-        return None
 
     def judge(self, tenant: str, limits: Sequence[Limit], wanted: Wanted, *, surely: bool = False) -> Judgement:
         """As `admit.lua` answers, without counting the request.

@@ -96,6 +96,8 @@ class Meter:
 def limits_of(entitlements: Entitlements, model: str = "") -> tuple[Limit, ...]:
     """All limits that a request of a model must keep: its tenant's, its key's own, and those of the model."""
     own = entitlements
+    if own.key_limits is None and not own.model_limits:
+        return _limits(TENANT, own.limits, own.limits.billing_day)
     groups: list[tuple[Owner, LimitFields]] = [(TENANT, own.limits)]
     if own.key_limits is not None:
         groups.append((Owner("key", own.key_id), own.key_limits))

@@ -11,9 +11,11 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from policies.errors import Unavailable
 from tenants.metering import meters
 from tenants.metering.outcome import Outcome
 from tenants.records import keyspace
+from tenants.records.settings import DEFAULTS, Settings
 from tenants.store import errors
 
 DAY_S = 86_400
@@ -98,8 +100,9 @@ def answer_of(raw: Any) -> Answer:
     """`settle.lua`'s answer, or the error in its place."""
     if isinstance(raw, ResponseError):
         return Answer.REFUSING if errors.passes(raw) else Answer.BROKEN
-    if isinstance(raw, Exception):
-        return Answer.SILENT
+    if isinstance(raw, Unavailable):
+        # Without a cause the breaker spoke and nothing was sent; with one the store may have booked all the same.
+        return Answer.UNSENT if raw.__cause__ is None else Answer.SILENT
     return {1: Answer.BOOKED, 0: Answer.BEFORE, -1: Answer.MISSING}[int(raw)]
 
 
@@ -166,33 +169,19 @@ class Settlement:
         """Whose it is."""
         return self.sold.tenant
 
-    def call(self, now: float | None = None) -> tuple[Sequence[str], Sequence[Any]]:
-        """Keys and argument of `settle.lua`."""
-        own, tenant = self.sold, self.sold.tenant
-        keys = [stem(tenant) for stem in STEMS]
-        stays = TOMBSTONE_S[self.state]
+    def argument(self, now: float) -> list[Any]:
+        """What `settle.lua` is told of it, at unix time `now`."""
+        own, stays = self.sold, TOMBSTONE_S[self.state]
         # While a tombstone would still be there, its absence says that nothing was booked.
-        may_book = not self.sent_at or (time.time() if now is None else now) - self.sent_at < stays
-        undone = self.state in (State.UNDONE, State.RETURNED)
-        # A project's usage is that of its tenants, whose events say it.
-        silent = undone or not keyspace.is_name(tenant)
-        amounts = {name: getattr(self, name) for name in AMOUNTS}
+        may_book = not self.sent_at or now - self.sent_at < stays
+        if self.state in (State.UNDONE, State.RETURNED):
+            return [self.id, self.at, own.model, may_book, stays, own.parts, own.periods, {}, [], "", True]
+        amounts = {name: amount for name in AMOUNTS if (amount := getattr(self, name))}
         if self.status.ours and not self.requests:
             amounts["failed"] = 1
-        asked = {
-            "id": self.id,
-            "at": self.at,
-            "model": own.model,
-            "may_book": may_book,
-            "tombstone_s": stays,
-            "parts": own.parts,
-            "periods": own.periods,
-            "amounts": {} if undone else {name: amount for name, amount in amounts.items() if amount},
-            "undone": undone,
-            "event": [] if silent else [word for pair in self._event().items() for word in pair],
-            "sold": "" if undone else own.label,
-        }
-        return keys, (json.dumps(asked),)
+        # A project's usage is that of its tenants, whose events say it.
+        event = list(self._event().values()) if keyspace.is_name(own.tenant) else []
+        return [self.id, self.at, own.model, may_book, stays, own.parts, own.periods, amounts, event, own.label, False]
 
     def _event(self) -> dict[str, str | int]:
         own = self.sold
@@ -207,6 +196,24 @@ class Settlement:
             "ms": self.ms,
             "reason": self.reason,
         }
+
+    def event_names(self) -> list[str]:
+        """The names of its event's values."""
+        return list(self._event())
+
+
+def call(
+    settlements: Sequence[Settlement], now: float, kept: Settings = DEFAULTS
+) -> tuple[Sequence[str], Sequence[Any]]:
+    """Keys and argument of `settle.lua` for settlements of one tenant, whose usage and events are kept so long."""
+    first = settlements[0]
+    asked = {
+        "names": first.event_names(),
+        "usage_s": kept.usage_days * DAY_S,
+        "events_s": kept.events_days * DAY_S,
+        "requests": [settlement.argument(now) for settlement in settlements],
+    }
+    return [stem(first.tenant) for stem in STEMS], (json.dumps(asked),)
 
 
 STEMS = (

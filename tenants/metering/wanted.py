@@ -100,6 +100,20 @@ class Wanted:
             for rung in self.rungs
         ]
 
+    def least(self, limit: Limit) -> int:
+        """How much of a limit's counter will do, on the last rung."""
+        match limit.counter:
+            case Counter.REQUESTS:
+                return self.requests
+            case Counter.IMAGES:
+                return self.images
+            case Counter.TOKENS:
+                return self.tokens.least
+            case Counter.RUNNING:
+                return 1 if self.requests else 0
+            case Counter.COST:
+                return self._cost(self.rungs[-1], self.tokens.least)
+
     def shares(self, limit: Limit) -> list[int]:
         """How much of a limit there is, by rung: of a rate all, of a quota or a budget the share; -1 has no end."""
         if limit.is_rate:

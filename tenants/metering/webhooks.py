@@ -18,6 +18,7 @@ from tenants.changes.audit import AuditLog, Entry
 from tenants.metering import delivery
 from tenants.metering.alerts import AUDIT
 from tenants.metering.delivery import Refused, Undelivered
+from tenants.metering.settler import Settler
 from tenants.metering.watch import Watch
 from tenants.records import keyspace
 from tenants.records.schema import RecordError
@@ -57,13 +58,23 @@ def signed(secret: str, number: str, at: int, body: bytes) -> dict[str, str]:
 class Alerts:
     """One gateway's part in alerts: what its requests show, and, while it leads, what is to be delivered.
 
+    Args:
+        settler: told how long usage and events are kept, as the installation's settings say.
+
     Attributes:
         watch: told of every admission.
     """
 
-    def __init__(self, store: TenantStore, *, now: Callable[[], float] = time.time, poll_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        store: TenantStore,
+        settler: Settler | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+        poll_s: float = POLL_S,
+    ) -> None:
         self.watch = Watch(store, now)
-        self._store, self._now, self._poll_s = store, now, poll_s
+        self._store, self._settler, self._now, self._poll_s = store, settler, now, poll_s
         self._log = AuditLog(store, who="alerts", via="gateway")
         self._http = delivery.client()
         self._name = secrets.token_hex(8)
@@ -99,6 +110,8 @@ class Alerts:
         """Read the settings, raise what is to be raised, and deliver what is due if this gateway leads."""
         try:
             self.watch.settings = parse_settings((await self._store.hashes(keyspace.SETTINGS))[0])
+            if self._settler is not None:
+                self._settler.kept = self.watch.settings
         except RecordError as error:
             logger.error("the settings stay as they were: %s", error)
         await self.watch.look()

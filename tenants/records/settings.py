@@ -29,6 +29,9 @@ class Settings(BaseModel):
     events_days: Annotated[int, Field(ge=1, le=400)] = 35
 
 
+DEFAULTS = Settings()
+
+
 def checked_url(url: str) -> str:
     """An address that may be sent to: https, or http on this machine's loopback. Raises ValueError."""
     try:

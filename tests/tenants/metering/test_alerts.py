@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -235,3 +236,24 @@ def test_a_period_is_called_as_the_scripts_call_it(period: str, second: int, nam
 def some(percent: int) -> Any:
     limit = Limit(TENANT, Counter.REQUESTS, DAY, 10, "quota_requests_day")
     return threshold("acme", limit, "2030-01-01", percent, percent // 10, 60)
+
+
+async def test_usage_and_events_are_kept_as_long_as_the_settings_say(
+    store: TenantStore, admin: TenantAdmin, admission: Admission
+) -> None:
+    alerts = Alerts(store, admission.settler)
+    await change_settings(store, admin.log, {"usage_days": "100", "events_days": "10"})
+    await alerts.turn()
+    assert await attempt(admission, tenant())
+    assert await admission.drain()
+    day = datetime.now(UTC).date().isoformat()
+    for key, days in ((keyspace.usage_period("acme", day), 100), (keyspace.sold("acme", day), 100)):
+        assert (days - 1) * 86_400 < await store.execute("TTL", key) <= days * 86_400
+    assert 9 * 86_400 < await store.execute("TTL", keyspace.events("acme")) <= 10 * 86_400
+    await store.execute("HSET", keyspace.SETTINGS, "usage_days", "soon")
+    await alerts.turn()
+    assert admission.settler.kept.usage_days == 100  # a slip shortens nothing
+    assert [(p.key, p.field) for p in await admin.check()] == [("settings", "usage_days")]
+    (entry, *_) = await admin.log.read(1)
+    assert (entry["who"], entry["action"]) == ("(by hand)", "settings changed")
+    await alerts.aclose()

@@ -235,4 +235,5 @@ async def test_answers_step_down_by_a_projects_budget_and_all_book_the_level_tha
     assert by_level == Counter({k: n for k, n in levels.items() if "refused" not in k}) and len(by_level) == 2, levels
     assert {s.level: s.counts["requests"] for s in team.sold} == {k.split()[0]: n for k, n in by_level.items()}
     assert team.total["cost"] == sum(event.cost for event in found)
-    assert sum((await read_days(store, f"t{i}", 1))[0].total["cost"] for i in range(3)) == team.total["cost"]
+    days = [(await read_days(store, f"t{i}", 1))[0] for i in range(3)]
+    assert sum(day.total["cost"] for day in days) == team.total["cost"] <= 100
