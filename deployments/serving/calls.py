@@ -104,7 +104,7 @@ async def stream_replica(method: DeploymentHandle[Any], *args: Any, deadline: fl
 
 
 async def _stream(method: DeploymentHandle[Any], *args: Any, deadline: float) -> AsyncGenerator[Any]:
-    response = method.remote(*args)
+    response: Any = method.remote(*args)
     try:
         while True:
             try:

@@ -161,11 +161,16 @@ class VisionReplica(Replica):
                 size, item = await self._pictures.read(data, max_pixels, modulation, share, meter, top_k)
                 if isinstance(self.engine, ImageClassifier):
                     return [label.to_json() for label in item]
-                read = partial(
-                    self.engine.label_map if form == "labelmap" else self.engine.answer, item, modulation, size
-                )
-                answer = await self._pictures.answered(read, size, share)
-                return [part.to_json() for part in answer] if isinstance(answer, list) else answer.to_json()
+                read = self._map if form == "labelmap" else self._masks
+                return await self._pictures.answered(partial(read, self.engine, item, modulation, size), size, share)
+
+    @staticmethod
+    def _masks(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:
+        return [part.to_json() for part in engine.answer(item, modulation, size)]
+
+    @staticmethod
+    def _map(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:
+        return engine.label_map(item, modulation, size).to_json()
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export.
