@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -214,6 +215,17 @@ class StoreArgs(BaseModel):
         return resolve_path(self.data_dir)
 
 
+Signature = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""By a private key that only the issuer has: never `none`, never HS."""
+
+
+def _https(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")):
+        raise ValueError("expected https:// (http:// is for this machine's loopback alone)")
+    return url
+
+
 DRAIN_S = 600.0
 """A replica that is replaced has so long to end its answers: the longest deadline that can be set while it runs."""
 
@@ -271,6 +283,25 @@ class GatewaySettings(BaseModel):
     )
 
 
+class OidcArgs(BaseModel):
+    """An identity provider whose tokens stand for people at /admin/v1, beside admin keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: Annotated[str, AfterValidator(_https)] = Field(description="as its tokens' `iss` has it")
+    audience: Annotated[str, Field(min_length=1)] = Field(description="their `aud`: this service")
+    roles: Annotated[dict[str, Literal["viewer", "support", "billing", "owner"]], Field(min_length=1)] = Field(
+        description="a value of the claim to a role; of several that a token has the first of these counts"
+    )
+    role_claim: str = Field(default="roles", description="the claim, or a path with dots: realm_access.roles")
+    name_claim: str = Field(default="sub", description="the claim that the audit log names people by, such as email")
+    jwks_url: Annotated[str, AfterValidator(_https)] | None = Field(
+        default=None, description="the issuer's keys; None: as its /.well-known/openid-configuration says"
+    )
+    algorithms: Annotated[tuple[Signature, ...], Field(min_length=1)] = ("RS256", "ES256")
+    leeway_s: Annotated[float, Field(ge=0.0, le=300.0)] = Field(default=30.0, description="how much clocks may differ")
+
+
 class GatewayArgs(GatewaySettings):
     """The tenant-policy gateway as it is built; a change here restarts the application."""
 
@@ -278,6 +309,9 @@ class GatewayArgs(GatewaySettings):
         default=False,
         description="whether /admin/v1 is served, for people with admin keys (`tenants admin-key create`). It needs the"
         " URL of the store's user admin in AIM_ADMIN_REDIS_URL, but for the embedded store",
+    )
+    admin_oidc: OidcArgs | None = Field(
+        default=None, description="people's tokens at /admin/v1; wants `pip install 'aim-serve[oidc]'`"
     )
     scaling: Scaling = Scaling()
 

@@ -11,7 +11,16 @@ from policies.terms import Share, Tier
 from tenants.records.hashes import RawHash
 from tenants.records.ladders import NEVER, REFUSE, Ladder
 from tenants.records.prices import Plan
-from tenants.records.schema import LIMIT_FIELDS, MODEL_SCOPE, KeyRecord, LimitFields, TenantRecord, Terms, TierRecord
+from tenants.records.schema import (
+    LIMIT_FIELDS,
+    MODEL_SCOPE,
+    KeyRecord,
+    LimitFields,
+    ProjectRecord,
+    TenantRecord,
+    Terms,
+    TierRecord,
+)
 
 
 class Limits(LimitFields):
@@ -46,6 +55,9 @@ class Entitlements:
     status: str
     version: str
     model_limits: Mapping[str, LimitFields] = field(default_factory=dict)
+    key_created_at: float | None = None
+    projects: Mapping[str, Limits] = field(default_factory=dict)
+    """Limits that are shared with others, by project: the tenant's and this key's, beside their own."""
     plan: Plan | None = None
     show_cost: bool = False
     when_exhausted: Ladder = REFUSE
@@ -62,6 +74,10 @@ class Entitlements:
     def may_infer(self) -> bool:
         """Whether this key may call models at all, and not only read what it may do."""
         return self.scopes is None or bool(self._named_models())
+
+    def may_read_usage(self) -> bool:
+        """Whether this key may read what its tenant has used."""
+        return self.scopes is None or "usage" in self.scopes
 
     def _named_models(self) -> frozenset[str]:
         return frozenset(s for s in self.scopes or () if s == "inference" or s.startswith(MODEL_SCOPE))
@@ -80,7 +96,12 @@ class Entitlements:
 
 
 def merge(
-    tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str, plan: Plan | None = None
+    tenant: TenantRecord,
+    tier: TierRecord,
+    key: KeyRecord,
+    version: str,
+    plan: Plan | None = None,
+    projects: Iterable[ProjectRecord] = (),
 ) -> Entitlements:
     """Resolve records to one: a tenant's field goes before its tier's, and one for a model before one for all."""
     own, base = tenant.overrides, tier.terms
@@ -118,6 +139,8 @@ def merge(
         status=tenant.status,
         version=version,
         model_limits=_model_limits(own, base),
+        key_created_at=key.created_at,
+        projects={p.id: Limits(**p.model_dump(exclude={"id"})) for p in projects},
         plan=plan,
         show_cost=pick("show_cost", False),
         when_exhausted=pick("when_exhausted", REFUSE),

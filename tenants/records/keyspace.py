@@ -11,9 +11,10 @@ TENANT = "tenant:"
 APIKEY = "apikey:"
 PLAN = "plan:"
 """A version of a price list: `plan:<name>@<version>`."""
+PROJECT = "project:"
 INSTALLATION = "installation"
 """That this store is an installation's, and which: without it nobody's key is called unknown."""
-TRACKED_PREFIXES = (TIER, TENANT, APIKEY, PLAN, INSTALLATION)
+TRACKED_PREFIXES = (TIER, TENANT, APIKEY, PLAN, PROJECT, INSTALLATION)
 """What entitlements are resolved from: the prefixes whose edits the server announces."""
 
 ADMIN_KEY = "adminkey:"
@@ -36,6 +37,12 @@ NOISE_SECRET_ID = "noise-secret-id"
 """Which noise secret the installation's replicas serve with: 16 hex digits, no secret."""
 RECEIPT_SECRET = "secret:receipts"
 SEED_GUARD = "seed:demo"
+SETTINGS = "settings"
+"""What an admin has set for the whole installation."""
+WEBHOOKS = "webhooks"
+"""Hash of names to addresses: where alerts are sent."""
+WEBHOOK_SECRET = "secret:webhook:"
+"""Before a webhook's name: what its messages are signed with. Apart from its record: admins write and never read it."""
 
 _RANDOM = 43
 """Characters of 256 bits in URL-safe base 64."""
@@ -72,6 +79,15 @@ def tenant(tenant_id: str) -> str:
     return TENANT + tenant_id
 
 
+def project(project_id: str) -> str:
+    return PROJECT + project_id
+
+
+def shared(project_id: str) -> str:
+    """What a project is called where a tenant's counters are named: no tenant may be called so."""
+    return f"project:{project_id}"
+
+
 def apikey(digest: str) -> str:
     return APIKEY + digest
 
@@ -90,6 +106,32 @@ def named_tenant(secret: str) -> str | None:
     """The tenant that a key of the form of `new_secret` names, whosever it is; None for one of another form."""
     name = secret[3 : -_RANDOM - 1] if secret.startswith("sk-") and secret[-_RANDOM - 1 : -_RANDOM] == "-" else ""
     return name if is_name(name) else None
+
+
+def webhook_secret(name: str) -> str:
+    return WEBHOOK_SECRET + name
+
+
+ALERT = "alert:{alerts}:"
+"""Before all that is known of alerts; one hash tag, so that one script may touch them all."""
+
+
+def alert_seen(subject: str) -> str:
+    """That an alert was raised; it expires when it may be raised again."""
+    return f"{ALERT}seen:{subject}"
+
+
+def alert_body(number: str) -> str:
+    """An alert's message (JSON)."""
+    return f"{ALERT}body:{number}"
+
+
+ALERTS_DUE = f"{ALERT}due"
+"""Sorted set of deliveries, `<id> <webhook>`, by the unix second at which each is to be tried next."""
+ALERTS_TRIED = f"{ALERT}tried"
+"""Hash of deliveries to how often each was tried."""
+ALERTS_LEADER = f"{ALERT}leader"
+"""Which gateway delivers alerts; it expires with it."""
 
 
 def admin_key(digest: str) -> str:

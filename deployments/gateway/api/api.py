@@ -7,7 +7,18 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from deployments.gateway.api import batches, embeddings, entitlements, errors, files, health, openai, responses, vision
+from deployments.gateway.api import (
+    batches,
+    embeddings,
+    entitlements,
+    errors,
+    files,
+    health,
+    openai,
+    responses,
+    usage,
+    vision,
+)
 from deployments.gateway.api.admin.app import PREFIX
 from deployments.gateway.api.browsers import Browsers
 from deployments.gateway.api.dependencies import KeyedRoute
@@ -34,7 +45,7 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None, runner: BatchRunne
         admin: administration as well, of `admin.app.build_admin`.
         runner: files and batches as well, which it works on once it is started with `batch_lines.asker` of this.
     """
-    apis = (openai, responses, embeddings, vision, entitlements, health)
+    apis = (openai, responses, embeddings, vision, entitlements, usage, health)
     routers = [api.router for api in apis]
     keyed = [route for router in routers for route in router.routes if isinstance(route, KeyedRoute)]
     app = FastAPI(
