@@ -29,6 +29,7 @@ from deployments.contracts.catalog import ModelInfo, TextDelta
 from tenants.admin import installation
 from tenants.admin.admin import TenantAdmin
 from tenants.store.embedded import EmbeddedValkey
+from tenants.store.store import TenantStore
 from tests.deployments.gateway_support import Scripted, opened
 
 AT_ONCE = 8
@@ -108,8 +109,8 @@ async def call(app: Any, case: Case, key: str) -> int:
 
 
 @asynccontextmanager
-async def gateway() -> AsyncIterator[tuple[Any, str]]:
-    """A gateway's HTTP application, and a key of it."""
+async def gateway(models: Scripted | None = None) -> AsyncIterator[tuple[Any, str]]:
+    """A gateway's HTTP application, and a key of it; its models `pictures` and `text` answer as `models` does."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedValkey(Path(folder) / "store") as valkey:
         args = AppArgs.model_validate(
             {
@@ -117,14 +118,15 @@ async def gateway() -> AsyncIterator[tuple[Any, str]]:
                 "store": StoreArgs(redis_url=valkey.url, data_dir=folder),
             }
         )
+        async with await TenantStore.connect(valkey.url, timeout_s=5.0) as store:
+            await installation.create_secrets(store)
         made = await opened(args)
-        await installation.create_secrets(made.store)
-        await made.receipts.read()
         admin = TenantAdmin(made.store, who="benchmark")
         await admin.create_tier("gold", TIER)
         await admin.create_tenant("acme", tier="gold")
         key = (await admin.create_key("acme"))[0]
-        made.service.models = models = Answering(lambda *_: [{"label": "cat", "score": 0.97}])
+        models = models or Answering(lambda *_: [{"label": "cat", "score": 0.97}])
+        made.service.models = models
         common: dict[str, Any] = {"floor": 0.1, "created": 1}
         models.add(ModelInfo(id="pictures", task=Task.CLASSIFICATION, classes=("cat", "dog"), **common))
         models.add(ModelInfo(id="text", task=Task.TEXT, classes=None, context=4096, **common))

@@ -26,6 +26,7 @@ from deployments.config import REPOSITORY, ModelSpec, Task
 from deployments.contracts.spending import Spending
 from deployments.engines.images.classifier import ImageClassifier
 from deployments.engines.images.decoding import decode_image
+from deployments.engines.images.engine import VisionEngine
 from deployments.engines.images.pipeline import Pipeline
 from deployments.serving.replicas import VisionReplica
 from deployments.serving.vitals import Vitals
@@ -56,11 +57,11 @@ def loaded() -> ImageClassifier:
     return engine
 
 
-def replica(engine: ImageClassifier) -> VisionReplica:
+def replica(engine: VisionEngine, cores: int = 1) -> VisionReplica:
     """A replica of it without Ray and without a keeper."""
     made: Any = VisionReplica.__new__(VisionReplica)
     made.engine, made._spending, made._vitals = engine, Spending(), Vitals(engine.trial)
-    made._pictures = Pipeline(engine, cores=1)
+    made._pictures = Pipeline(engine, cores)
     return made  # type: ignore[no-any-return]
 
 

@@ -17,6 +17,7 @@ class Task(StrEnum):
     CLASSIFICATION = "image-classification"
     SEGMENTATION = "image-segmentation"
     TEXT = "text-generation"
+    EMBEDDING = "feature-extraction"
 
 
 class Refit(StrEnum):
@@ -126,6 +127,11 @@ class ModelSpec(BaseModel):
         description="text: who tells a model of tools: its chat template, where that takes any; or, where it takes"
         " none, the system's turn (`told`), for a model that was trained to call tools nevertheless, such as SmolLM2",
     )
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        default=None,
+        description="feature-extraction: what of a text's hidden states is its embedding: their mean, the first, or the"
+        " last; None: what the source's own 1_Pooling/config.json says, else the mean",
+    )
     cache_gib: Annotated[float, Field(gt=0.0)] | None = Field(
         default=None,
         description="text: GiB of memory for the keys and values of running answers; None: 1.5 on a CPU, and on a card"
@@ -137,6 +143,12 @@ class ModelSpec(BaseModel):
     def deployment(self) -> str:
         """What Serve calls the model: it makes file names of that, and an id may hold a slash. None holds a colon."""
         return self.id.replace("/", ":")
+
+    @model_validator(mode="after")
+    def _pooling_only_for_embeddings(self) -> ModelSpec:
+        if self.pooling and self.task is not Task.EMBEDDING:
+            raise ValueError(f"pooling applies to {Task.EMBEDDING} only; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _weights_only_for_torchvision(self) -> ModelSpec:

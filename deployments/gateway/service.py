@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from urllib.parse import quote
 
+from deployments.config import Task
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Models
@@ -82,7 +83,15 @@ class Gateway:
             raise NotEntitled("This key's scopes do not include inference.", code="scope_not_entitled")
         if model_id not in self.models.infos:
             raise Unavailable(f"The model '{model_id}' is starting.", retry_after=5, code="model_starting")
-        return self.models.infos[model_id]
+        info = self.models.infos[model_id]
+        if wrong := [name for name in info.aliases if entitlements.names(name)]:
+            raise NotEntitled(
+                f"This tenant's or its tier's record has a field for '{wrong[0]}', which is another name of the model"
+                f" '{info.id}'; records go by the id: an admin must write the field for that.",
+                param="model",
+                code="entitlements_invalid",
+            )
+        return info
 
     def _of_alias(self, name: str) -> str:
         """A model's id, by any of its names; of models that claim one alias, the first in order."""
@@ -124,7 +133,7 @@ class Gateway:
             level=modulation.utility,
             floor=model.floor,
             waiting=self.waiting[model.id],
-            answerable=partial(_answerable, entitlements.tier, needs),
+            answerable=partial(_answerable, entitlements.tier, model, needs),
             focused=bool(modulation.focus),
             lease_s=lease_s,
         )
@@ -238,7 +247,9 @@ def _check_pending(model: ModelInfo, modulation: Modulation) -> None:
         )
 
 
-def _answerable(tier: Tier, needs: Callable[[Disclosure], None], level: float) -> bool:
+def _answerable(tier: Tier, model: ModelInfo, needs: Callable[[Disclosure], None], level: float) -> bool:
+    if model.task is Task.EMBEDDING and level < 1.0:
+        return False  # an embedding has no level below it
     try:
         needs(tier.disclosure(level))
     except NotEntitled:

@@ -25,10 +25,10 @@ class FairBatcher(Generic[Item, Result]):
     Args:
         run: one batch in, as many results out, in order.
         max_batch_size: items in a batch.
-        max_wait_ms: how long a batch that is not full waits for company, in milliseconds, when the thread is idle.
+        max_wait_ms: how long a batch that is not full waits for company, in milliseconds.
         queue_bound: items that one tenant may have waiting.
         coming: how many items are known to be on their way: while there are none nothing is waited for; None: nobody
-            knows, and each time it is.
+            knows, and it is whenever the thread is idle.
     """
 
     def __init__(
@@ -50,15 +50,18 @@ class FairBatcher(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
         self._loop = asyncio.create_task(self._batches(), name="fair-batcher")
 
-    async def submit(self, item: Item, share: Share) -> Result:
+    async def submit(self, item: Item, share: Share, cost: float = 1.0) -> Result:
         """An item's result; leaving early takes it out of the queue.
+
+        Args:
+            cost: what it takes of its tenant's share, in any unit that is the same for all.
 
         Raises:
             Unavailable: this tenant's part of the queue is full.
             Exception: what `run` raised for the item; a batch that fails is run again item by item.
         """
         entry = (item, asyncio.get_running_loop().create_future())
-        number = self._queue.push(share.flow, share.weight, 1.0, entry)
+        number = self._queue.push(share.flow, share.weight, cost, entry)
         self._arrived.set()
         try:
             result: Result = await entry[1]
@@ -92,16 +95,16 @@ class FairBatcher(Generic[Item, Result]):
 
     async def _batches(self) -> None:
         while True:
-            if not len(self._queue):
+            if idle := not len(self._queue):
                 self._arrived.clear()
                 await self._arrived.wait()
-                await self._company()
+            await self._company(idle)
             await self._run_one()
 
-    async def _company(self) -> None:
+    async def _company(self, idle: bool) -> None:
         """Wait for what may join a batch that is not full."""
         if self._coming is None:
-            if len(self._queue) < self._size:
+            if idle and len(self._queue) < self._size:
                 await asyncio.sleep(self._wait_s)
             return
         with contextlib.suppress(TimeoutError):

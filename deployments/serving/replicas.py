@@ -23,6 +23,7 @@ from deployments.engines.images.pipeline import Pipeline
 from deployments.engines.images.segmenter import ImageSegmenter
 from deployments.engines.text.choices import answer
 from deployments.engines.text.generator import Generator
+from deployments.engines.text.pacing import PACE_S, WHOLE, paced
 from deployments.prompts.encoder import Conversation, Texts
 from deployments.queues.fair_pool import FairPool
 from deployments.serving.cores import Threads, usable_cores
@@ -96,7 +97,8 @@ class Replica:
         self._metrics.export(self.engine.audit(), self.engine.reports())
 
 
-def _device(threads: int) -> torch.device:
+def device_of(threads: int) -> torch.device:
+    """Where a replica computes; sets how many threads a CPU has for it."""
     # Ray sets OMP_NUM_THREADS to a replica's num_cpus, which is a share for placement, not for arithmetic.
     torch.set_num_threads(threads)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -123,7 +125,7 @@ class VisionReplica(Replica):
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
             self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(
-                kind.load, spec, _device(threads.count())
+                kind.load, spec, device_of(threads.count())
             )
             await self.start(self.engine, spec, access, threads.count())
         self._pictures = Pipeline(self.engine, usable_cores())
@@ -199,7 +201,7 @@ class TextReplica(Replica):
     ) -> None:
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
-            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), _gpu_share(), say)
+            self.engine = await asyncio.to_thread(Generator.load, spec, device_of(threads.count()), _gpu_share(), say)
             model = self.engine.language_model
             form, characters, _ = await asyncio.to_thread(lambda: (model.form, model.characters, model.encoder))
             of_text = {"context": self.engine.context, "form": form and form.digest, "characters": characters}
@@ -222,14 +224,19 @@ class TextReplica(Replica):
     ) -> AsyncIterator[TextDelta]:
         """Answer prompts, which are token ids, at a tenant's terms. Closing the iterator frees the slots.
 
+        Args:
+            params: as `choices.answer`, and whether the answers are wanted `whole`: each as one piece, at its end.
+
         Raises:
             InvalidRequest, NotEntitled, Unavailable: as `choices.answer`.
         """
         with self._spending.of(call) as meter:
-            answers = answer(self.engine, prompts, params, modulation, share, param=param, meter=meter)
-            async with aclosing(answers) as deltas:
-                async for delta in deltas:
-                    yield delta
+            given = dict(params)
+            pace_s = WHOLE if given.pop("whole", False) else PACE_S
+            answers = answer(self.engine, prompts, given, modulation, share, param=param, meter=meter)
+            async with aclosing(answers) as deltas, aclosing(paced(deltas, pace_s)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def form(self) -> AsyncIterator[bytes]:
         """In parts, what makes prompts into tokens: `Form.pack`. Gateways ask for it by `info`'s digest."""

@@ -68,6 +68,10 @@ class Entitlements:
         """The tenant's standing focus on `model`."""
         return self.standing_focus.get(model, {})
 
+    def names(self, model: str) -> bool:
+        """Whether a level, a limit or a standing focus is of `model` by this name."""
+        return model in self.tier.utility_by_model or model in self.model_limits or model in self.standing_focus
+
     def share(self) -> Share:
         """Whose work a request is, for fair batching."""
         return Share(flow=self.tenant, weight=self.limits.weight)

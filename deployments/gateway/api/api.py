@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from deployments.gateway.api import entitlements, errors, health, openai, vision
+from deployments.gateway.api import embeddings, entitlements, errors, health, openai, responses, vision
 from deployments.gateway.api.admin.app import PREFIX
 from deployments.gateway.api.browsers import Browsers
 from deployments.gateway.api.dependencies import KeyedRoute
@@ -32,7 +32,8 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None) -> FastAPI:
     Args:
         admin: administration as well, of `admin.app.build_admin`.
     """
-    routers = (openai.router, vision.router, entitlements.router, health.router)
+    apis = (openai, responses, embeddings, vision, entitlements, health)
+    routers = [api.router for api in apis]
     keyed = [route for router in routers for route in router.routes if isinstance(route, KeyedRoute)]
     app = FastAPI(
         title="Tiered model serving",

@@ -15,6 +15,7 @@ from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.api.dependencies import KEY_REQUIRED, Context, Gateway, KeyedRoute
 from deployments.gateway.api.image_requests import ImageParameters, ImageRequest, Pictures, read_pictures
 from deployments.gateway.api.schemas import ERRORS
+from deployments.gateway.api.tasks import check_task
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import InvalidRequest
 
@@ -88,10 +89,7 @@ async def infer(
 ) -> Response:
     """An image as the body, or JSON with `inputs` in base64, one or a list, and `parameters`."""
     info = gateway.entitle(context.caller, model_id)
-    if info.task is Task.TEXT:
-        raise InvalidRequest(
-            f"'{info.id}' generates text; use POST /v1/chat/completions.", param="model", code="wrong_task"
-        )
+    check_task(info, Task.CLASSIFICATION, Task.SEGMENTATION)
     sent = await read_pictures(request)
     terms, cost, settings = sent.parameters, Cost(images=len(sent.files)), gateway.settings.now
     _check_task(info, terms)

@@ -111,6 +111,7 @@ async def test_every_parameter_reaches_the_engine(client: openai.AsyncOpenAI, sc
     )
     expected = given | others | {
         "n": 1, "max_tokens": 9, "stop": ("x",), "stop_token_ids": (7, 8), "logit_bias": ((5, -100.0),), "logprobs": 2,
+        "whole": True,
     }  # fmt: skip
     assert script.asked[0][1] == expected
 
