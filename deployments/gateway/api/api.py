@@ -12,6 +12,7 @@ from deployments.gateway.api.admin.app import PREFIX
 from deployments.gateway.api.browsers import Browsers
 from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders, Unexpected
+from deployments.gateway.api.pages import pages
 from deployments.gateway.service import Gateway
 
 DESCRIPTION = """\
@@ -44,8 +45,9 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None) -> FastAPI:
     )
     app.state.gateway, app.state.intake = gateway, Intake(gateway.settings)
     errors.install(app)
-    for router in (openai.router, vision.router, entitlements.router, health.router):
+    for router in (openai.router, vision.router, entitlements.router, health.router, pages.router):
         app.include_router(router)
     if admin is not None:
         app.mount(PREFIX, admin)
+        app.include_router(pages.console)
     return app
