@@ -60,9 +60,11 @@ async def test_every_part_is_shown_and_is_accessible(page: Any, site: Site) -> N
     for part, shows in (
         ("tenants", "Straßen"), ("tiers", "gold"), ("models", TEXT), ("audit", "tenant create"), ("health", "sound"),
     ):  # fmt: skip
+        await site.report()
         await page.click(f"#parts a[href='#{part}']")
         await page.locator("#part", has_text=shows).wait_for()
         assert await violations(page) == [], part
+    await site.report()
     await page.click("#parts a[href='#models']")
     await page.wait_for_selector("svg.levels circle.point")
     assert "0.71" in await page.locator("#part").text_content()
