@@ -1,101 +1,126 @@
-"""What the store spends on a busy tenant's admission, settlement and refusal, in microseconds of its one thread.
+"""What a busy tenant's requests and refusals cost, before and after, in one run: processor time of store and gateway.
 
-The tenant has every kind of limit (rpm, tpm, concurrency, quotas of a day and a month) and has been busy for over a
-minute, so that its sliding minutes are full. The server's own clock measures (`INFO latencystats`): scripts alone, no
-network; medians, since others may share the processor.
+Before is an earlier commit of this repository, by default the last with a minute of 61 buckets, taken out of git; after
+is the working tree. Each has a Valkey of its own. The tenant has every kind of limit (rpm, tpm, concurrency, quotas of
+a day and a month) and has been busy for over a minute, so that its minutes are full; then rounds of the two take turns,
+since others may share the processor.
 
-    python -m benchmarks.metering_cost            # about a minute and a half
+    python -m benchmarks.metering_cost            # about two minutes
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
 import tempfile
-import time
 from pathlib import Path
+from typing import IO
 
-from policies.errors import LimitExceeded
-from policies.terms import Tier
-from tenants.live.entitlements import Entitlements, Limits
-from tenants.metering.admission import Admission
 from tenants.store.embedded import EmbeddedValkey
-from tenants.store.store import TenantStore
 
-MANY = 10**9
-ROUND = 3_000
+BEFORE = "8ebe698^"
+ROOT = Path(__file__).parents[1]
+ROUNDS = 5
+REQUESTS = 2000
+STORM_S = 3.0
+STORM_PER_S = 4000
+KINDS = {
+    "admit": "an admission, 64 at a time",
+    "alone": "an admission, one after another",
+    "settle": "a settlement, many at a time",
+    "storm": f"a storm of {STORM_PER_S} refusals a second",
+}
 
 
-def tenant(rpm: int) -> Entitlements:
-    """With every kind of limit."""
-    quotas = {f"quota_{what}_{period}": MANY for what in ("requests", "tokens") for period in ("day", "month")}
-    return Entitlements(
-        tenant="busy",
-        name="busy",
-        tier=Tier(name="gold", utility=1.0),
-        limits=Limits(rpm=rpm, tpm=MANY, concurrency=10_000, **quotas),
-        key_limits=None,
-        models=None,
-        standing_focus={},
-        key_id="ab" * 6,
-        key_prefix="",
-        scopes=None,
-        key_expires_at=None,
-        status="active",
-        version="0" * 12,
+class Side:
+    """One tree's code in a process of its own (`metering_cost_side.py`), with a server of its own."""
+
+    def __init__(self, tree: Path, url: str) -> None:
+        words = [sys.executable, str(ROOT / "benchmarks" / "metering_cost_side.py"), url]
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=tree
+        )
+
+    def ask(self, *words: object) -> None:
+        pipe: IO[str] = self._process.stdin  # type: ignore[assignment]
+        print(*words, file=pipe, flush=True)
+
+    def answer(self) -> dict[str, float]:
+        pipe: IO[str] = self._process.stdout  # type: ignore[assignment]
+        found: dict[str, float] = json.loads(pipe.readline())
+        return found
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def tree_of(commit: str, folder: Path) -> Path:
+    """The packages of a commit, in a folder."""
+    archive = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", commit, "tenants", "policies"], capture_output=True, check=True
     )
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+    return folder
 
 
-async def median(store: TenantStore) -> float:
-    """Microseconds that half of the scripts since the last question took at most."""
-    stats = await store.execute("INFO", "latencystats")
-    await store.execute("CONFIG", "RESETSTAT")
-    return float(stats["latency_percentiles_usec_evalsha"]["p50"])
+def measure(sides: dict[str, Side], warm_s: float) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Rounds of each kind, by kind and side; the sides warm up together and are then asked in turns."""
+    for side in sides.values():
+        side.ask("warm", warm_s)
+    for side in sides.values():
+        side.answer()
+    found: dict[str, dict[str, list[dict[str, float]]]] = {kind: {name: [] for name in sides} for kind in KINDS}
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            side.ask("requests", REQUESTS)
+            answer = side.answer()
+            for kind in ("admit", "alone", "settle"):
+                found[kind][name].append(
+                    {k.removeprefix(f"{kind}_"): v for k, v in answer.items() if k.startswith(f"{kind}_")}
+                )
+    for _ in range(2):
+        for name, side in sides.items():
+            side.ask("storm", STORM_S, STORM_PER_S)
+            found["storm"][name].append(side.answer())
+    return found
 
 
-async def main() -> None:
+def table(found: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """Medians of the rounds, in microseconds a call, and of the storm as a share of the store's one core."""
+    lines = ["| | | before | after | ratio |", "|---|---|---|---|---|"]
+    rows = [(kind, field, f"{field}, us") for kind in ("admit", "alone", "settle") for field in ("store", "gateway")]
+    rows += [("storm", "share", "store's core, %"), ("storm", "gateway", "gateway, us a refusal")]
+    for kind, field, label in rows:
+        medians = [statistics.median(r[field] for r in found[kind][name]) for name in ("before", "after")]
+        lines.append(
+            f"| {KINDS[kind]} | {label} | {medians[0]:.1f} | {medians[1]:.1f} | {medians[0] / medians[1]:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", default=BEFORE, help="commit to compare with")
     parser.add_argument("--warm", type=float, default=65.0, help="seconds of load before measuring")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, EmbeddedValkey(Path(folder)) as server:
-        async with await TenantStore.connect(server.url, timeout_s=5.0) as store:
-            await measure(store, options.warm)
-
-
-async def measure(store: TenantStore, warm: float) -> None:
-    """Warm up, then one kind of call after another."""
-    admission = Admission(store)
-    own = tenant(MANY)
-    until = time.monotonic() + warm
-    while time.monotonic() < until:
-        async with admission.admit(own, model="m", tokens=100) as lease:
-            lease.settle(tokens_in=10, tokens_out=20)
-        await asyncio.sleep(0.02)
-    await admission.drain(20.0)
-
-    await median(store)
-    leases = [await admission.admit(own, model="m", tokens=100).__aenter__() for _ in range(ROUND)]
-    spans = {"admission": await median(store)}
-    for lease in leases:
-        lease.settle(tokens_in=10, tokens_out=20)
-        await lease.__aexit__(None, None, None)
-    await admission.drain(60.0)
-    spans["settlement"] = await median(store)
-    full = tenant(sum(r.used for r in (await admission.look(own)).readings if r.limit.field == "rpm"))
-    before = time.perf_counter()
-    for _ in range(ROUND):
-        try:
-            await admission.admit(full, model="m", tokens=100).__aenter__()
-        except LimitExceeded:
-            continue
-    took = time.perf_counter() - before
-    spans["refusal"] = await median(store)
-    await admission.drain(20.0)
-    for name, span in spans.items():
-        print(f"{name}: {span:.0f} us of the store")
-    print(f"refusals one after another: {ROUND / took:.0f}/s")
-    await admission.aclose()
+    with tempfile.TemporaryDirectory() as folder, EmbeddedValkey(Path(folder) / "a") as first:
+        with EmbeddedValkey(Path(folder) / "b") as second:
+            trees = {"before": (tree_of(options.before, Path(folder) / "tree"), first.url), "after": (ROOT, second.url)}
+            sides = {name: Side(*where) for name, where in trees.items()}
+            try:
+                print(table(measure(sides, options.warm)))
+            finally:
+                for side in sides.values():
+                    side.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

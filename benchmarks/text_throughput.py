@@ -49,7 +49,8 @@ from benchmarks.text_support import (
 )
 from deployments.config import ModelSpec
 from deployments.engines.text.loading.language_models import LanguageModel, load_language_model
-from deployments.engines.text.scheduler import PAGE, STEP_TOKENS
+from deployments.engines.text.manager import STEP_TOKENS
+from deployments.engines.text.scheduler import PAGE
 from tenants.store.embedded import EmbeddedValkey
 
 KINDS = ("bare", "clean", "engine", "server", "peer")
@@ -104,7 +105,7 @@ async def bare(model: LanguageModel, spec: ModelSpec) -> AsyncIterator[Subject]:
     config = ContinuousBatchingConfig(
         page_size=PAGE,
         num_blocks=blocks(spec),
-        max_batch_tokens=STEP_TOKENS["cpu"],
+        max_batch_tokens=STEP_TOKENS["cpu"].alone,
         max_requests_per_batch=spec.max_batch_size,
         auto_switch_to_flash=False,
     )
@@ -169,7 +170,7 @@ async def peer(model: LanguageModel, spec: ModelSpec, folder: Path) -> AsyncIter
     command = [sys.executable, "-c", "from transformers.cli.transformers import app; app()", "serve", str(path)]
     command += ["--continuous-batching", "--device", "cpu", "--dtype", "float32", "--attn-implementation", "sdpa"]
     command += ["--cb-block-size", str(PAGE), "--cb-num-blocks", str(blocks(spec)), "--port", str(port)]
-    command += ["--cb-max-batch-tokens", str(STEP_TOKENS["cpu"]), "--host", "127.0.0.1", "--log-level", "error"]
+    command += ["--cb-max-batch-tokens", str(STEP_TOKENS["cpu"].alone), "--host", "127.0.0.1", "--log-level", "error"]
     env = os.environ | {"OMP_NUM_THREADS": str(spec.threads), "HF_HUB_OFFLINE": "1"}
     env.pop("TRANSFORMERS_SDPA_FORCE_GQA", None)  # this engine's choice, not the peer's
     with (folder / "peer.log").open("wb") as log:

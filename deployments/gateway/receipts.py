@@ -44,11 +44,11 @@ class Receipts:
         receipts._task = asyncio.create_task(receipts._run(), name="receipts")
         return receipts
 
-    def sign(self, number: str, own: Entitlements, model: str, modulation: Modulation) -> str | None:
+    def sign(self, number: str, own: Entitlements, model: str, modulation: Modulation, reason: str = "") -> str | None:
         """The receipt of an answer that begins now to the request of an id; None: there is no secret to sign with."""
         if self._signer is None:
             return None
-        said = Said(number, now(), own.tenant, model, modulation.utility, own.version, dict(modulation.focus))
+        said = Said(number, now(), own.tenant, model, modulation.utility, own.version, dict(modulation.focus), reason)
         return self._signer.sign(said)
 
     async def read(self) -> None:

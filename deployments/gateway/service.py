@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from urllib.parse import quote
@@ -15,12 +15,17 @@ from deployments.gateway.prompts import SHORT, Prompt, Prompts, size
 from deployments.gateway.receipts import Receipts
 from deployments.gateway.settings import Settings
 from deployments.gateway.ticket import Cost, Ticket
+from deployments.gateway.waiting import Waiting
 from policies.errors import LimitExceeded, NotEntitled, NotFound, Unavailable
-from policies.terms import Focus, Modulation, resolve
+from policies.terms import Disclosure, Focus, Modulation, Tier, resolve
 from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements
 from tenants.metering.admission import Admission
 
+COST = "x-cost"
+"""Header: micro-units of the plan's currency, where a tier shows them."""
+REASON = "x-utility-reason"
+"""Header: why the level is below what was asked for: budget, quota or busy."""
 PENDING_RETRY_S = 15
 FETCH_PERIOD_S = 0.5
 """How often it is looked whether a tokenizer is missing."""
@@ -43,6 +48,7 @@ class Gateway:
         self.settings, self.models = settings, models
         self.cache, self.admission, self.receipts = cache, admission, receipts
         self.prompts = Prompts()
+        self.waiting = Waiting()
         self._fetching: asyncio.Task[None] | None = None
 
     async def authenticate(self, context: RequestContext, api_key: str) -> Entitlements:
@@ -93,11 +99,18 @@ class Gateway:
         *,
         utility: float | None = None,
         focus: Focus | None = None,
+        needs: Callable[[Disclosure], None] = lambda disclosed: None,
     ) -> AsyncIterator[Ticket]:
         """A known caller's way in: entitle, resolve, admit; on the way out its lease is released and settled.
 
         Within, `Ticket.call` routes to the shared replica and `Ticket.lease.settle` books what was really used. What
         fails by our own doing (an error that is no client's: late, away, a bug) is not booked at all.
+
+        Where the tenant's quotas or budgets are used up, or the model is busy, its terms may grant an answer at a lower
+        level than it asked for: `Ticket.modulation` says which.
+
+        Args:
+            needs: raises NotEntitled where the request wants more than a level discloses; it is not lowered to that.
         """
         entitlements = context.caller
         model = self.entitle(entitlements, model_id)
@@ -109,14 +122,21 @@ class Gateway:
             images=cost.images,
             tokens=cost.tokens,
             level=modulation.utility,
+            floor=model.floor,
+            waiting=self.waiting[model.id],
+            answerable=partial(_answerable, entitlements.tier, needs),
             focused=bool(modulation.focus),
             lease_s=lease_s,
         )
+        place = self.waiting.enter(model.id)  # from here on, so that of many at once each sees those before it
         try:
             async with lease:
-                context.headers.update(lease.headers() | _modulation_headers(modulation))
-                context.sign = partial(self.receipts.sign, context.number, entitlements, model.id, modulation)
-                ticket = Ticket(entitlements, model, modulation, lease, self.models.model(model.id), context, until)
+                modulation = _lowered(entitlements.tier, model, modulation, lease.sold.level)
+                context.headers.update(lease.headers() | _modulation_headers(modulation, lease.reason))
+                terms = (entitlements, model.id, modulation, lease.reason)
+                context.sign = partial(self.receipts.sign, context.number, *terms)
+                remote = self.models.model(model.id)
+                ticket = Ticket(entitlements, model, modulation, lease, remote, context, until, place)
                 try:
                     yield ticket
                 finally:
@@ -124,6 +144,10 @@ class Gateway:
         except LimitExceeded:
             context.headers.update(lease.headers())
             raise
+        finally:
+            place.leave()
+            if entitlements.show_cost:
+                context.headers[COST] = str(lease.cost)
 
     async def encode(self, context: RequestContext, info: ModelInfo, prompt: Prompt) -> list[list[int]]:
         """Token ids of a conversation, or of each of several texts, as the model's replicas read them.
@@ -214,8 +238,27 @@ def _check_pending(model: ModelInfo, modulation: Modulation) -> None:
         )
 
 
-def _modulation_headers(modulation: Modulation) -> dict[str, str]:
+def _answerable(tier: Tier, needs: Callable[[Disclosure], None], level: float) -> bool:
+    try:
+        needs(tier.disclosure(level))
+    except NotEntitled:
+        return False
+    return True
+
+
+def _lowered(tier: Tier, model: ModelInfo, modulation: Modulation, level: float) -> Modulation:
+    """The terms of an answer at the level that was granted. Raises Unavailable where the model lacks it still."""
+    if level == modulation.utility:
+        return modulation
+    lower = modulation.model_copy(update={"utility": level, "disclosure": tier.disclosure(level)})
+    _check_pending(model, lower)
+    return lower
+
+
+def _modulation_headers(modulation: Modulation, reason: str) -> dict[str, str]:
     headers = {"x-utility": f"{modulation.utility:g}"}
+    if reason:
+        headers[REASON] = reason
     if modulation.focus:
         headers["x-focus"] = ",".join(f"{quote(name)}={f:g}" for name, f in modulation.focus.items())
     return headers

@@ -12,10 +12,12 @@ from deployments.contracts.catalog import ModelInfo
 from deployments.contracts.spending import Spent
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Model
+from deployments.gateway.waiting import Place
 from policies.errors import DeadlineExceeded
 from policies.terms import Modulation, Share
 from tenants.live.entitlements import Entitlements
-from tenants.metering.lease import Lease, Tokens
+from tenants.metering.lease import Lease
+from tenants.metering.wanted import Tokens
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Ticket:
     remote: Model
     context: RequestContext
     deadline: float
+    place: Place
+    """Among those that wait for the model."""
     cut: bool = False
     """A call has begun and has not come to its own end."""
     answered: int = 0
@@ -52,6 +56,7 @@ class Ticket:
         with self.context.waiting(), self._to_its_end():
             answer = await self.remote.call(method, *args, *self._terms, deadline=self.deadline)
         self.answered += 1
+        self.place.leave()
         return answer
 
     async def stream(self, method: str, *args: Any) -> AsyncGenerator[Any]:
@@ -62,6 +67,7 @@ class Ticket:
                 while True:
                     with self.context.waiting():
                         item = await anext(items, None)
+                    self.place.leave()
                     if item is None:
                         return
                     yield item

@@ -27,6 +27,8 @@ class FairBatcher(Generic[Item, Result]):
         max_batch_size: items in a batch.
         max_wait_ms: how long a batch that is not full waits for company, in milliseconds, when the thread is idle.
         queue_bound: items that one tenant may have waiting.
+        coming: how many items are known to be on their way: while there are none nothing is waited for; None: nobody
+            knows, and each time it is.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class FairBatcher(Generic[Item, Result]):
         max_batch_size: int,
         max_wait_ms: float,
         queue_bound: int,
+        coming: Callable[[], int] | None = None,
     ) -> None:
         self._run = run
+        self._coming = coming
         self._size = max_batch_size
         self._wait_s = max_wait_ms / 1000.0
         self._queue: FairQueue[tuple[Item, asyncio.Future[Result]]] = FairQueue(queue_bound)
@@ -91,9 +95,20 @@ class FairBatcher(Generic[Item, Result]):
             if not len(self._queue):
                 self._arrived.clear()
                 await self._arrived.wait()
-                if len(self._queue) < self._size:
-                    await asyncio.sleep(self._wait_s)
+                await self._company()
             await self._run_one()
+
+    async def _company(self) -> None:
+        """Wait for what may join a batch that is not full."""
+        if self._coming is None:
+            if len(self._queue) < self._size:
+                await asyncio.sleep(self._wait_s)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._wait_s):
+                while len(self._queue) < self._size and self._coming():
+                    self._arrived.clear()
+                    await self._arrived.wait()
 
     async def _run_one(self) -> None:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []

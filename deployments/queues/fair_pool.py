@@ -46,6 +46,7 @@ class FairPool(Generic[Item, Result]):
         room: what results may be held by those who asked, by `lent`: while a tenant's part is full, none of its items
             is begun; None: without a bound.
         size: bytes of a result.
+        begin: called once in each thread.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class FairPool(Generic[Item, Result]):
         cost: Callable[[Item], float] = lambda _: 0.0,
         room: Room | None = None,
         size: Callable[[Result], int] = lambda _: 0,
+        begin: Callable[[], None] | None = None,
     ) -> None:
         self._run, self._idle, self._cost, self._room, self._size = run, workers, cost, room, size
         self._queue: FairQueue[_Entry[Item, Result]] = FairQueue(queue_bound)
-        self._threads = ThreadPoolExecutor(workers, "fair-pool")
+        self._threads = ThreadPoolExecutor(workers, "fair-pool", begin)
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item, share: Share) -> Result:

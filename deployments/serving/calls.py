@@ -20,22 +20,27 @@ SPENT_BY_S = 10.0
 
 
 class RemoteModel:
-    """A model behind its replicas, as the gateway's `Model`."""
+    """A model behind its replicas, as the gateway's `Model`.
+
+    Attributes:
+        handle: Ray's, of its deployment.
+    """
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
+        self.handle = handle
+        self._methods: dict[tuple[str, bool], DeploymentHandle[Any]] = {}
 
     async def call(self, method: str, *args: Any, deadline: float) -> Any:
         """As `call_replica`."""
-        return await call_replica(self._handle, method, *args, deadline=deadline)
+        return await call_replica(self._method(method, stream=False), *args, deadline=deadline)
 
     def stream(self, method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
         """As `stream_replica`."""
-        return stream_replica(self._handle, method, *args, deadline=deadline)
+        return stream_replica(self._method(method, stream=True), *args, deadline=deadline)
 
     async def spent(self, call: str) -> Spent | None:
         """Asks every replica, since Serve does not say which of them a call went to."""
-        asked = self._handle.broadcast("spent", call)
+        asked = self.handle.broadcast("spent", call)
         try:
             answers = await asked.results_async(timeout_s=SPENT_BY_S, return_exceptions=True)
         except (TimeoutError, RayError, RayServeException, AioRpcError):
@@ -43,40 +48,49 @@ class RemoteModel:
         spent = [answer for answer in answers if isinstance(answer, Spent)]
         return sum(spent, Spent()) if spent else None
 
+    def _method(self, name: str, *, stream: bool) -> DeploymentHandle[Any]:
+        """A method's handle, made once: Ray makes another at each `handle.name`, which takes as long as the call."""
+        made = self._methods.get((name, stream))
+        if made is None:
+            # What is sent are values of importable types, which need no pickler written in Python.
+            options: Any = {"method_name": name, "stream": stream, "request_serialization": "pickle"}
+            made = self._methods[name, stream] = self.handle.options(**options)
+        return made
 
-async def call_replica(handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float) -> Any:
-    """Call `method` on a replica, and where that dies meanwhile once more on another: an answer changes nothing.
+
+async def call_replica(method: DeploymentHandle[Any], *args: Any, deadline: float) -> Any:
+    """Call a method of a replica, and where that dies meanwhile once more on another: an answer changes nothing.
 
     Args:
+        method: a handle of it.
         deadline: loop time in seconds after which the call is cancelled.
 
     Raises:
         ServiceError: the replica's own, unchanged; DeadlineExceeded; Unavailable where replicas died.
     """
     try:
-        return await _call(handle, method, *args, deadline=deadline)
+        return await _call(method, *args, deadline=deadline)
     except ReplicaAway:
-        return await _call(handle, method, *args, deadline=deadline)
+        return await _call(method, *args, deadline=deadline)
 
 
-async def _call(handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float) -> Any:
-    response = getattr(handle, method).remote(*args)
+async def _call(method: DeploymentHandle[Any], *args: Any, deadline: float) -> Any:
+    response: Any = method.remote(*args)
     try:
         return await _until(deadline, response)
-    finally:
+    except BaseException:
         response.cancel()
+        raise
 
 
-async def stream_replica(
-    handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float
-) -> AsyncGenerator[Any]:
-    """Stream from `method` on a replica; as `call_replica`, and closing the iterator cancels the replica's work.
+async def stream_replica(method: DeploymentHandle[Any], *args: Any, deadline: float) -> AsyncGenerator[Any]:
+    """Stream from a method of a replica; as `call_replica`, and closing the iterator cancels the replica's work.
 
     It is begun anew on another replica only where nothing has come yet.
     """
     begun = False
     try:
-        async with aclosing(_stream(handle, method, *args, deadline=deadline)) as items:
+        async with aclosing(_stream(method, *args, deadline=deadline)) as items:
             async for item in items:
                 begun = True
                 yield item
@@ -84,13 +98,13 @@ async def stream_replica(
     except ReplicaAway:
         if begun:
             raise
-    async with aclosing(_stream(handle, method, *args, deadline=deadline)) as items:
+    async with aclosing(_stream(method, *args, deadline=deadline)) as items:
         async for item in items:
             yield item
 
 
-async def _stream(handle: DeploymentHandle[Any], method: str, *args: Any, deadline: float) -> AsyncGenerator[Any]:
-    response = getattr(handle.options(stream=True), method).remote(*args)
+async def _stream(method: DeploymentHandle[Any], *args: Any, deadline: float) -> AsyncGenerator[Any]:
+    response: Any = method.remote(*args)
     try:
         while True:
             try:

@@ -69,6 +69,7 @@ class Fleet:
     def __init__(self, bound: Mapping[str, DeploymentHandle[Any]], applications: Applications) -> None:
         self.handles: dict[str, DeploymentHandle[Any]] = dict(bound)
         self.infos: dict[str, ModelInfo] = {}
+        self._remotes: dict[str, RemoteModel] = {}
         self._applications = applications
         self._of: dict[str, str] = {}
         self._built_anew = False
@@ -104,7 +105,10 @@ class Fleet:
     def model(self, model_id: str) -> RemoteModel:
         """The way to one of the known, for a call, which wakes it where it sleeps."""
         self._used.add(model_id)
-        return RemoteModel(self.handles[model_id])
+        handle, known = self.handles[model_id], self._remotes.get(model_id)
+        if known is None or known.handle is not handle:
+            known = self._remotes[model_id] = RemoteModel(handle)
+        return known
 
     def starting(self, *, own: bool) -> list[str]:
         """Models that are not ready: those of the gateway's own application, or those that are applications."""
@@ -138,6 +142,7 @@ class Fleet:
             logger.info("model %s has gone", model_id)
             self._asking.pop(model_id).cancel()
             del self.handles[model_id], self._of[model_id]
+            self._remotes.pop(model_id, None)
             self.infos.pop(model_id, None)
 
     def _ask_on(self, model_id: str) -> None:

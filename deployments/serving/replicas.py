@@ -155,14 +155,22 @@ class VisionReplica(Replica):
         held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
         with self._pictures.under_way.hold(share.flow, len(data)), self._spending.of(call) as meter:
-            await asyncio.gather(*map(asyncio.wrap_future, held))
+            for building in held:
+                await asyncio.wrap_future(building) if not building.done() else building.result()
             with self._vitals.watched():
-                size, item = await self._pictures.logits(data, max_pixels, modulation, share, meter)
+                size, item = await self._pictures.read(data, max_pixels, modulation, share, meter, top_k)
                 if isinstance(self.engine, ImageClassifier):
-                    return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
-                if form == "labelmap":
-                    return (await asyncio.to_thread(self.engine.label_map, item, modulation, size)).to_json()
-                return [part.to_json() for part in await asyncio.to_thread(self.engine.answer, item, modulation, size)]
+                    return [label.to_json() for label in item]
+                read = self._map if form == "labelmap" else self._masks
+                return await self._pictures.answered(partial(read, self.engine, item, modulation, size), size, share)
+
+    @staticmethod
+    def _masks(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:
+        return [part.to_json() for part in engine.answer(item, modulation, size)]
+
+    @staticmethod
+    def _map(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:
+        return engine.label_map(item, modulation, size).to_json()
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; also the clock of the audit's export.

@@ -5,11 +5,11 @@ The one service behind the `tenants` command and the administration over HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from tenants.admin.keys import KeyAdmin
+from tenants.admin.plans import PlanAdmin
 from tenants.changes import edits, index
 from tenants.changes.audit import Entry
 from tenants.changes.edits import AdminError, Changes, Conflict, Edit, Found, Missing
@@ -26,7 +26,7 @@ REMEMBERED_MONTHS = 14
 """Usage is kept for 400 days."""
 
 
-class TenantAdmin(KeyAdmin):
+class TenantAdmin(PlanAdmin):
     """What admins do. Methods raise AdminError, RecordError (key and field) or Unavailable; arguments as `KeyAdmin`."""
 
     async def create_tier(self, name: str, fields: Changes) -> TierRecord:
@@ -36,7 +36,12 @@ class TenantAdmin(KeyAdmin):
     async def set_tier(
         self, name: str, changes: Changes, *, expect: str | None = None, at: float | None = None
     ) -> TierRecord:
-        """Change fields of a tier, at a moment (unix seconds) where one is given."""
+        """Change fields of a tier, at a moment (unix seconds) where one is given.
+
+        Another plan is not that of its tenants who signed one, nor of those whom it had till then.
+        """
+        if "plan" in changes:
+            await self._sign_all(name)
         return await self._write(keyspace.tier(name), name, _later(changes, at), parse_tier, expect=expect)
 
     async def create_tenant(
@@ -74,8 +79,16 @@ class TenantAdmin(KeyAdmin):
             found = await self.found(keyspace.tenant(tenant_id))
             expect = expect or found.version  # what each field is before must be so when this is written
             now = schedule.folded(edits.texts(found.whole))
-            wanted |= _later({field: now.get(field) for field in changes}, until)
+            fields = {*changes, "plan"} if "tier" in changes else set(changes)  # whose plan comes and goes with it
+            wanted |= _later({field: now.get(field) for field in sorted(fields)}, until)
         return await self._write_tenant(tenant_id, wanted, expect=expect)
+
+    async def move_plan(self, tenants: Sequence[str], reference: str) -> str:
+        """Have tenants sign a version of a plan; a plan's name is its newest. The version."""
+        version = await self.plan_version(reference)
+        for tenant_id in tenants:
+            await self._write_tenant(tenant_id, {"plan": version})
+        return version
 
     async def set_focus(
         self, tenant_id: str, model: str, strengths: Mapping[str, float], *, expect: str | None = None
@@ -114,6 +127,16 @@ class TenantAdmin(KeyAdmin):
         if users := sorted({*users, *soon}):
             raise Conflict(f"Tier '{name}' has {len(users)} tenants, such as '{users[0]}'; move them first.")
         await self._delete(found.key, Entry("tier delete", name), expect)
+
+    async def delete_plan(self, reference: str, *, expect: str | None = None) -> None:
+        """Delete a version of a plan that nobody has, now or later."""
+        found = await self.found(keyspace.plan(reference))
+        now = [await self.scan(prefix, where=("plan", reference)) for prefix in (keyspace.TENANT, keyspace.TIER)]
+        soon = [whose for _, whose, field, value in await self.to_come() if (field, value) == ("plan", reference)]
+        users = sorted({*(f"tenant {name}" for name in now[0]), *(f"tier {name}" for name in now[1]), *soon})
+        if users:
+            raise Conflict(f"Plan '{reference}' is that of {len(users)}, such as {users[0]}; move them first.")
+        await self._delete(found.key, Entry("plan delete", reference), expect)
 
     async def check(self) -> list[RecordError]:
         """As `Directory.check`, with misspelt models and classes; what was written by hand is entered first."""
@@ -190,11 +213,43 @@ class TenantAdmin(KeyAdmin):
     async def _write_tenant(
         self, tenant_id: str, changes: Changes, *, create: bool = False, expect: str | None = None
     ) -> TenantRecord:
-        for tier in {value for field, value in changes.items() if schedule.sets(field) == "tier" and value}:
-            if not (keyspace.is_name(tier) and (await self._store.hashes(keyspace.tier(tier)))[0]):
-                raise AdminError(f"There is no tier '{tier}'.", "tier")
-        key = keyspace.tenant(tenant_id)
-        return await self._write(key, tenant_id, changes, parse_tenant, create=create, expect=expect)
+        wanted, key = dict(changes), keyspace.tenant(tenant_id)
+        for field, tier in changes.items():
+            if schedule.sets(field) == "tier" and tier:
+                raw = (await self._store.hashes(keyspace.tier(tier)))[0] if keyspace.is_name(tier) else {}
+                if not raw:
+                    raise AdminError(f"There is no tier '{tier}'.", "tier")
+                wanted |= await self._signed(key, field, schedule.folded(edits.texts(raw)).get("plan"), changes)
+        return await self._write(key, tenant_id, wanted, parse_tenant, create=create, expect=expect)
+
+    async def _signed(self, key: str, field: str, plan: str | None, changes: Changes) -> Changes:
+        """What a tenant signs that comes to a tier: its plan, unless it has a version of that already.
+
+        Args:
+            field: by which the tenant comes to the tier, now or later.
+            plan: the tier's; None: it has none.
+        """
+        parsed = schedule.parse(field)
+        signs = "plan" if parsed is None else schedule.name(parsed[0], "plan", plan)
+        if {signs, "plan" if parsed is None else schedule.name(parsed[0], "plan", "")} & changes.keys():
+            return {}
+        before = edits.texts((await edits.read(self._store, key)).raw).get("plan")
+        if parsed is None and plan and before and before.partition("@")[0] == plan.partition("@")[0]:
+            return {}
+        if parsed is None:
+            return {signs: plan} if plan or before else {}
+        return {signs: plan or "-"}
+
+    async def _sign_all(self, tier: str) -> None:
+        """Let the tenants of a tier who signed nothing keep the plan that it has now."""
+        if not keyspace.is_name(tier) or not (
+            plan := edits.texts((await edits.read(self._store, keyspace.tier(tier))).raw).get("plan")
+        ):
+            return
+        for tenant_id in await self.scan(keyspace.TENANT, where=("tier", tier)):
+            found = await edits.read(self._store, keyspace.tenant(tenant_id))
+            if "plan" not in edits.texts(found.raw):
+                await self._write_tenant(tenant_id, {"plan": plan})
 
     async def _write(
         self,
@@ -210,6 +265,7 @@ class TenantAdmin(KeyAdmin):
         if not keyspace.is_name(name):
             raise AdminError(f"'{name}' is not a {kind}'s name: use letters, digits, '.', '_' and '-', 64 at most.")
         await self._spelt(key, changes)
+        await self._check_plans(changes)
         written: list[Record] = []
 
         def build(found: Found) -> Edit:

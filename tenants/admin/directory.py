@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from policies.terms import round_level
@@ -12,11 +12,14 @@ from tenants.changes.edits import AdminError, Found, Missing, read, read_many
 from tenants.records import keyspace, schedule
 from tenants.records.fields import parse_moment
 from tenants.records.hashes import RawHash, parse_key, parse_tenant, parse_tier
+from tenants.records.ladders import levels_of
+from tenants.records.prices import parse_plan
 from tenants.records.schema import KeyRecord, RecordError, TenantRecord, TierRecord
 from tenants.store.store import READ_BATCH, TenantStore
 
 Record = TypeVar("Record")
 _ID = re.compile(r"[0-9a-f]{8,64}")
+_LADDERS = ("when_exhausted", "when_busy")
 _NO_KEY = "There is no such key; `tenants key list <tenant>` shows ids and prefixes."
 
 
@@ -103,13 +106,17 @@ class Directory:
         problems: list[RecordError] = []
         tiers = set(await self.scan(keyspace.TIER))
         tenants = set(await self.scan(keyspace.TENANT))
+        plans = await self._plans(problems)
         async for tier in self._each(keyspace.TIER, tiers, parse_tier):
             if isinstance(tier, RecordError):
                 problems.append(tier)
+            else:
+                problems += _unplanned(plans, keyspace.tier(tier.name), tier.terms.plan, tier.scheduled)
         async for tenant in self._each(keyspace.TENANT, tenants, parse_tenant):
             if isinstance(tenant, RecordError):
                 problems.append(tenant)
             else:
+                problems += _unplanned(plans, keyspace.tenant(tenant.id), tenant.overrides.plan, tenant.scheduled)
                 named = {"tier": tenant.tier, **tenant.scheduled}
                 for field, tier_name in named.items():
                     if schedule.sets(field) == "tier" and tier_name not in tiers:
@@ -123,8 +130,16 @@ class Directory:
                 problems.append(RecordError(keyspace.apikey(key.digest), "tenant", missing))
         return sorted(problems, key=lambda problem: (problem.key, problem.field))
 
+    async def _plans(self, problems: list[RecordError]) -> set[str]:
+        """The versions of plans that there are; those that do not validate are problems."""
+        plans = set(await self.scan(keyspace.PLAN))
+        problems += [
+            plan async for plan in self._each(keyspace.PLAN, plans, parse_plan) if isinstance(plan, RecordError)
+        ]
+        return plans
+
     async def levels(self, model: str) -> set[float]:
-        """The levels below 1.0 at which tiers and tenants have a model. Of each record only that is read.
+        """The levels below 1.0 at which tiers and tenants have a model, or step down to. Only that is read of a record.
 
         What does not validate names none.
         """
@@ -133,9 +148,13 @@ class Directory:
             names = await self.scan(prefix)
             for start in range(0, len(names), READ_BATCH):
                 page = names[start : start + READ_BATCH]
-                reads = [("HMGET", prefix + name, f"utility:{model}", "utility") for name in page]
+                fields = (f"utility:{model}", "utility", *_LADDERS)
+                reads = [("HMGET", prefix + name, *fields) for name in page]
                 answers = await self._store.pipeline(reads)
-                found |= {level for answer in answers if (level := _level(answer)) is not None}
+                rows = [answer for answer in answers if isinstance(answer, list)]
+                found |= {level for row in rows if (level := _level(row[:2])) is not None}
+                ladders = [text.decode("utf-8", "replace") for row in rows for text in row[2:] if text is not None]
+                found |= {level for text in ladders for level in levels_of(text)}
         return found
 
     async def names(self, prefix: str, beginning: str = "") -> list[str]:
@@ -192,9 +211,16 @@ class Directory:
         return [{"last_used": parse_moment(text.decode())} if isinstance(text, bytes) else {} for text in texts]
 
 
-def _level(answer: object) -> float | None:
+def _unplanned(plans: set[str], key: str, own: str | None, scheduled: Mapping[str, str]) -> list[RecordError]:
+    """Fields of a record that name a version of a plan that there is not, now or later."""
+    named = {**({"plan": own} if own else {}), **scheduled}
+    wrong = [(f, text) for f, text in named.items() if schedule.sets(f) == "plan" and text not in plans]
+    return [RecordError(key, field, f"there is no plan '{text}'") for field, text in wrong]
+
+
+def _level(answer: Sequence[bytes | None]) -> float | None:
     """A record's level of a model, where it names one below 1.0; one for the model goes before one for all."""
-    texts = [text for text in answer if text is not None] if isinstance(answer, list) else []
+    texts = [text for text in answer if text is not None]
     try:
         level = float(texts[0])
     except (IndexError, ValueError):
@@ -204,4 +230,4 @@ def _level(answer: object) -> float | None:
 
 def _missing(key: str) -> str:
     kind, _, name = key.partition(":")
-    return f"There is no {kind} '{name}'." if kind in ("tier", "tenant") else _NO_KEY
+    return f"There is no {kind} '{name}'." if kind in ("tier", "tenant", "plan") else _NO_KEY

@@ -13,11 +13,14 @@ from tenants.changes import edits
 from tenants.changes.edits import AdminError, Conflict
 from tenants.records import completeness, keyspace, schedule
 from tenants.records.fields import json_names, listed
-from tenants.records.hashes import parse_tenant, parse_tier
+from tenants.records.hashes import RawHash, parse_tenant, parse_tier
+from tenants.records.prices import Plan, parse_plan
 
 Fields = dict[str, str]
-KINDS = {"tiers": keyspace.TIER, "tenants": keyspace.TENANT}
-"""Sections of the file, and the prefix of their records. API keys are not in it: they are made once, and shown once."""
+Kind = Literal["plan", "tier", "tenant"]
+KINDS = {"plans": keyspace.PLAN, "tiers": keyspace.TIER, "tenants": keyspace.TENANT}
+"""Sections of the file, and the prefix of their records. A plan's name is its newest version.
+API keys are not in it: they are made once, and shown once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Step:
     """
 
     action: Literal["create", "set", "delete"]
-    kind: Literal["tier", "tenant"]
+    kind: Kind
     name: str
     changes: Mapping[str, tuple[str | None, str | None]]
     version: str = ""
@@ -75,7 +78,7 @@ def parse(text: str) -> dict[str, dict[str, Fields]]:
 def read(document: Any) -> dict[str, dict[str, Fields]]:
     """As `parse`, of a document that is read already: two levels of names, then texts, numbers and lists of texts."""
     if not isinstance(document, dict) or set(document) - set(KINDS):
-        raise AdminError("the file must hold `tiers:` and `tenants:` and nothing else.")
+        raise AdminError("the file must hold `plans:`, `tiers:` and `tenants:` and nothing else.")
     wanted: dict[str, dict[str, Fields]] = {}
     for section in KINDS:
         records = document.get(section) or {}
@@ -92,9 +95,10 @@ def read(document: Any) -> dict[str, dict[str, Fields]]:
 
 
 def _validate(wanted: Mapping[str, Mapping[str, Fields]]) -> None:
-    for section, parser in (("tiers", parse_tier), ("tenants", parse_tenant)):
+    parsers = (("plans", _parse_plan), ("tiers", parse_tier), ("tenants", parse_tenant))
+    for section, parser in parsers:
         for name, fields in wanted[section].items():
-            if not keyspace.is_name(name):
+            if not (keyspace.is_name(name) or (section == "plans" and keyspace.is_plan(name))):
                 raise AdminError(f"{section}: '{name}' is no name; use letters, digits, '.', '_' and '-', 64 at most.")
             if completeness.FIELD in fields:
                 raise AdminError(f"{section}.{name}.{completeness.FIELD}: is written by this command itself.")
@@ -102,6 +106,10 @@ def _validate(wanted: Mapping[str, Mapping[str, Fields]]) -> None:
                 parser(name, {field.encode(): value.encode() for field, value in fields.items()})
             except UnicodeEncodeError:
                 raise AdminError(f"{section}.{name}: holds what UTF-8 cannot.") from None
+
+
+def _parse_plan(name: str, raw: RawHash) -> Plan:
+    return parse_plan(name if "@" in name else f"{name}@1", raw)
 
 
 def _text(section: str, name: str, field: str, value: Any) -> str:
@@ -138,6 +146,7 @@ def export(records: Mapping[str, Mapping[str, Fields]]) -> str:
             name: {field: _scalar(value) for field, value in sorted(fields.items())} for name, fields in r.items()
         }
         for section, r in records.items()
+        if r or section != "plans"
     }
     return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
@@ -162,8 +171,10 @@ def _scalar(text: str) -> Any:
 def plan(wanted: Mapping[str, Mapping[str, Fields]], stored: Stored, *, prune: bool = False) -> list[Step]:
     """The steps from the store's records to the file's; with `prune`, records that the file lacks are deleted.
 
-    A tenant whose file says nothing of its status keeps the one it has.
+    A tenant whose file says nothing of its status or its plan keeps what it has.
     """
+    kept = {name for name in wanted["plans"] if "@" not in name}
+    wanted = {**wanted, "plans": _versions(wanted["plans"], stored.records["plans"])}
     there = stored.records
     missing = {f["tier"] for f in wanted["tenants"].values()} - wanted["tiers"].keys() - there["tiers"].keys()
     if missing:
@@ -176,8 +187,10 @@ def plan(wanted: Mapping[str, Mapping[str, Fields]], stored: Stored, *, prune: b
     ]
     if prune:  # a tier goes last, since it must have no tenants then
         for section in reversed(KINDS):
+            if section == "plans" and not wanted[section]:
+                continue  # a file of before there were any
             for name, fields in there[section].items():
-                if name not in wanted[section]:
+                if name not in wanted[section] and name.partition("@")[0] not in kept:
                     gone = {f: (v, None) for f, v in fields.items()}
                     steps.append(Step("delete", _kind_of(section), name, gone, stored.versions[KINDS[section] + name]))
     return steps
@@ -188,6 +201,8 @@ def _step(section: str, name: str, fields: Fields, stored: Stored) -> Step | Non
     before = old or {}
     if section == "tenants" and "status" not in fields:
         fields = {**fields, "status": before.get("status", "active")}
+    if section == "tenants" and not any(schedule.subject(field) == "plan" for field in fields):
+        fields = {**fields, **{field: text for field, text in before.items() if schedule.subject(field) == "plan"}}
     changes = {
         field: (before.get(field), fields.get(field))
         for field in sorted({*before, *fields})
@@ -199,8 +214,29 @@ def _step(section: str, name: str, fields: Fields, stored: Stored) -> Step | Non
     return Step("set" if old else "create", _kind_of(section), name, changes, version)
 
 
-def _kind_of(section: str) -> Literal["tier", "tenant"]:
-    return "tier" if section == "tiers" else "tenant"
+def _versions(wanted: Mapping[str, Fields], stored: Mapping[str, Fields]) -> dict[str, Fields]:
+    """Plans by version: of a name its newest where that says the same, else the next.
+
+    Raises AdminError where a version that there is should be changed.
+    """
+    found: dict[str, Fields] = {}
+    for name, fields in wanted.items():
+        if "@" in name and stored.get(name, fields) != fields:
+            base = name.partition("@")[0]
+            raise AdminError(f"plans.{name}: a version is not changed; write '{base}' without '@' to make a new one.")
+        if "@" in name:
+            found[name] = fields
+            continue
+        same = [own for own in (*stored, *wanted) if own.startswith(f"{name}@")]
+        newest = max((int(own.partition("@")[2]) for own in same if keyspace.is_plan(own)), default=0)
+        last = {**stored, **wanted}.get(f"{name}@{newest}")
+        found[f"{name}@{newest if last == fields else newest + 1}"] = fields
+    return found
+
+
+def _kind_of(section: str) -> Kind:
+    kinds: dict[str, Kind] = {"plans": "plan", "tiers": "tier", "tenants": "tenant"}
+    return kinds[section]
 
 
 async def apply(admin: TenantAdmin, steps: list[Step]) -> None:
@@ -221,6 +257,11 @@ async def apply(admin: TenantAdmin, steps: list[Step]) -> None:
 async def _do(admin: TenantAdmin, step: Step) -> None:
     changes = {field: new for field, (_, new) in step.changes.items()}
     match step.action, step.kind:
+        case _, "plan":
+            if step.action == "delete":
+                await admin.delete_plan(step.name, expect=step.version)
+            else:
+                await admin.create_plan(step.name, changes)
         case "create", "tier":
             await admin.create_tier(step.name, changes)
         case "set", "tier":

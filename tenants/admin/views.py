@@ -9,6 +9,7 @@ from tenants.admin.operators import Operator
 from tenants.records import keyspace
 from tenants.records.fields import iso
 from tenants.records.hashes import dump_tenant, dump_terms
+from tenants.records.prices import ANY, UNITS, Plan
 from tenants.records.schema import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord
 
 
@@ -20,6 +21,17 @@ def tenant_fields(record: TenantRecord) -> dict[str, Any]:
 def tier_fields(record: TierRecord) -> dict[str, Any]:
     """A tier, as the strings of its record."""
     return {"tier": record.name, **dump_terms(record.terms), **record.scheduled}
+
+
+def plan_fields(plan: Plan) -> dict[str, Any]:
+    """A version of a plan, as the fields of its record; prices in micro-units."""
+    units = {what: unit for unit, what in UNITS.items()}
+    prices: dict[str, Any] = {}
+    for (counter, model, level), (micro, per) in plan.prices.items():
+        at = [] if level is None else [f"{level / 100:g}"]
+        of = [model, *at] if at or model != ANY else []
+        prices[":".join([units[counter, per], *of])] = micro
+    return {"plan": plan.reference, **({"currency": plan.currency} if plan.currency else {}), **prices}
 
 
 def key(record: KeyRecord) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from tenants.records import completeness, keyspace, schedule
 from tenants.records.hashes import RawHash
 from tenants.records.schema import RecordError
 from tenants.store import scripts
-from tenants.store.store import Command, TenantStore
+from tenants.store.link import Command
+from tenants.store.store import TenantStore
 
 _EDIT = scripts.load("changes/edit")
 Changes = Mapping[str, str | None]

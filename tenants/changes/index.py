@@ -10,12 +10,13 @@ from typing import Any
 
 from tenants.records import keyspace, schedule
 from tenants.records.hashes import RawHash
-from tenants.store.store import READ_BATCH, Command, TenantStore
+from tenants.store.link import Command
+from tenants.store.store import READ_BATCH, TenantStore
 
 COMPLETE = "~complete"
 """Member that says that all records of an older store have been put in."""
 _PARENTS = {keyspace.TENANT: ("tier", keyspace.TIER), keyspace.APIKEY: ("tenant", keyspace.TENANT)}
-KINDS = (keyspace.TIER, keyspace.TENANT, keyspace.APIKEY, keyspace.ADMIN_KEY)
+KINDS = (keyspace.PLAN, keyspace.TIER, keyspace.TENANT, keyspace.APIKEY, keyspace.ADMIN_KEY)
 
 
 def members(key: str, fields: Mapping[str, str]) -> set[str]:

@@ -9,7 +9,7 @@ import typer
 from tenants.admin import installation as installed
 from tenants.admin import views
 from tenants.admin.admin import TenantAdmin
-from tenants.command import installation, keys, manifest, models, operators, receipts, show, tiers, usage
+from tenants.command import installation, keys, manifest, models, operators, plans, receipts, show, tiers, usage
 from tenants.command.console import (
     Assignments,
     At,
@@ -34,6 +34,8 @@ from tenants.store.store import TenantStore
 
 app = typer.Typer(help="Manage tiers, tenants and API keys.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(tiers.app, name="tier")
+app.add_typer(plans.prices, name="price")
+app.add_typer(plans.plans, name="plan")
 app.add_typer(keys.app, name="key")
 app.add_typer(operators.app, name="admin-key")
 app.add_typer(usage.app, name="usage")

@@ -19,6 +19,7 @@ from tenants.admin.manifest import Step
 from tenants.admin.operators import Operator
 from tenants.records.fields import iso
 from tenants.records.hashes import dump_tenant, dump_terms
+from tenants.records.prices import Plan
 from tenants.records.schema import KeyRecord, RecordError, TenantRecord, TierRecord
 from tenants.reports.jobs import BEFORE, Job
 from tenants.reports.levels import ServedLevels, level_fields
@@ -75,6 +76,21 @@ def tier(record: TierRecord, as_json: bool) -> None:
     print_json(views.tier_fields(record)) if as_json else print_table(
         ("field", record.name), dump_terms(record.terms).items()
     )
+
+
+def plans(records: Mapping[str, Plan | RecordError], as_json: bool) -> None:
+    """Table or JSON of versions of plans."""
+    found = [plan if isinstance(plan, RecordError) else views.plan_fields(plan) for plan in records.values()]
+    if as_json:
+        return print_json([views.broken(own) if isinstance(own, RecordError) else own for own in found])
+    rows = []
+    for name, own in zip(records, found, strict=True):
+        if isinstance(own, RecordError):
+            rows.append((name, "invalid", f"{own.field}: {own.problem}"))
+        else:
+            own.pop("plan")
+            rows.append((name, own.pop("currency", ""), ", ".join(f"{field}={value}" for field, value in own.items())))
+    print_table(("plan", "currency", "prices in millionths"), rows)
 
 
 def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:

@@ -8,6 +8,7 @@ import logging
 import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from policies.errors import NotEntitled, ServiceError, Unauthenticated, Unavailable
@@ -117,17 +118,17 @@ class EntitlementCache:
     @property
     def healthy(self) -> tuple[bool, str]:
         """Whether the store answers, and what is wrong; for readiness, never for liveness."""
-        if problem := self._store.problem:
+        if problem := self._store.servers.problem:
             return False, problem
         if self._installed is False:
             return False, EMPTY
         if not self._feed.connected:
             refused = self._feed.problem.startswith("the server refuses")
             return refused, f"edits of entitlements are not announced: {self._feed.problem}"
-        return True, "ok"
+        return True, self._store.servers.partly_away or "ok"
 
-    def _fresh_for(self) -> float:
-        if not self._feed.connected:
+    def _fresh_for(self, keys: Iterable[str] = ()) -> float:
+        if not self._feed.hears(keys):
             return min(self._ttl, UNANNOUNCED_TTL_S)
         return max(self._ttl, len(self._entries) / REREADS_PER_S)
 
@@ -160,7 +161,7 @@ class EntitlementCache:
         entry = self._entries.get(digest)
         if entry is not None:
             self._entries.move_to_end(digest)
-            fresh = entry.session is self._session and now - entry.fetched_at < self._fresh_for()
+            fresh = entry.session is self._session and now - entry.fetched_at < self._fresh_for(entry.resolution.keys)
             return entry.resolution if fresh and not entry.outdated else None
         if self._unknown.get(digest, _NEVER) > now:
             raise _unknown_key()
@@ -196,12 +197,12 @@ class EntitlementCache:
         self._entries.pop(digest, None)
         if found is None:
             if epoch == self._epoch:  # else it may have been created meanwhile
-                self._unknown[digest] = now + self._fresh_for()
+                self._unknown[digest] = now + self._fresh_for([keyspace.apikey(digest)])
             while len(self._unknown) > self._capacity:
                 self._unknown.popitem(last=False)
             return None
         self._log_refusal(known, found)
-        self._last_tier = tuple(key for key in found.keys if key.startswith(keyspace.TIER))
+        self._last_tier = tuple(key for key in found.keys if key.startswith((keyspace.TIER, keyspace.PLAN)))
         # An edit announced while the answer was on its way may be newer than it: good for this request, not the next.
         session = self._session if epoch == self._epoch else _Session()
         sources = tuple(self._sources.setdefault(key, _Source()) for key in found.keys)
@@ -212,7 +213,7 @@ class EntitlementCache:
 
     async def _is_installed(self) -> bool:
         """Whether the store is an installation's; else a key that it lacks may be good."""
-        if self._installed is not True or not self._feed.connected:
+        if self._installed is not True or not self._feed.hears([keyspace.INSTALLATION]):
             epoch = self._epoch
             found = await self._store.execute("GET", keyspace.INSTALLATION) is not None
             if not found and self._installed is not False:
@@ -227,7 +228,7 @@ class EntitlementCache:
         entry = self._entries.get(digest)
         # What was edited is not even good for an outage.
         if entry is not None and not entry.outdated:
-            announced = self._feed.connected and entry.session is self._session
+            announced = entry.session is self._session and self._feed.hears(entry.resolution.keys)
             current_until = max(entry.fetched_at, self._feed.alive_at if announced else entry.session.until)
             if time.monotonic() - current_until <= self._grace:
                 return entry.resolution

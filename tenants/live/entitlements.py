@@ -9,6 +9,8 @@ from typing import Any
 
 from policies.terms import Share, Tier
 from tenants.records.hashes import RawHash
+from tenants.records.ladders import NEVER, REFUSE, Ladder
+from tenants.records.prices import Plan
 from tenants.records.schema import LIMIT_FIELDS, MODEL_SCOPE, KeyRecord, LimitFields, TenantRecord, Terms, TierRecord
 
 
@@ -24,7 +26,9 @@ class Entitlements:
     """One key's rights, resolved. `version` changes with any edit of the records behind it.
 
     `limits` are the tenant's, over all its keys; `key_limits` this key's beside them, None where it has none;
-    `model_limits` the tenant's for single models, beside both.
+    `model_limits` the tenant's for single models, beside both. `plan` is the version of the price list that it signed;
+    without one nothing costs anything. `show_cost`: its answers say what they cost.
+    `when_exhausted` and `when_busy` are the levels that its answers step down to.
     """
 
     tenant: str
@@ -41,6 +45,10 @@ class Entitlements:
     status: str
     version: str
     model_limits: Mapping[str, LimitFields] = field(default_factory=dict)
+    plan: Plan | None = None
+    show_cost: bool = False
+    when_exhausted: Ladder = REFUSE
+    when_busy: Ladder = NEVER
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this key: its tenant has it, and its scopes do not leave it out."""
@@ -65,8 +73,10 @@ class Entitlements:
         return Share(flow=self.tenant, weight=self.limits.weight)
 
 
-def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) -> Entitlements:
-    """Resolve three records to one: a tenant's field goes before its tier's, and one for a model before one for all."""
+def merge(
+    tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str, plan: Plan | None = None
+) -> Entitlements:
+    """Resolve records to one: a tenant's field goes before its tier's, and one for a model before one for all."""
     own, base = tenant.overrides, tier.terms
 
     def pick(name: str, default: Any = None) -> Any:
@@ -102,7 +112,16 @@ def merge(tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str) 
         status=tenant.status,
         version=version,
         model_limits=_model_limits(own, base),
+        plan=plan,
+        show_cost=pick("show_cost", False),
+        when_exhausted=pick("when_exhausted", REFUSE),
+        when_busy=pick("when_busy", NEVER),
     )
+
+
+def plan_of(tenant: TenantRecord, tier: TierRecord) -> str | None:
+    """The version of a plan that a tenant signed, or else its tier's."""
+    return tenant.overrides.plan or tier.terms.plan
 
 
 def _model_limits(own: Terms, base: Terms) -> dict[str, LimitFields]:

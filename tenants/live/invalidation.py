@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
+from policies.errors import Unavailable
 from tenants.records import keyspace
 from tenants.store import tasks
 from tenants.store.loop_timeout import LoopTimeout
@@ -39,7 +42,8 @@ class Listener(Protocol):
 class InvalidationFeed:
     """Keeps `CLIENT TRACKING ON BCAST` alive over RESP3 connections of its own, and passes on what they say.
 
-    One connection to a server, one to each primary of a Cluster: there every node announces its own keys.
+    One connection to a server, one to each primary of a Cluster: there every node announces its own keys. Of a node
+    that is away nothing is announced (`hears`); the others go on.
     """
 
     def __init__(self, store: TenantStore, listener: Listener) -> None:
@@ -48,6 +52,7 @@ class InvalidationFeed:
         self.problem = "not started"
         self._store = store
         self._listener = listener
+        self._absent: frozenset[str] = frozenset()
         self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -61,6 +66,11 @@ class InvalidationFeed:
         """Stop and close the connections."""
         task, self._task = self._task, None
         await tasks.end(task)
+
+    def hears(self, keys: Iterable[str]) -> bool:
+        """Whether edits of all these keys are announced."""
+        servers = self._store.servers
+        return self.connected and (not self._absent or all(servers.home(key) not in self._absent for key in keys))
 
     async def _run(self) -> None:
         pause = FIRST_PAUSE_S
@@ -90,27 +100,41 @@ class InvalidationFeed:
             self._listener.lost(self.alive_at)
 
     async def _session(self) -> None:
-        connections: list[Any] = []
+        connections: dict[str, Any] = {}
         try:
             async with LoopTimeout(SILENCE_S):
-                connections += await self._store.push_connections()
-                for connection in connections:
+                connections |= await self._store.servers.push_connections()
+                for connection in connections.values():
                     await self._track(connection)
-            alive_at = dict.fromkeys(range(len(connections)), time.monotonic())
+            alive_at = dict.fromkeys(connections, time.monotonic())
             self.alive_at = min(alive_at.values())
+            self._absent = self._store.servers.absent(connections)
             self.connected, self.problem = True, ""
             self._listener.resumed()
             self._tried.set()
             async with asyncio.TaskGroup() as group:
-                for number, connection in enumerate(connections):
-                    group.create_task(self._listen(connection, number, alive_at, connections))
+                for name, connection in connections.items():
+                    group.create_task(self._listen(connection, name, alive_at))
+                group.create_task(self._watch(connections))
         except* (RedisError, OSError, TimeoutError) as errors:
             # Any of them ends the session; the first says why.
             raise errors.exceptions[0] from None
         finally:
-            for connection in connections:
+            for connection in connections.values():
                 connection._parser.set_invalidation_push_handler(None)
-            await self._store.release_push_connections(connections)
+            await self._store.servers.release_push_connections(list(connections.values()))
+
+    async def _watch(self, connections: dict[str, Any]) -> None:
+        """Raise once another node serves something, or one that was away answers."""
+        servers, absent = self._store.servers, self._absent
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            if servers.absent(connections) != absent:
+                raise TimeoutError("the cluster has other primaries")
+            for name in absent:
+                with contextlib.suppress(Unavailable):
+                    await servers.ask(name)
+                    raise TimeoutError("a node of the cluster is back")
 
     async def _track(self, connection: Any) -> None:
         # redis-py swallows a handler's exceptions and awaits its answer, so it is a coroutine that cannot fail.
@@ -119,7 +143,7 @@ class InvalidationFeed:
         await connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
         await connection.read_response()
 
-    async def _listen(self, connection: Any, number: int, alive_at: dict[int, float], connections: list[Any]) -> None:
+    async def _listen(self, connection: Any, name: str, alive_at: dict[str, float]) -> None:
         """Read pushes of one connection and ask for a sign of life; raises once it is silent, or has lost its part."""
         pinged_at: float | None = None
         while True:
@@ -128,17 +152,15 @@ class InvalidationFeed:
             now = time.monotonic()
             if answer is not None:
                 # A PONG comes after every push that the server had queued when it answered.
-                alive_at[number], pinged_at = now, None
+                alive_at[name], pinged_at = now, None
                 self.alive_at = min(alive_at.values())
             elif pinged_at is not None and now - pinged_at > SILENCE_S and now - asked_at < 2 * HEARTBEAT_S:
                 # Not where the event loop stood still meanwhile: its answer may lie in the socket.
                 raise TimeoutError("the server is silent")
-            if pinged_at is None and now - alive_at[number] >= HEARTBEAT_S:
+            if pinged_at is None and now - alive_at[name] >= HEARTBEAT_S:
                 pinged_at = now
                 async with LoopTimeout(SILENCE_S):
                     await connection.send_command("PING")
-                if self._store.moved(connections):
-                    raise TimeoutError("the cluster has other primaries")
 
     async def _announced(self, message: list[Any]) -> None:
         keys = message[1] if len(message) > 1 else None

@@ -13,6 +13,7 @@ from tenants.live import entitlements
 from tenants.live.entitlements import Entitlements, Limits
 from tenants.records import keyspace, schedule
 from tenants.records.hashes import RawHash, parse_key, parse_tenant, parse_tier
+from tenants.records.prices import Plan, parse_plan
 from tenants.records.schema import RecordError
 from tenants.store.store import TenantStore
 
@@ -63,6 +64,7 @@ async def resolve(store: TenantStore, digest: str, likely: tuple[str, ...] = ())
         expires_at = record.expires_at
         tenant = parse_tenant(record.tenant, await reader.need(keyspace.tenant(record.tenant)))
         tier = parse_tier(tenant.tier, await reader.need(keyspace.tier(tenant.tier)))
+        plan = await _plan(reader, entitlements.plan_of(tenant, tier))
     except RecordError as problem:
         return Resolution(BROKEN, (*reader.used, *({problem.key} - set(reader.used))), expires_at, problem)
     changes_at = min((at for at in (tenant.changes_at, tier.changes_at) if at is not None), default=None)
@@ -70,7 +72,7 @@ async def resolve(store: TenantStore, digest: str, likely: tuple[str, ...] = ())
         return Resolution(SUSPENDED, tuple(reader.used), expires_at, changes_at=changes_at)
     # What a record has become by itself is another version of it.
     come = [(key, _folded(raw)) for key, raw in reader.used.items()]
-    merged = entitlements.merge(tenant, tier, record, entitlements.digest(come))
+    merged = entitlements.merge(tenant, tier, record, entitlements.digest(come), plan)
     return Resolution(_shared(merged, come), tuple(reader.used), expires_at, changes_at=changes_at)
 
 
@@ -81,6 +83,15 @@ def _folded(raw: RawHash) -> RawHash:
     return {name.encode(): value.encode() for name, value in schedule.folded(texts).items()}
 
 
+async def _plan(reader: _Reader, reference: str | None) -> Plan | None:
+    if reference is None:
+        return None
+    raw = await reader.need(keyspace.plan(reference))
+    version = entitlements.digest([(reference, raw)])
+    return _plans.get(version) or _plans.setdefault(version, parse_plan(reference, raw))
+
+
+_plans: WeakValueDictionary[str, Plan] = WeakValueDictionary()
 _tiers: WeakValueDictionary[str, Tier] = WeakValueDictionary()
 _limits: WeakValueDictionary[str, Limits] = WeakValueDictionary()
 

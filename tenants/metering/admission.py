@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from policies.errors import Unavailable
@@ -13,36 +12,44 @@ from tenants.live.entitlements import Entitlements
 from tenants.metering import limits, meters
 from tenants.metering.journal import Journal
 from tenants.metering.last_known import LastKnown
-from tenants.metering.lease import Lease, Tokens
+from tenants.metering.lease import Lease
 from tenants.metering.limits import Judgement
 from tenants.metering.local import LocalLimits
-from tenants.metering.meters import Counter, Limit, Meter
-from tenants.metering.settlement import STEMS, Sold
+from tenants.metering.meters import Limit
+from tenants.metering.questions import Questions
+from tenants.metering.refusals import Refusals
+from tenants.metering.settlement import Sold
 from tenants.metering.settler import Settler
-from tenants.store import scripts
+from tenants.metering.wanted import Rung, Tokens, Wanted, rungs_of
+from tenants.records import keyspace
+from tenants.records.prices import FREE
 from tenants.store.store import TenantStore
 
 logger = logging.getLogger(__name__)
 
 LEASE_S = 300.0
-_ADMIT = scripts.load("metering/meters", "metering/admit")
+NOTHING = Wanted(0, 0, Tokens(), (Rung(1.0, FREE),))
+ONE = Wanted(1, 0, Tokens(), (Rung(1.0, FREE),))
 
 
 class Admission:
     """Admits requests against a tenant's limits and books what they use.
 
     Args:
-        stale_grace_s: how long requests are admitted under limits of this process alone while the store is away.
+        stale_grace_s: how long requests are admitted under limits of this process alone while the store is away, in a
+            Cluster the node of their tenant's counters.
         held_dir: folder where settlements that the store cannot take are kept; None keeps them in memory alone.
     """
 
     def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
         self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
+        self.questions = Questions(store, self.settler.ended)
         self.local = LocalLimits()
+        self.refusals = Refusals()
         self.last_known = LastKnown()
         self._store = store
         self._grace = stale_grace_s
-        self._away_since: float | None = None
+        self._away_since: dict[str, float] = {}
 
     def admit(
         self,
@@ -53,6 +60,9 @@ class Admission:
         images: int = 0,
         tokens: int | Tokens = 0,
         level: float | None = None,
+        floor: float = 0.01,
+        waiting: int = 0,
+        answerable: Callable[[float], bool] = lambda level: True,
         focused: bool = False,
         lease_s: float = LEASE_S,
     ) -> Lease:
@@ -60,7 +70,8 @@ class Admission:
 
         Args:
             tokens: prompt and most tokens of the answer together; what is not used is returned.
-            level: what is sold, None: the tier's own level of the model.
+            level: what is asked for, None: the tier's own level of the model. The lease says what is granted.
+            floor, waiting, answerable: as of `rungs_of`, where the tenant's answers may step down.
             focused: whether the answer is steered.
             lease_s: seconds after which a request whose process has died gives back what it was admitted with.
 
@@ -69,26 +80,29 @@ class Admission:
             Unavailable: the store has been away for longer than the grace.
         """
         held_to = meters.limits_of(entitlements, model)
+        top = entitlements.tier.level(model) if level is None else level
         sold = Sold(
             tenant=entitlements.tenant,
             key=entitlements.key_id,
             model=model,
             tier=entitlements.tier.name,
-            level=entitlements.tier.level(model) if level is None else level,
+            level=top,
             focused=focused,
             parts=tuple(meters.parts(held_to)),
             periods=tuple(meters.periods(held_to)),
         )
-        wanted = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
-        return Lease(self, entitlements, held_to, sold, requests, images, wanted, lease_s)
+        rungs = rungs_of(entitlements, model, top, floor=floor, waiting=waiting, answerable=answerable)
+        asked = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
+        return Lease(self, entitlements, held_to, sold, Wanted(requests, images, asked, rungs), lease_s)
 
     async def look(self, entitlements: Entitlements) -> Judgement:
         """What is used of a tenant's limits; of this process's own counts while the store is away."""
         held_to = meters.limits_of(entitlements)
         try:
-            return await self.ask("look", entitlements, "-", held_to, ())
+            answer = await self.questions.look(entitlements.tenant, held_to, NOTHING)
+            return self._heard(entitlements, answer, NOTHING)
         except Unavailable:
-            return self.local.judge(entitlements.tenant, held_to, ())
+            return self.local.judge(entitlements.tenant, held_to, NOTHING)
 
     def check_rate(self, entitlements: Entitlements) -> None:
         """Refuse one more request, without asking the store, where this process alone has admitted all that it may.
@@ -97,8 +111,7 @@ class Admission:
             LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
         """
         tenant, held_to = entitlements.tenant, meters.limits_of(entitlements)
-        one = [Meter(Counter.REQUESTS, 1, 1), Meter(Counter.RUNNING, 1, 1)]
-        judgement = self.local.refused(tenant, held_to) or self.local.judge(tenant, held_to, one, surely=True)
+        judgement = self.refusals.find(tenant, held_to, ONE) or self.local.judge(tenant, held_to, ONE, surely=True)
         if judgement.forbidden_by is not None:
             raise limits.exceeded(judgement)
 
@@ -121,46 +134,31 @@ class Admission:
 
     async def aclose(self, timeout_s: float = 5.0) -> None:
         """Settle what is left, within `timeout_s`; what the store does not take is kept for the next gateway."""
+        await self.questions.aclose()
         await self.settler.aclose(timeout_s)
 
     async def ask(
-        self,
-        mode: str,
-        own: Entitlements,
-        request_id: str,
-        held_to: Sequence[Limit],
-        wanted: Sequence[Meter],
-        lease_s: float = 0.0,
+        self, own: Entitlements, held_to: Sequence[Limit], request_id: str, wanted: Wanted, lease_s: float
     ) -> Judgement:
-        """One run of `admit.lua`; raises Unavailable while the store is away."""
-        tenant, owners = own.tenant, meters.owners(held_to)
-        # Only a concurrency limit minds requests that have ended but are not settled yet.
-        limited = any(limit.counter is Counter.RUNNING for limit in held_to)
-        asked = {
-            "mode": mode,
-            "id": request_id,
-            "lease_ms": round(lease_s * 1000),
-            "owners": [(owner.part, owner.suffix) for owner in owners],
-            "meters": [(m.counter, m.amount, m.least) for m in wanted if m.counter is not Counter.RUNNING],
-            "limits": [(owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most) for limit in held_to],
-            "ended": self.settler.ended(tenant) if limited else [],
-        }
-        keys = [stem(tenant) for stem in STEMS[:-1]]
-        answer = limits.read_answer(held_to, await self._store.run(_ADMIT, keys, (json.dumps(asked),)))
-        self._away_since = None
-        self.local.learn(tenant, answer)
+        """What the store says of a request, which it counts if it may run; raises Unavailable while it is away."""
+        return self._heard(own, await self.questions.ask(own.tenant, held_to, request_id, wanted, lease_s), wanted)
+
+    def _heard(self, own: Entitlements, answer: Judgement, wanted: Wanted) -> Judgement:
+        if self._away_since:
+            self._away_since.pop(self._store.servers.home(keyspace.request(own.tenant)), None)
+        self.local.learn(own.tenant, answer)
+        self.refusals.learn(own.tenant, answer, wanted)
         self.last_known.tell(own, answer)
         return answer
 
-    def ask_locally(
-        self, tenant: str, held_to: Sequence[Limit], wanted: Sequence[Meter], error: Unavailable
-    ) -> Judgement:
+    def ask_locally(self, tenant: str, held_to: Sequence[Limit], wanted: Wanted, error: Unavailable) -> Judgement:
         """The answer of this process's own counts, within the grace; raises `error` after it."""
-        now = time.monotonic()
-        if self._away_since is None:
-            self._away_since = now
-            logger.warning("admitting under local limits: the tenant store is away")
-        if now - self._away_since > self._grace:
+        now, servers, key = time.monotonic(), self._store.servers, keyspace.request(tenant)
+        if (home := servers.home(key)) not in self._away_since:
+            self._away_since[home] = now - servers.away_for(key)
+            where = f"node {home} of the tenant store" if home else "the tenant store"
+            logger.warning("admitting under local limits: %s is away", where)
+        if now - self._away_since[home] > self._grace:
             raise Unavailable(
                 f"The tenant store has been away for over {self._grace:g} s; nothing is served until it is back.",
                 retry_after=error.retry_after,

@@ -1,13 +1,18 @@
--- Admit a request, or say which limit forbids it: read all, judge all, add all or nothing. A refusal writes nothing.
+-- Admit requests of one tenant under the same limits, in turn, or say of each which limit forbids it: read all once,
+-- judge each after those before it, add all of it or nothing, write once. A refusal writes nothing.
 -- KEYS  stems (meters.lua): 1 request:{t}, 2 running:{t}, 3 reserved:{t}, 4 window:{t}, 5 usage:{t}
--- ARGV  JSON: mode ('admit', or 'look' to change nothing), id of the request, lease_ms, and lists of
+-- ARGV  JSON: look (true: change nothing), and lists of
 --       owners: part, suffix of its fields in the tenant's usage ('' where it has usage of its own)
---       meters: counter, amount, least that will do
---       limits: number of the owner from 1, counter, period (now, minute, hour, day, month, month@<day>), most
+--       limits: number of the owner from 1, counter, period (now, minute, hour, day, month, month@<day>), most in all
 --       ended: ids of requests that have ended but are not settled yet
--- Answer: { number of the limit that forbids it, 0 if none, -1 if the request was settled before it was admitted;
---           ms to wait (-1: no wait helps); unix second; tokens granted;
---           then of each limit: used, ms until nothing is (of a period: until it ends) }
+--       requests: id, lease in ms, requests, images, tokens, fewest tokens that will do,
+--                 rungs: of each level that it can be answered at, the best first: what it costs at most, and at least
+--                 shares: of each limit the most of each rung (-1: no end); absent: all of it
+-- Answer, a text of each request:
+--         number of the limit that forbids it, 0 if none, -1 if the request was settled before it was admitted;
+--         ms to wait (-1: no wait helps); unix second; tokens granted; cost reserved; number of the rung;
+--         number of the limit that forbids the rung above it, 0 if none;
+--         then of each limit: used, ms until nothing is (of a period: until it ends)
 local REAP = 16
 local LAPSED_TTL = 7 * 86400
 local LOOK_AHEAD = 8
@@ -16,19 +21,15 @@ local time = redis.call('TIME')
 local now = tonumber(time[1])
 local exact = now + tonumber(time[2]) / 1000000
 local now_ms = math.floor(exact * 1000)
+local minute_ms = math.ceil((now + MINUTE + 1 - exact) * 1000)
 
-local mode, id, owners, limits = asked.mode, asked.id, asked.owners, asked.limits
-local amounts, least = { requests = 0, images = 0, tokens = 0, running = mode == 'admit' and 1 or 0 }, {}
-for _, meter in ipairs(asked.meters) do amounts[meter[1]], least[meter[1]] = meter[2], meter[3] end
-local function least_of(counter) return least[counter] or amounts[counter] end
-
-local request_key = KEYS[1] .. ':' .. id
-if mode == 'admit' and redis.call('EXISTS', request_key) == 1 then return { -1, 0, now, 0 } end
+local look, owners, limits = asked.look, asked.owners, asked.limits
 
 -- The minute as it is now: the current second and the 60 before it. With one bucket fewer it could exceed the limit.
 local function read_window(key)
   local raw = redis.call('HMGET', key, 'sum', 'from', 'last', now)
   local own = { key = key, sum = number(key, 'sum', raw[1]), from = number(key, 'from', raw[2]), stale = {} }
+  own.added, own.gone = 0, {}
   own.last, own.current = number(key, 'last', raw[3]), number(key, text(now), raw[4])
   local first = now - MINUTE
   -- Nothing of it counts any more; or the server's clock was set back, and nothing would ever leave.
@@ -49,23 +50,28 @@ local function read_window(key)
 end
 -- Milliseconds until so much has left a window.
 local function until_gone(own, surplus)
-  local second = own.from
-  while second <= now do
+  local wanted, second = surplus, own.from
+  while not own.gone[wanted] do
     local seconds = {}
     for i = 1, LOOK_AHEAD do seconds[i] = second + i - 1 end
-    for i, value in ipairs(redis.call('HMGET', own.key, unpack(seconds))) do
-      surplus = surplus - number(own.key, text(seconds[i]), value)
-      if surplus <= 0 then second = seconds[i] break end
+    local raw = second < now and redis.call('HMGET', own.key, unpack(seconds)) or {}
+    for i, at in ipairs(seconds) do
+      surplus = surplus - number(own.key, text(at), raw[i])
+      -- What these requests add is gone with this second.
+      if surplus <= 0 or at >= now then
+        own.gone[wanted] = math.ceil((at + MINUTE + 1 - exact) * 1000)
+        break
+      end
     end
-    if surplus <= 0 then break end
     second = second + LOOK_AHEAD
   end
-  return math.ceil((second + MINUTE + 1 - exact) * 1000)
+  return own.gone[wanted]
 end
-local function save_window(own, amount)
+local function save_window(own)
+  -- Without it a storm of refusals would walk over ever more of the past.
+  if own.added == 0 and #own.stale <= LOOK_AHEAD then return end
   if own.renew then redis.call('DEL', own.key) end
-  if amount > 0 then own.last, own.sum = now, own.sum + amount end
-  local bucket = amount > 0 and { now, own.current + amount } or {}
+  local bucket = own.added > 0 and { now, own.current + own.added } or {}
   redis.call('HSET', own.key, 'sum', own.sum, 'from', own.from, 'last', own.last, unpack(bucket))
   -- After it: a server that is out of memory refuses the first write of a script, and then nothing must be gone.
   if #own.stale > 0 then redis.call('HDEL', own.key, unpack(own.stale)) end
@@ -97,7 +103,7 @@ local function running(key)
   end
   return count
 end
-local FIELDS = { 'requests', 'images', 'tokens_in', 'tokens_out' }
+local FIELDS = { 'requests', 'images', 'tokens_in', 'tokens_out', 'cost' }
 local usage = {}
 -- All that an owner has used in a period, by counter.
 local function usage_of(owner, period)
@@ -120,80 +126,147 @@ local function usage_of(owner, period)
   for i, field in ipairs(fields) do raw[i] = number(key, field, raw[i]) end
   usage[name] = {
     requests = raw[1] + kept.requests, images = raw[2] + kept.images, tokens = raw[3] + raw[4] + kept.tokens,
+    cost = raw[5] + kept.cost,
   }
   return usage[name]
 end
-local read, verdict, wait = {}, 0, 0
+local read = {}
 for i, limit in ipairs(limits) do
-  local owner, counter, period, most = owners[limit[1]], limit[2], limit[3], limit[4]
-  local own = { most = most, counter = counter, used = 0, reset = 0 }
+  local owner, counter, period = owners[limit[1]], limit[2], limit[3]
+  local own = { used = 0, reset = 0 }
   read[i] = own
-  local wanted, pause = least_of(counter), 0
   if period == 'now' then
     own.used = running(KEYS[2] .. owner[1])
-    if own.used + wanted > most then pause = 1000 end
   elseif period == 'minute' then
-    local window = read_window(KEYS[4] .. owner[1] .. ':' .. counter)
-    windows[#windows + 1] = { window, counter, owner[1] }
-    own.used = window.sum
-    if own.used > 0 then own.reset = math.ceil((window.last + MINUTE + 1 - exact) * 1000) end
-    if wanted > 0 and wanted <= most and own.used + wanted > most then
-      pause = until_gone(window, own.used + wanted - most)
-    end
+    own.window = read_window(KEYS[4] .. owner[1] .. ':' .. counter)
+    windows[#windows + 1] = { own.window, counter, owner[1] }
+    own.used = own.window.sum
+    if own.used > 0 then own.reset = math.ceil((own.window.last + MINUTE + 1 - exact) * 1000) end
   else
     own.used, own.reset = usage_of(owner, period)[counter], math.ceil((ends(period, now) - exact) * 1000)
-    if own.used + wanted > most then pause = own.reset end
   end
-  if wanted > 0 and wanted > most then pause = -1 elseif wanted == 0 then pause = 0 end
-  -- What no wait helps goes before the longest wait.
-  if wait ~= -1 and (pause == -1 or pause > wait) then verdict, wait = i, pause end
 end
 
-local granted = amounts.tokens
-for _, own in ipairs(read) do
-  if own.counter == 'tokens' then granted = math.min(granted, math.max(own.most - own.used, least_of('tokens'))) end
+local function is_rate(limit) return limit[3] == 'now' or limit[3] == 'minute' end
+-- How much of a limit a request may use on a rung.
+local function most_of(request, i, rung) return request.shares and request.shares[i][rung] or limits[i][4] end
+-- Milliseconds until a request fits a limit as it is on a rung: 0 where it does, -1 if it never will.
+local function pause_of(request, i, rung)
+  local limit, own, wanted = limits[i], read[i], nil
+  if limit[2] == 'cost' then wanted = request.rungs[rung][2] else wanted = request.least[limit[2]] end
+  local most = most_of(request, i, rung)
+  if most < 0 or wanted == 0 then return 0 end
+  if wanted > most then return -1 end
+  if own.used + wanted <= most then return 0 end
+  if limit[3] == 'now' then return 1000 end
+  return own.window and until_gone(own.window, own.used + wanted - most) or own.reset
 end
-
-if mode == 'admit' and verdict == 0 then
-  local own = { at = now, requests = amounts.requests, images = amounts.images, tokens = granted, parts = {}, windows = {} }
-  local added = { requests = own.requests, images = own.images, tokens = own.tokens }
-  local sets = { [''] = true }
-  for i, owner in ipairs(owners) do own.parts[i] = owner[1] end
-  for _, window in ipairs(windows) do
-    if added[window[2]] > 0 then own.windows[#own.windows + 1] = window[3] .. ':' .. window[2] end
-  end
-  redis.call('SET', request_key, request_text('live', own))
-  for _, window in ipairs(windows) do
-    if added[window[2]] > 0 then save_window(window[1], added[window[2]]) end
-  end
-  for _, owner in ipairs(owners) do add_reserved(reserved_of(owner[1]), added, 1) end
+local function lacking(request, rung)
   for i, limit in ipairs(limits) do
-    if limit[3] == 'now' then sets[owners[limit[1]][1]] = true end
-    read[i].used = read[i].used + (limit[2] == 'running' and 1 or added[limit[2]])
-    if limit[3] == 'minute' and added[limit[2]] > 0 then read[i].reset = math.ceil((now + MINUTE + 1 - exact) * 1000) end
+    if not is_rate(limit) and pause_of(request, i, rung) ~= 0 then return i end
   end
-  for part in pairs(sets) do redis.call('ZADD', KEYS[2] .. part, now_ms + asked.lease_ms, id) end
-elseif mode == 'admit' then
-  -- A storm of refusals would walk over ever more of the past.
-  for _, window in ipairs(windows) do
-    if #window[1].stale > LOOK_AHEAD then save_window(window[1], 0) end
-  end
+  return 0
 end
-if mode == 'admit' then
-  for _, own in pairs(reserved) do save_reserved(own) end
-  for _, pair in ipairs(lapsed) do
-    local name, own = pair[1], pair[2]
-    if own and own.state == 'live' then
-      redis.call('SET', KEYS[1] .. ':' .. name, request_text('lapsed', own), 'EX', LAPSED_TTL)
-      for _, part in ipairs(own.parts) do redis.call('ZREM', KEYS[2] .. part, name) end
-    end
-    redis.call('ZREM', KEYS[2], name)
+local function judge(request)
+  -- The first rung of whose quotas and budgets there is enough; the last where of none there is.
+  local rung, forced, verdict, wait = 1, 0, 0, 0
+  for at = 1, #request.rungs - 1 do
+    local lacks = lacking(request, at)
+    if lacks == 0 then break end
+    rung, forced = at + 1, lacks
   end
+  for i in ipairs(limits) do
+    local pause = pause_of(request, i, rung)
+    -- What no wait helps goes before the longest wait.
+    if wait ~= -1 and (pause == -1 or pause > wait) then verdict, wait = i, pause end
+  end
+  request.rung, request.forced, request.verdict, request.wait = rung, forced, verdict, wait
+end
+-- What there is of what may be less: tokens, and by their number money. Where the last rung has no end, what is left of
+-- a budget is taken, and nothing after it.
+local function grant(request)
+  local dearest, cheapest = request.rungs[request.rung][1], request.rungs[request.rung][2]
+  local granted, cost, spare = request.tokens, dearest, request.least.tokens
+  for i, limit in ipairs(limits) do
+    local most = most_of(request, i, request.rung)
+    local left = (most < 0 and limit[4] or most) - read[i].used
+    if limit[2] == 'tokens' and most >= 0 then
+      granted = math.min(granted, math.max(left, spare))
+    elseif limit[2] == 'cost' then
+      if most >= 0 and left < dearest then
+        local more = math.floor((left - cheapest - 1) * (request.tokens - spare) / (dearest - cheapest + 1))
+        granted = math.min(granted, spare + math.max(0, more))
+      end
+      cost = math.min(cost, math.max(0, left))
+    end
+  end
+  request.tokens, request.cost = granted, cost
 end
 
-local answer = { verdict, wait, now, granted }
-for _, own in ipairs(read) do
-  answer[#answer + 1] = own.used
-  answer[#answer + 1] = own.reset
+local parts, sets, admitted = {}, { [''] = {} }, {}
+for i, owner in ipairs(owners) do parts[i] = owner[1] end
+for _, limit in ipairs(limits) do
+  if limit[3] == 'now' then sets[owners[limit[1]][1]] = {} end
 end
-return answer
+local function add(request)
+  request.at, request.parts, request.windows = now, parts, {}
+  for _, entry in ipairs(windows) do
+    local window, amount = entry[1], request[entry[2]]
+    if amount > 0 then
+      request.windows[#request.windows + 1] = entry[3] .. ':' .. entry[2]
+      window.last, window.sum, window.added = now, window.sum + amount, window.added + amount
+    end
+  end
+  for _, part in ipairs(parts) do add_reserved(reserved_of(part), request, 1) end
+  for i, limit in ipairs(limits) do
+    local own, amount = read[i], limit[2] == 'running' and 1 or request[limit[2]]
+    own.used = own.used + amount
+    if limit[3] == 'minute' and amount > 0 then own.reset = minute_ms end
+  end
+  for _, set in pairs(sets) do set[#set + 1], set[#set + 2] = now_ms + request.lease_ms, request.id end
+  admitted[#admitted + 1] = request
+end
+-- Numbers beyond what Lua writes out by itself.
+local function written(value) return value < 1e14 and value or text(value) end
+local function answer_of(request)
+  local answer = { request.verdict, request.wait, now, written(request.tokens), written(request.cost), request.rung,
+    request.forced }
+  for _, own in ipairs(read) do
+    answer[#answer + 1], answer[#answer + 2] = written(own.used), own.reset
+  end
+  return table.concat(answer, ' ')
+end
+
+local answers = {}
+for number_of, raw in ipairs(asked.requests) do
+  local request = { id = raw[1], lease_ms = raw[2], requests = raw[3], images = raw[4], tokens = raw[5], rungs = raw[7],
+    shares = raw[8], cost = 0, rung = 1, forced = 0, wait = 0, verdict = 0 }
+  request.least = { requests = raw[3], images = raw[4], tokens = raw[6], running = look and 0 or 1 }
+  if not look and redis.call('EXISTS', KEYS[1] .. ':' .. request.id) == 1 then
+    request.verdict = -1
+  else
+    judge(request)
+    grant(request)
+    if not look and request.verdict == 0 then add(request) end
+  end
+  answers[number_of] = answer_of(request)
+end
+if look then return answers end
+
+for _, request in ipairs(admitted) do
+  redis.call('SET', KEYS[1] .. ':' .. request.id, request_text('live', request))
+end
+for _, entry in ipairs(windows) do save_window(entry[1]) end
+for part, set in pairs(sets) do
+  if #set > 0 then redis.call('ZADD', KEYS[2] .. part, unpack(set)) end
+end
+for _, own in pairs(reserved) do save_reserved(own) end
+for _, pair in ipairs(lapsed) do
+  local name, own = pair[1], pair[2]
+  if own and own.state == 'live' then
+    redis.call('SET', KEYS[1] .. ':' .. name, request_text('lapsed', own), 'EX', LAPSED_TTL)
+    for _, part in ipairs(own.parts) do redis.call('ZREM', KEYS[2] .. part, name) end
+  end
+  redis.call('ZREM', KEYS[2], name)
+end
+return answers

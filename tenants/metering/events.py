@@ -29,7 +29,9 @@ class Event:
         focus: whether the answer was steered.
         requests: 0 where it failed by our doing; nothing of it is billed then.
         status: served, refused (by what it asked for), left (by its client), or late, away, failed (by our doing).
+        cost: micro-units of the currency of the plan that its tenant had signed.
         ms: from its admission to its end.
+        reason: why its level was below what it asked for: budget, quota, busy; "" where it was not.
     """
 
     id: str
@@ -44,8 +46,10 @@ class Event:
     images: int
     tokens_in: int
     tokens_out: int
+    cost: int
     status: str
     ms: int
+    reason: str
 
 
 async def read_events(store: TenantStore, first: date, last: date, tenants: Sequence[str] = ()) -> AsyncIterator[Event]:
@@ -97,8 +101,10 @@ def _event(key: str, name: str, fields: Mapping[str, str]) -> tuple[Event, float
             images=int(fields["images"]),
             tokens_in=int(fields["tokens_in"]),
             tokens_out=int(fields["tokens_out"]),
+            cost=int(fields.get("cost", 0)),  # those of before there was money have none
             status=fields["status"],
             ms=int(fields["ms"]),
+            reason=fields.get("reason", ""),
         )
     except (KeyError, ValueError, OverflowError):
         raise RecordError(key, name, "is no event") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,10 @@ from policies.errors import Unavailable
 from tenants.live.entitlements import Entitlements
 from tenants.metering import limits
 from tenants.metering.limits import Judgement
-from tenants.metering.meters import Counter, Limit, Meter
+from tenants.metering.meters import Counter, Limit
 from tenants.metering.outcome import Outcome, outcome_of
 from tenants.metering.settlement import Settlement, Sold, State
+from tenants.metering.wanted import Wanted
 from tenants.store import errors
 
 if TYPE_CHECKING:
@@ -24,28 +25,20 @@ if TYPE_CHECKING:
 _UNKNOWN = Judgement()
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Tokens that a request may use.
-
-    Attributes:
-        most: prompt and answer together, at most. What is not used is returned.
-        least: will do where less is left: the answer then has to end sooner.
-    """
-
-    most: int = 0
-    least: int = 0
-
-
 class Lease:
     """One request's admission. Leaving its `async with` releases it, whatever happened, and settles what was used.
 
     What is booked: what `settle` last said; without it, all that was reserved, or only the request where it failed.
     Nothing is where it failed by our own doing.
+
+    Attributes:
+        sold: what it is sold as; its level is what it was admitted at.
+        reason: why that is below what it asked for: budget, quota, busy; "" where it is not.
+        cost: micro-units, of what `settle` has said so far; of what is booked once it is left.
     """
 
     __slots__ = (
-        *("id", "sold", "requests", "images", "tokens"),
+        *("id", "sold", "reason", "tokens", "cost"),
         *("_admission", "_own", "_limits", "_wanted", "_lease_s", "_judgement", "_used", "_state", "_began", "_broke"),
     )
 
@@ -55,21 +48,19 @@ class Lease:
         entitlements: Entitlements,
         held_to: Sequence[Limit],
         sold: Sold,
-        requests: int,
-        images: int,
-        tokens: Tokens,
+        wanted: Wanted,
         lease_s: float,
     ) -> None:
         # Never a client's id: a repeated one would settle another's request.
         self.id = secrets.token_hex(12)
         self.sold = sold
-        self.requests = requests
-        self.images = images
-        self.tokens = tokens.most
+        self.reason = ""
+        self.tokens = wanted.tokens.most
+        self.cost = 0
         self._admission = admission
         self._own = entitlements
         self._limits = held_to
-        self._wanted = tokens
+        self._wanted = wanted
         self._lease_s = lease_s
         self._judgement = _UNKNOWN
         self._used: tuple[int, int, int] | None = None
@@ -80,11 +71,12 @@ class Lease:
     @property
     def short(self) -> int:
         """How many of the tokens that it asked for at most were not left."""
-        return self._wanted.most - self.tokens
+        return self._wanted.tokens.most - self.tokens
 
     def settle(self, *, tokens_in: int = 0, tokens_out: int = 0, images: int | None = None) -> None:
         """Record what the request has used so far, in all; `images` None is as admitted. Sends nothing yet."""
-        self._used = (self.images if images is None else images, tokens_in, tokens_out)
+        self._used = (self._wanted.images if images is None else images, tokens_in, tokens_out)
+        self.cost = self._cost(self._wanted.requests, *self._used)
 
     def broke(self, error: BaseException) -> None:
         """A stream that had begun ended by `error`, which its client is told inside it.
@@ -93,38 +85,51 @@ class Lease:
         our deadline.
         """
         self._broke = outcome_of(error)
+        if self._broke.ours and self._broke is not Outcome.LATE:
+            self.cost = 0
 
     def headers(self) -> dict[str, str]:
         """The `x-ratelimit-*` headers of the limits that are set, as of the admission or of the refusal."""
         return limits.headers(self._judgement)
 
     async def __aenter__(self) -> Lease:
-        if (known := self._admission.local.refused(self.sold.tenant, self._limits)) is not None:
+        known = self._admission.refusals.find(self.sold.tenant, self._limits, self._wanted)
+        if known is not None:
             self._judgement = known
         else:
-            await self._ask(self._wanted)
+            await self._ask()
         if self._judgement.forbidden_by is not None:
             self._admission.settler.reject(self.sold.tenant, self.sold.parts, self.sold.model)
             raise limits.exceeded(self._judgement)
-        self.tokens = self._judgement.tokens
+        self._take(self._judgement)
         self._admission.local.start(self.sold.tenant, self._limits, self._reserved(), here=self._here)
         return self
 
-    async def _ask(self, wanted: Tokens) -> None:
+    def _take(self, judgement: Judgement) -> None:
+        """Become what it was admitted as."""
+        self.tokens = judgement.tokens
+        best, level = self._wanted.rungs[0].level, self._wanted.rungs[judgement.rung].level
+        if level < best and judgement.stepped_by is not None:
+            self.reason = "budget" if judgement.stepped_by.counter is Counter.COST else "quota"
+        elif level < self.sold.level:
+            self.reason = "busy"
+        self.sold = replace(self.sold, level=level)
+
+    async def _ask(self) -> None:
         """Ask the store, or this process's own counts where it is away."""
-        self._state, tenant, meters_ = State.ADMITTED, self.sold.tenant, self._meters(wanted)
+        self._state, tenant = State.ADMITTED, self.sold.tenant
         uncertain = True
         try:
             try:
                 self._judgement = await self._admission.ask(
-                    "admit", self._own, self.id, self._limits, meters_, self._lease_s
+                    self._own, self._limits, self.id, self._wanted, self._lease_s
                 )
                 uncertain = False
             except Unavailable as error:
                 uncertain = error.__cause__ is not None
                 if error.code == errors.BROKEN:  # a counter that is none must not free its tenant from quotas
                     raise
-                self._judgement = self._admission.ask_locally(tenant, self._limits, meters_, error)
+                self._judgement = self._admission.ask_locally(tenant, self._limits, self._wanted, error)
                 # The store may have admitted it just before its answer was lost; a held settlement covers both.
                 self._state = State.UNSURE if uncertain else State.HELD
             if self._judgement.forbidden_by is not None and uncertain:
@@ -134,34 +139,37 @@ class Lease:
                 self._abandon()
             raise
 
-    def _meters(self, tokens: Tokens) -> list[Meter]:
-        return [
-            Meter(Counter.REQUESTS, self.requests, self.requests),
-            Meter(Counter.IMAGES, self.images, self.images),
-            Meter(Counter.TOKENS, tokens.most, tokens.least),
-            Meter(Counter.RUNNING, 1, 1),
-        ]
-
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         status = self._broke or outcome_of(error)
         if self._used is None:
-            self._used = (self.images, self.tokens, 0) if kind is None else (0, 0, 0)
+            self._used = (self._wanted.images, self.tokens, 0) if kind is None else (0, 0, 0)
         delivered = self._broke is Outcome.LATE and kind is None
         free = status.ours and not delivered
-        requests, images, tokens_in, tokens_out = (0, 0, 0, 0) if free else (self.requests, *self._used)
-        self._put(requests, images, tokens_in, tokens_out, status=status)
-        used = {Counter.REQUESTS: requests, Counter.IMAGES: images, Counter.TOKENS: tokens_in + tokens_out}
+        requests, images, tokens_in, tokens_out = (0, 0, 0, 0) if free else (self._wanted.requests, *self._used)
+        self.cost = self._cost(requests, images, tokens_in, tokens_out)
+        self._put(requests, images, tokens_in, tokens_out, self.cost, status=status)
+        tokens = tokens_in + tokens_out
+        used = {Counter.REQUESTS: requests, Counter.IMAGES: images, Counter.TOKENS: tokens, Counter.COST: self.cost}
         unused = {counter: amount - used[counter] for counter, amount in self._reserved().items()}
         self._admission.local.end(self.sold.tenant, self._limits, unused, here=self._here)
+        self._admission.refusals.ended(self.sold.tenant)
 
     @property
     def _here(self) -> bool:
         return self._state is not State.ADMITTED
 
     def _reserved(self) -> dict[Counter, int]:
-        return {Counter.REQUESTS: self.requests, Counter.IMAGES: self.images, Counter.TOKENS: self.tokens}
+        asked, cost = self._wanted, self._judgement.cost
+        requests, images = asked.requests, asked.images
+        return {Counter.REQUESTS: requests, Counter.IMAGES: images, Counter.TOKENS: self.tokens, Counter.COST: cost}
+
+    def _cost(self, requests: int, images: int, tokens_in: int, tokens_out: int) -> int:
+        """In micro-units; never more than was reserved, by which budgets were judged."""
+        tariff = self._wanted.rungs[self._judgement.rung].tariff
+        exact = tariff.cost(requests=requests, images=images, tokens_in=tokens_in, tokens_out=tokens_out)
+        return min(exact, self._judgement.cost)
 
     def _abandon(self) -> None:
         """Undo an admission that the store may have made without our hearing of it."""
@@ -176,6 +184,7 @@ class Lease:
         images: int = 0,
         tokens_in: int = 0,
         tokens_out: int = 0,
+        cost: int = 0,
         *,
         status: Outcome = Outcome.SERVED,
     ) -> None:
@@ -190,7 +199,9 @@ class Lease:
                 images,
                 tokens_in,
                 tokens_out,
+                cost,
                 status,
                 ms,
+                self.reason,
             )
         )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from policies.errors import LimitExceeded, Unavailable
 from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit
+from tenants.records.prices import spoken
 
-_NO_WAIT_HELPS = -1
+NO_WAIT_HELPS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,9 @@ class Judgement:
         wait_ms: time until a retry can succeed, -1 if none can.
         at: unix second of the store's clock, 0 where the store was not asked.
         tokens: how many of the tokens asked for are reserved.
+        cost: micro-units that are reserved: it will not cost more.
+        rung: index of the level that it is answered at, by `Wanted.rungs`.
+        stepped_by: the limit of which the rung above had not enough left; None at the best.
     """
 
     forbidden_by: Limit | None = None
@@ -41,28 +45,32 @@ class Judgement:
     readings: tuple[Reading, ...] = ()
     at: int = 0
     tokens: int = 0
+    cost: int = 0
+    rung: int = 0
+    stepped_by: Limit | None = None
 
     def left(self, counter: Counter) -> float:
         """What is left of a counter by the tightest of its limits; infinity where there is none."""
         return min((r.left for r in self.readings if r.limit.counter is counter), default=math.inf)
 
 
-def read_answer(limits: Sequence[Limit], answer: Sequence[int]) -> Judgement:
+def read_answer(limits: Sequence[Limit], answer: bytes) -> Judgement:
     """`admit.lua`'s answer. Raises Unavailable where the request was given up before the store heard of it."""
-    verdict, wait_ms, at, tokens, *numbers = (int(value) for value in answer)
+    verdict, wait_ms, at, tokens, cost, rung, stepped, *numbers = map(int, answer.split())
     if verdict < 0:
         raise Unavailable("The tenant store was too slow; try again.")
     readings = tuple(
         Reading(limit, *pair) for limit, pair in zip(limits, zip(numbers[::2], numbers[1::2], strict=True), strict=True)
     )
-    return Judgement(limits[verdict - 1] if verdict else None, wait_ms, readings, at, tokens)
+    forbidding, stepping = (limits[number - 1] if number else None for number in (verdict, stepped))
+    return Judgement(forbidding, wait_ms, readings, at, tokens, cost, rung - 1, stepping)
 
 
 def exceeded(judgement: Judgement) -> LimitExceeded:
     """The error that a judgement's verdict means."""
     limit, wait_ms = judgement.forbidden_by, judgement.wait_ms
     assert limit is not None
-    hopeless = wait_ms == _NO_WAIT_HELPS
+    hopeless = wait_ms == NO_WAIT_HELPS
     retry_after = None if hopeless else max(1, math.ceil(wait_ms / 1000))
     whose = {"tenant": "", "key": " for this API key"}.get(
         limit.owner.kind, f" for {limit.owner.kind} {limit.owner.name}"
@@ -83,10 +91,11 @@ def exceeded(judgement: Judgement) -> LimitExceeded:
         return LimitExceeded(message, retry_after=retry_after, retry_soon=not hopeless, code="rate_limit_exceeded")
     period, _, day = limit.period.partition("@")
     since = f" from day {day}" if day else ""
-    head = "Beyond the quota" if hopeless else "Quota used up"
+    kind, what = ("budget", spoken(limit.most)) if limit.counter is Counter.COST else ("quota", what)
+    head = f"Beyond the {kind}" if hopeless else f"{kind.capitalize()} used up"
     advice = beyond if hopeless else f"Try again in {retry_after} s."
     message = f"{head}: {what} per {period}{since} (UTC){whose}. {advice}"
-    return LimitExceeded(message, retry_after=retry_after, retry_soon=False, code="quota_exceeded")
+    return LimitExceeded(message, retry_after=retry_after, retry_soon=False, code=f"{kind}_exceeded")
 
 
 def headers(judgement: Judgement) -> dict[str, str]:

@@ -6,14 +6,13 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tenants.metering.limits import Judgement, Reading
 from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit, Meter, owners
+from tenants.metering.wanted import Wanted
 
 MAX_COUNTS = 20_000
-REMEMBERED_S = 1.0
-"""So long a refusal by the store is not asked for again."""
 Amounts = Mapping[Counter, int]
 
 
@@ -39,7 +38,6 @@ class LocalLimits:
 
     def __init__(self) -> None:
         self._all: OrderedDict[tuple[str, str], _Counts] = OrderedDict()
-        self._refused: OrderedDict[tuple[str, Limit], tuple[float, float, Judgement]] = OrderedDict()
 
     def start(self, tenant: str, limits: Sequence[Limit], amounts: Amounts, *, here: bool) -> None:
         """Count an admitted request; `here`: by this process's own judgement, of which the store knows nothing yet."""
@@ -61,61 +59,44 @@ class LocalLimits:
             counts.running = max(0, counts.running - 1)
 
     def learn(self, tenant: str, judgement: Judgement) -> None:
-        """Remember what the store says is used of periods: a quota that is used up stays so while the store is away.
-
-        And that requests are too many, which holds for every request: for a moment, since some may be given back.
-        """
-        now, full = time.monotonic(), judgement.forbidden_by
-        if full is not None and full.counter is Counter.REQUESTS and judgement.wait_ms > 0:
-            self._refused[tenant, full] = (now + min(judgement.wait_ms / 1000, REMEMBERED_S), now, judgement)
-            if len(self._refused) > MAX_COUNTS:
-                self._refused.popitem(last=False)
+        """Remember what the store says is used of periods: a quota that is used up stays so while the store is away."""
+        now = time.monotonic()
         for reading in judgement.readings:
             if reading.limit.period not in (NOW, MINUTE):
                 known = self._counts(tenant, reading.limit.owner.part).periods
                 known[reading.limit.counter, reading.limit.period] = (reading.used, now + reading.reset_ms / 1000)
 
-    def refused(self, tenant: str, limits: Sequence[Limit]) -> Judgement | None:
-        """The store's last refusal, if it is fresh: a storm of requests that are too many stays here.
-
-        A limit that an admin changes is another limit, of which nothing is remembered.
-        """
-        for limit in limits:
-            known = self._refused.get((tenant, limit))
-            if known is None:
-                continue
-            until, since, judgement = known
-            if (now := time.monotonic()) < until:
-                return replace(judgement, wait_ms=max(1, judgement.wait_ms - round((now - since) * 1000)))
-            del self._refused[tenant, limit]
-        return None
-
-    def judge(
-        self, tenant: str, limits: Sequence[Limit], meters: Sequence[Meter], *, surely: bool = False
-    ) -> Judgement:
+    def judge(self, tenant: str, limits: Sequence[Limit], wanted: Wanted, *, surely: bool = False) -> Judgement:
         """As `admit.lua` answers, without counting the request.
 
         Args:
             surely: refuse only what the store refuses too: it knows what was given back of quotas and reserved tokens,
                 and its seconds begin at other times than this process's.
         """
-        least = {meter.counter: meter.least for meter in meters}
-        forbidden_by, wait_ms, readings = None, 0, []
-        for limit in limits:
-            counts = self._counts(tenant, limit.owner.part)
-            reading = self._read(counts, limit, surely)
-            readings.append(reading)
-            uncertain = limit.counter is Counter.TOKENS or limit.period not in (NOW, MINUTE)
-            wanted = 0 if surely and uncertain else least.get(limit.counter, 0)
-            pause = self._pause_ms(counts, reading, wanted) if wanted else 0
+        counts = [self._counts(tenant, limit.owner.part) for limit in limits]
+        readings = [self._read(own, limit, surely) for own, limit in zip(counts, limits, strict=True)]
+        shares, costs = [wanted.shares(limit) for limit in limits], wanted.costs()
+        least = {meter.counter: meter.least for meter in wanted.meters()}
+
+        def pause_of(i: int, rung: int) -> int:
+            limit, most = limits[i], shares[i][rung]
+            uncertain = limit.counter is Counter.TOKENS or not limit.is_rate
+            asked = costs[rung].least if limit.counter is Counter.COST else least[limit.counter]
+            return 0 if most < 0 or (surely and uncertain) else self._pause_ms(counts[i], readings[i], asked, most)
+
+        rung, stepped_by = 0, None
+        for at in range(len(costs) - 1):
+            lacks = next((limit for i, limit in enumerate(limits) if not limit.is_rate and pause_of(i, at)), None)
+            if lacks is None:
+                break
+            rung, stepped_by = at + 1, lacks
+        forbidden_by, wait_ms = None, 0
+        for i, limit in enumerate(limits):
+            pause = pause_of(i, rung)
             if wait_ms != -1 and (pause == -1 or pause > wait_ms):
                 forbidden_by, wait_ms = limit, pause
-        tokens = 0
-        for meter in meters:
-            if meter.counter is Counter.TOKENS:
-                left = min((r.left for r in readings if r.limit.counter is Counter.TOKENS), default=meter.amount)
-                tokens = max(meter.least, min(meter.amount, left))
-        return Judgement(forbidden_by, wait_ms, tuple(readings), 0, tokens)
+        tokens, cost = _granted(wanted, costs[rung], readings, [share[rung] for share in shares])
+        return Judgement(forbidden_by, wait_ms, tuple(readings), 0, tokens, cost, rung, stepped_by)
 
     @staticmethod
     def _read(counts: _Counts, limit: Limit, surely: bool) -> Reading:
@@ -131,10 +112,12 @@ class LocalLimits:
         return Reading(limit, used if now < until else 0, max(0, math.ceil((until - now) * 1000)))
 
     @staticmethod
-    def _pause_ms(counts: _Counts, reading: Reading, wanted: int) -> int:
-        """Milliseconds until `wanted` fits, 0 where it does, -1 if it never will."""
-        limit, surplus = reading.limit, reading.used + wanted - reading.limit.most
-        if wanted > limit.most:
+    def _pause_ms(counts: _Counts, reading: Reading, wanted: int, most: int) -> int:
+        """Milliseconds until `wanted` fits within `most`, 0 where it does, -1 if it never will."""
+        limit, surplus = reading.limit, reading.used + wanted - most
+        if not wanted:
+            return 0
+        if wanted > most:
             return -1
         if surplus <= 0:
             return 0
@@ -167,3 +150,18 @@ class LocalLimits:
             if not counts.running:
                 del self._all[name]
                 return
+
+
+def _granted(wanted: Wanted, cost: Meter, readings: Sequence[Reading], shares: Sequence[int]) -> tuple[int, int]:
+    """The tokens and the money that are reserved, as `admit.lua` reserves them."""
+    tokens, money, spare = wanted.tokens.most, cost.amount, wanted.tokens.least
+    for reading, most in zip(readings, shares, strict=True):
+        left = (reading.limit.most if most < 0 else most) - reading.used
+        if reading.limit.counter is Counter.TOKENS and most >= 0:
+            tokens = min(tokens, max(left, spare))
+        elif reading.limit.counter is Counter.COST:
+            if 0 <= most and left < cost.amount:
+                more = (left - cost.least - 1) * (wanted.tokens.most - spare) // (cost.amount - cost.least + 1)
+                tokens = min(tokens, spare + max(0, more))
+            money = min(money, max(0, left))
+    return tokens, money

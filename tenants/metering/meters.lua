@@ -1,9 +1,9 @@
 -- What admit.lua and settle.lua share; scripts.py puts it before them.
 --
 -- Every key of a tenant is a stem, an owner's part and a rest; all have the tenant's hash tag, so they live in one slot.
---   request:{t}:<id>            'live|lapsed|settled at requests images tokens parts windows' of one request
+--   request:{t}:<id>            'live|lapsed|settled at requests images tokens cost parts windows' of one request
 --   running:{t}<part>           requests under way: id, expiry in unix ms
---   reserved:{t}<part>          what they are admitted with: requests, images, tokens
+--   reserved:{t}<part>          what they are admitted with: requests, images, tokens, cost
 --   window:{t}<part>:<counter>  a sliding minute: unix second, amount; 'sum' of all, 'from' the first second in the sum,
 --                               'last' the newest
 --   usage:{t}<part>:<period>    what was used, by counter and by counter:<model>
@@ -11,7 +11,7 @@
 --   events:{t}                  a stream entry for each settled request
 -- An owner's part is '' (the tenant), ':key:<id>' or ':model:<id>'.
 local MINUTE = 60
-local COUNTERS = { 'requests', 'images', 'tokens' }
+local COUNTERS = { 'requests', 'images', 'tokens', 'cost' }
 local MOST = 2 ^ 53
 
 local asked = cjson.decode(ARGV[1])
@@ -97,11 +97,17 @@ local function ends(period, at) return once(make_end, period, at) end
 local function read_request(key)
   local raw = redis.call('GET', key)
   if not raw then return nil end
-  local state, at, requests, images, tokens, parts, windows =
-    string.match(raw, '^(%l+) (%d+) (%d+) (%d+) (%d+) (%S*) (%S*)$')
+  local state, at, requests, images, tokens, cost, parts, windows =
+    string.match(raw, '^(%l+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S*) (%S*)$')
+  if not state then -- of before there was money
+    state, at, requests, images, tokens, parts, windows =
+      string.match(raw, '^(%l+) (%d+) (%d+) (%d+) (%d+) (%S*) (%S*)$')
+    cost = '0'
+  end
   if not state then error({ err = 'BROKENCOUNTER ' .. key .. ' is no record of a request' }) end
   local own = { state = state, at = tonumber(at), parts = {}, windows = {} }
-  own.requests, own.images, own.tokens = tonumber(requests), tonumber(images), tonumber(tokens)
+  own.requests, own.images = tonumber(requests), tonumber(images)
+  own.tokens, own.cost = tonumber(tokens), tonumber(cost)
   for part in string.gmatch(parts, '[^,]+') do own.parts[#own.parts + 1] = part == '-' and '' or part end
   for window in string.gmatch(windows, '[^,]+') do own.windows[#own.windows + 1] = window end
   return own
@@ -110,7 +116,7 @@ local function request_text(state, own)
   local parts = {}
   for i, part in ipairs(own.parts) do parts[i] = part == '' and '-' or part end
   return table.concat({ state, text(own.at), text(own.requests), text(own.images), text(own.tokens),
-    table.concat(parts, ','), table.concat(own.windows, ',') }, ' ')
+    text(own.cost), table.concat(parts, ','), table.concat(own.windows, ',') }, ' ')
 end
 
 -- What an owner's requests under way are admitted with, as a table that `save_reserved` writes.
@@ -129,7 +135,9 @@ local function add_reserved(own, request, sign)
 end
 local function save_reserved(own)
   if not own.changed then return end
-  redis.call('HSET', own.key, 'requests', own.requests, 'images', own.images, 'tokens', own.tokens)
+  local flat = {}
+  for i, counter in ipairs(COUNTERS) do flat[2 * i - 1], flat[2 * i] = counter, own[counter] end
+  redis.call('HSET', own.key, unpack(flat))
 end
 
 -- Usage of an owner in a period that begins on another day than the calendar's and was never counted: the sum of its

@@ -19,6 +19,8 @@ class Counter(StrEnum):
     REQUESTS = "requests"
     IMAGES = "images"
     TOKENS = "tokens"
+    COST = "cost"
+    """In micro-units of the plan's currency."""
     RUNNING = "running"
 
 
@@ -36,6 +38,8 @@ FIELDS: Mapping[str, tuple[Counter, str]] = {
         for counter in (Counter.REQUESTS, Counter.IMAGES, Counter.TOKENS)
         for period in (HOUR, DAY, MONTH)
     },
+    "budget_day": (Counter.COST, DAY),
+    "budget_month": (Counter.COST, MONTH),
 }
 """The limits of a record, by its fields."""
 
@@ -74,6 +78,11 @@ class Limit:
     most: int
     field: str
 
+    @property
+    def is_rate(self) -> bool:
+        """Whether it is of a minute or of a moment; quotas and budgets are of longer periods."""
+        return self.period in (NOW, MINUTE)
+
 
 @dataclass(frozen=True, slots=True)
 class Meter:
@@ -87,6 +96,8 @@ class Meter:
 def limits_of(entitlements: Entitlements, model: str = "") -> tuple[Limit, ...]:
     """All limits that a request of a model must keep: its tenant's, its key's own, and those of the model."""
     own = entitlements
+    if own.key_limits is None and not own.model_limits:
+        return _limits(TENANT, own.limits, own.limits.billing_day)
     groups: list[tuple[Owner, LimitFields]] = [(TENANT, own.limits)]
     if own.key_limits is not None:
         groups.append((Owner("key", own.key_id), own.key_limits))

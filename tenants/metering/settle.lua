@@ -1,107 +1,143 @@
--- End a request: book what it used, give back the rest, write its event, leave a tombstone; once, however often sent.
--- Everything is read and validated before the first write.
+-- End requests of one tenant: book what each used, give back the rest, write its event, leave a tombstone; once, however
+-- often sent. Everything is read and validated before the first write: all of them are booked, or none is.
 -- KEYS  stems (meters.lua): 1 request:{t}, 2 running:{t}, 3 reserved:{t}, 4 window:{t}, 5 usage:{t}, 6 events:{t}
--- ARGV  JSON: id of the request; at, the unix second to book under where the store knows nothing of it; model;
---       may_book without a record of it; tombstone_s, how long its tombstone stays; and
---       parts: of the owners that have usage of their own, '' first
---       periods: to book in (day, month, ...)
---       amounts: by counter; all of the request, not the difference
---       event: names and values of its event in turns (none: no event)
---       sold: what it was sold as, <model>:<level>:<tier>:<key> ('': nothing)
--- Answer: 1 booked, 0 booked before, -1 the store has no record of it and it may not be booked without
+-- ARGV  JSON: names of an event's values, and requests, each a list of
+--       id; at, the unix second to book under where the store knows nothing of it; model;
+--       whether it may be booked without a record of it; how long its tombstone stays, in seconds;
+--       parts of the owners that have usage of their own, '' first; periods to book in (day, month, ...);
+--       amounts by counter, all of the request, not the difference; values of its event (none: no event);
+--       what it was sold as, <model>:<level>:<tier>:<key> ('': nothing)
+-- Answer, of each: 1 booked, 0 booked before, -1 the store has no record of it and it may not be booked without
 local USAGE_TTL = 400 * 86400
 local MOST_EVENTS = 100000
 local EVENTS_TTL = 35 * 86400
 
-local id, at, event, amounts = asked.id, asked.at, asked.event, asked.amounts
-
-local request_key = KEYS[1] .. ':' .. id
-local own = read_request(request_key)
-if own and own.state == 'settled' then return 0 end
-if not own and not asked.may_book then return -1 end
-local live = own and own.state == 'live'
-if own then at = own.at end
-
-local function fields_of(tails)
-  local fields, values = {}, {}
+-- What is added to each hash of usage, by field.
+local hashes = {}
+local function hash_of(key, stem, period, at)
+  local own = hashes[key]
+  if not own then
+    own = { key = key, added = {}, seeded = stem and seed(stem, period, at) }
+    hashes[key] = own
+  end
+  return own
+end
+local function count(own, amounts, tail)
   for counter, amount in pairs(amounts) do
-    for _, tail in ipairs(tails) do
-      fields[#fields + 1], values[#values + 1] = counter .. tail, amount
+    local field = counter .. tail
+    own.added[field] = (own.added[field] or 0) + amount
+  end
+end
+local function book(request, at)
+  if not next(request.amounts) then return end
+  for _, part in ipairs(request.parts) do
+    for _, period in ipairs(request.periods) do
+      local stem = KEYS[5] .. part
+      local own = hash_of(stem .. ':' .. label(period, at), stem, period, at)
+      count(own, request.amounts, '')
+      count(own, request.amounts, ':' .. request.model)
     end
   end
-  return fields, values
+  if request.sold ~= '' then count(hash_of(KEYS[5] .. ':sold:' .. label('day', at)), request.amounts, ':' .. request.sold) end
 end
--- A hash, the pairs that it will have, and whether it is new.
-local function added(key, fields, values, seeded)
-  local flat, fresh, before = {}, true, seeded and {} or redis.call('HMGET', key, unpack(fields))
-  local sums = seeded or {}
+-- The pairs that a hash will have; it is new where it had none of them.
+local function pairs_of(own)
+  local fields, flat, fresh = {}, {}, true
+  for field in pairs(own.added) do fields[#fields + 1] = field end
+  local before = own.seeded and {} or redis.call('HMGET', own.key, unpack(fields))
+  local sums = own.seeded or {}
   for i, field in ipairs(fields) do
     if before[i] then fresh = false end
-    if seeded then
-      sums[field] = (sums[field] or 0) + values[i]
+    if own.seeded then
+      sums[field] = (sums[field] or 0) + own.added[field]
     else
-      flat[2 * i - 1], flat[2 * i] = field, number(key, field, before[i]) + values[i]
+      flat[2 * i - 1], flat[2 * i] = field, number(own.key, field, before[i]) + own.added[field]
     end
   end
   for field, value in pairs(sums) do flat[#flat + 1], flat[#flat + 2] = field, value end
-  return { key, flat, fresh }
-end
-local hashes = {}
-if next(amounts) then
-  local fields, values = fields_of({ '', ':' .. asked.model })
-  for _, part in ipairs(asked.parts) do
-    for _, period in ipairs(asked.periods) do
-      local stem = KEYS[5] .. part
-      hashes[#hashes + 1] = added(stem .. ':' .. label(period, at), fields, values, seed(stem, period, at))
-    end
-  end
-  if asked.sold ~= '' then
-    fields, values = fields_of({ ':' .. asked.sold })
-    hashes[#hashes + 1] = added(KEYS[5] .. ':sold:' .. label('day', at), fields, values)
-  end
+  own.flat, own.fresh = flat, fresh
 end
 
-local reserved, windows = {}, {}
-if live then
-  redis.call('ZSCORE', KEYS[2], id)
+local reserved, windows, ended = {}, {}, {}
+-- Requests stay in their minute, whatever became of them; tokens that were not used leave it.
+local function give_back(name, at, change)
+  local key, second = KEYS[4] .. name, text(at)
+  local own = windows[key]
+  if not own then
+    local raw = redis.call('HMGET', key, 'sum', 'from')
+    own = { key = key, known = raw[2], sum = number(key, 'sum', raw[1]), from = number(key, 'from', raw[2]), buckets = {} }
+    windows[key] = own
+  end
+  local bucket = own.buckets[second]
+  if bucket == nil then
+    local raw = redis.call('HMGET', key, second)
+    bucket = raw[1] and number(key, second, raw[1])
+  end
+  if not bucket or not own.known or own.from > at then return end
+  local left = math.max(0, bucket + change)
+  own.buckets[second], own.sum, own.changed = left, math.max(0, own.sum + left - bucket), true
+end
+local function release(request, own)
+  redis.call('ZSCORE', KEYS[2], request.id)
   for _, part in ipairs(own.parts) do
-    local kept = read_reserved(KEYS[3] .. part)
-    add_reserved(kept, own, -1)
-    reserved[#reserved + 1] = kept
+    reserved[part] = reserved[part] or read_reserved(KEYS[3] .. part)
+    add_reserved(reserved[part], own, -1)
+    ended[part] = ended[part] or {}
+    table.insert(ended[part], request.id)
   end
-  -- Requests stay in their minute, whatever became of them; tokens that were not used leave it.
-  local change = (amounts.tokens_in or 0) + (amounts.tokens_out or 0) - own.tokens
+  local change = (request.amounts.tokens_in or 0) + (request.amounts.tokens_out or 0) - own.tokens
   for _, name in ipairs(own.windows) do
-    if change ~= 0 and string.sub(name, -7) == ':tokens' then
-      local key, second = KEYS[4] .. name, text(own.at)
-      local raw = redis.call('HMGET', key, 'sum', 'from', second)
-      if raw[3] and number(key, 'from', raw[2]) <= own.at then
-        local bucket = number(key, second, raw[3])
-        local left = math.max(0, bucket + change)
-        windows[#windows + 1] = { key, math.max(0, number(key, 'sum', raw[1]) + left - bucket), second, left }
-      end
-    end
+    if change ~= 0 and string.sub(name, -7) == ':tokens' then give_back(name, own.at, change) end
   end
 end
 
-if event[1] then
-  redis.call('XADD', KEYS[6], 'MAXLEN', '~', MOST_EVENTS, '*', 'id', id, 'at', at, unpack(event))
+local answers, booked = {}, {}
+for i, raw in ipairs(asked.requests) do
+  local request = { id = raw[1], at = raw[2], model = raw[3], tombstone_s = raw[5], parts = raw[6], periods = raw[7],
+    amounts = raw[8], event = raw[9], sold = raw[10] }
+  local own = read_request(KEYS[1] .. ':' .. request.id)
+  if own and own.state == 'settled' then
+    answers[i] = 0
+  elseif not own and not raw[4] then
+    answers[i] = -1
+  else
+    answers[i] = 1
+    if own then request.at = own.at end
+    book(request, request.at)
+    if own and own.state == 'live' then release(request, own) end
+    booked[#booked + 1] = request
+  end
 end
--- The record's own fields are all that a tombstone needs to be read.
-redis.call('SET', request_key, request_text('settled', { at = at, requests = 0, images = 0, tokens = 0, parts = {}, windows = {} }),
-  'EX', asked.tombstone_s)
-if event[1] then
+for _, own in pairs(hashes) do pairs_of(own) end
+
+local newest, trim = 0, false
+for _, request in ipairs(booked) do
+  if request.event[1] then
+    local words = {}
+    for i, name in ipairs(asked.names) do words[2 * i - 1], words[2 * i] = name, request.event[i] end
+    redis.call('XADD', KEYS[6], 'MAXLEN', '~', MOST_EVENTS, '*', 'id', request.id, 'at', request.at, unpack(words))
+    newest = math.max(newest, request.at)
+    trim = trim or string.sub(request.id, 1, 1) == '0'
+  end
+  -- The record's own fields are all that a tombstone needs to be read.
+  redis.call('SET', KEYS[1] .. ':' .. request.id, 'settled ' .. text(request.at) .. ' 0 0 0 0  ', 'EX', request.tombstone_s)
+end
+if newest > 0 then
   -- A node of the stream holds a hundred entries: to look at the oldest now and then is enough.
-  if string.sub(id, 1, 1) == '0' then redis.call('XTRIM', KEYS[6], 'MINID', '~', text((at - EVENTS_TTL) * 1000)) end
+  if trim then redis.call('XTRIM', KEYS[6], 'MINID', '~', text((newest - EVENTS_TTL) * 1000)) end
   redis.call('EXPIRE', KEYS[6], EVENTS_TTL)
 end
-for _, hash in ipairs(hashes) do
-  redis.call('HSET', hash[1], unpack(hash[2]))
-  if hash[3] then redis.call('EXPIRE', hash[1], USAGE_TTL) end
+for _, own in pairs(hashes) do
+  redis.call('HSET', own.key, unpack(own.flat))
+  if own.fresh then redis.call('EXPIRE', own.key, USAGE_TTL) end
 end
-if live then
-  for _, part in ipairs(own.parts) do redis.call('ZREM', KEYS[2] .. part, id) end
-  for _, kept in ipairs(reserved) do save_reserved(kept) end
-  for _, window in ipairs(windows) do redis.call('HSET', window[1], 'sum', window[2], window[3], window[4]) end
+for part, ids in pairs(ended) do redis.call('ZREM', KEYS[2] .. part, unpack(ids)) end
+for _, kept in pairs(reserved) do save_reserved(kept) end
+for _, own in pairs(windows) do
+  if own.changed then
+    local flat = { 'sum', own.sum }
+    for second, amount in pairs(own.buckets) do flat[#flat + 1], flat[#flat + 2] = second, amount end
+    redis.call('HSET', own.key, unpack(flat))
+  end
 end
-return 1
+return answers

@@ -11,6 +11,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from policies.errors import Unavailable
 from tenants.metering import meters
 from tenants.metering.outcome import Outcome
 from tenants.records import keyspace
@@ -92,8 +93,9 @@ def answer_of(raw: Any) -> Answer:
     """`settle.lua`'s answer, or the error in its place."""
     if isinstance(raw, ResponseError):
         return Answer.REFUSING if errors.passes(raw) else Answer.BROKEN
-    if isinstance(raw, Exception):
-        return Answer.SILENT
+    if isinstance(raw, Unavailable):
+        # Without a cause the breaker spoke and nothing was sent; with one the store may have booked all the same.
+        return Answer.UNSENT if raw.__cause__ is None else Answer.SILENT
     return {1: Answer.BOOKED, 0: Answer.BEFORE, -1: Answer.MISSING}[int(raw)]
 
 
@@ -124,6 +126,10 @@ class Sold:
         return f"{model}:{self.level:g}:{tier}:{key}"
 
 
+AMOUNTS = ("requests", "images", "tokens_in", "tokens_out", "cost")
+"""What is booked of a request, by the settlement's fields."""
+
+
 @dataclass(slots=True)
 class Settlement:
     """What one request used in all, however often it is sent.
@@ -131,7 +137,9 @@ class Settlement:
     Attributes:
         at: unix second of its admission, of the store's clock where that answered.
         status: how it ended. A failure of our own has no amounts, and is counted as `failed`.
+        cost: micro-units of the plan's currency.
         ms: milliseconds from its admission to its end.
+        reason: why its level was below what it asked for: budget, quota, busy; "" where it was not.
         sent_at: unix time at which it was first sent, 0 if never: from then on it may be booked.
     """
 
@@ -143,8 +151,10 @@ class Settlement:
     images: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    cost: int = 0
     status: Outcome = Outcome.SERVED
     ms: int = 0
+    reason: str = ""
     sent_at: float = field(default=0.0)
 
     @property
@@ -152,30 +162,18 @@ class Settlement:
         """Whose it is."""
         return self.sold.tenant
 
-    def call(self, now: float | None = None) -> tuple[Sequence[str], Sequence[Any]]:
-        """Keys and argument of `settle.lua`."""
-        own, tenant = self.sold, self.sold.tenant
-        keys = [stem(tenant) for stem in STEMS]
-        stays = TOMBSTONE_S[self.state]
+    def argument(self, now: float) -> list[Any]:
+        """What `settle.lua` is told of it, at unix time `now`."""
+        own, stays = self.sold, TOMBSTONE_S[self.state]
         # While a tombstone would still be there, its absence says that nothing was booked.
-        may_book = not self.sent_at or (time.time() if now is None else now) - self.sent_at < stays
-        undone = self.state is State.UNDONE
-        amounts = {name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")}
+        may_book = not self.sent_at or now - self.sent_at < stays
+        if self.state is State.UNDONE:
+            return [self.id, self.at, own.model, may_book, stays, own.parts, own.periods, {}, [], ""]
+        amounts = {name: amount for name in AMOUNTS if (amount := getattr(self, name))}
         if self.status.ours and not self.requests:
             amounts["failed"] = 1
-        asked = {
-            "id": self.id,
-            "at": self.at,
-            "model": own.model,
-            "may_book": may_book,
-            "tombstone_s": stays,
-            "parts": own.parts,
-            "periods": own.periods,
-            "amounts": {} if undone else {name: amount for name, amount in amounts.items() if amount},
-            "event": [] if undone else [word for pair in self._event().items() for word in pair],
-            "sold": "" if undone else own.label,
-        }
-        return keys, (json.dumps(asked),)
+        event = list(self._event().values())
+        return [self.id, self.at, own.model, may_book, stays, own.parts, own.periods, amounts, event, own.label]
 
     def _event(self) -> dict[str, str | int]:
         own = self.sold
@@ -185,10 +183,22 @@ class Settlement:
             "tier": own.tier,
             "level": f"{own.level:g}",
             "focus": int(own.focused),
-            **{name: getattr(self, name) for name in ("requests", "images", "tokens_in", "tokens_out")},
+            **{name: getattr(self, name) for name in AMOUNTS},
             "status": self.status.value,
             "ms": self.ms,
+            "reason": self.reason,
         }
+
+    def event_names(self) -> list[str]:
+        """The names of its event's values."""
+        return list(self._event())
+
+
+def call(settlements: Sequence[Settlement], now: float) -> tuple[Sequence[str], Sequence[Any]]:
+    """Keys and argument of `settle.lua` for settlements of one tenant."""
+    first = settlements[0]
+    asked = {"names": first.event_names(), "requests": [settlement.argument(now) for settlement in settlements]}
+    return [stem(first.tenant) for stem in STEMS], (json.dumps(asked),)
 
 
 STEMS = (

@@ -15,7 +15,7 @@ from redis.crc import key_slot
 
 from policies.errors import Unavailable
 from tenants.metering.journal import Journal
-from tenants.metering.settlement import STEPS, Answer, Settlement, State, Step, answer_of, today
+from tenants.metering.settlement import STEPS, Answer, Settlement, State, Step, answer_of, call, today
 from tenants.metering.usage import TTL_S
 from tenants.records import keyspace
 from tenants.store import scripts, tasks
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 100_000
 BATCH = 64
+MOST_OF_ONE = 32
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
 APART_PAUSE_S = 30.0
@@ -264,18 +265,27 @@ class Settler:
 
     async def _answers(self, batch: list[Settlement]) -> list[Answer]:
         """Send a batch and name what came of each."""
-        now = time.time()
-        calls = [settlement.call(now) for settlement in batch]
-        try:
-            raw = await self._store.run_many(_SETTLE, calls, partial=True)
-            answers = [answer_of(one) for one in raw]
-        except Unavailable as error:
-            # Without a cause the breaker spoke and nothing was sent; with one the store may have booked all the same.
-            answers = [Answer.UNSENT if error.__cause__ is None else Answer.SILENT] * len(batch)
-        for settlement, answer in zip(batch, answers, strict=True):
-            if answer is Answer.SILENT:
+        now, groups, answers = time.time(), _by_tenant(batch), {}
+        for own, found in zip(groups, await self._booked(groups, now), strict=True):
+            if found == [Answer.BROKEN] * len(own) and len(own) > 1:
+                # One broken counter, of a day that has passed for example, must not set all of them apart.
+                found = [answer for (answer,) in await self._booked([[one] for one in own], now)]
+            answers.update({id(settlement): answer for settlement, answer in zip(own, found, strict=True)})
+        for settlement in batch:
+            if answers[id(settlement)] is Answer.SILENT:
                 settlement.sent_at = settlement.sent_at or now
-        return answers
+        return [answers[id(settlement)] for settlement in batch]
+
+    async def _booked(self, groups: list[list[Settlement]], now: float) -> list[list[Answer]]:
+        """What the store says to each settlement of each group, a group by one script."""
+        try:
+            raw = await self._store.run_many(_SETTLE, [call(own, now) for own in groups], partial=True)
+        except Unavailable as error:
+            raw = [error] * len(groups)
+        return [
+            [answer_of(one) for one in (found if isinstance(found, list) else [found] * len(own))]
+            for own, found in zip(groups, raw, strict=True)
+        ]
 
     async def _send_rejected(self, now: float) -> None:
         if not self._rejected or now < self._rejected_due:
@@ -303,3 +313,14 @@ class Settler:
             own.pop(settlement.id, None)
             if not own:
                 del self._ended[settlement.tenant]
+
+
+def _by_tenant(batch: list[Settlement]) -> list[list[Settlement]]:
+    """Settlements of a tenant together, a few dozen at most: nothing else runs beside a script."""
+    groups: dict[str, list[list[Settlement]]] = {}
+    for settlement in batch:
+        own = groups.setdefault(settlement.tenant, [[]])
+        if len(own[-1]) == MOST_OF_ONE:
+            own.append([])
+        own[-1].append(settlement)
+    return [group for own in groups.values() for group in own]

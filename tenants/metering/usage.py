@@ -14,9 +14,10 @@ from tenants.store.store import TenantStore
 
 TTL_S = 400 * 86_400
 """How long usage is kept."""
-COUNTERS = ("requests", "images", "tokens_in", "tokens_out", "rejected", "failed", "tokens_reserved")
+COUNTERS = ("requests", "images", "tokens_in", "tokens_out", "cost", "rejected", "failed", "tokens_reserved")
 """`rejected` are requests beyond a limit, `failed` those that we failed at: neither is in `requests`, nor billed.
-`tokens_reserved` belongs to requests that still run, or whose process died and whose lease has not run out yet."""
+`cost` is in micro-units of the plan's currency. `tokens_reserved` belongs to requests that still run, or whose process
+died and whose lease has not run out yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,17 @@ def unbounded(word: str) -> BeforeValidator:
     return BeforeValidator(lambda value: None if isinstance(value, str) and value.strip() == word else value)
 
 
+def _micro(value: Any) -> Any:
+    """Money; what looks like currency units is refused, since it would be a million times too little."""
+    if not isinstance(value, str):
+        return value
+    if value.strip() == "unlimited":
+        return None
+    if not value.strip().isdecimal():
+        raise ValueError("expected whole micro-units, such as 25000000 for 25.00, or unlimited")
+    return int(value)
+
+
 def parse_moment(text: str) -> float:
     """ISO 8601 (UTC where it names no zone) or unix seconds, to unix seconds. Raises ValueError."""
     try:
@@ -72,6 +83,8 @@ def _moment(value: Any) -> Any:
 
 Names = Annotated[frozenset[str] | None, BeforeValidator(_listed)]
 Limit = Annotated[int | None, Field(ge=0, le=2**53), unbounded("unlimited")]
+Money = Annotated[int | None, Field(ge=0, le=2**53), BeforeValidator(_micro)]
+"""In micro-units of a currency."""
 Moment = Annotated[float | None, Field(ge=0.0, le=253402300799.0, allow_inf_nan=False), BeforeValidator(_moment)]
 
 

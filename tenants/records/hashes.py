@@ -22,7 +22,7 @@ _Record = TypeVar("_Record", bound=BaseModel)
 def parse_tier(name: str, raw: RawHash, now: float | None = None) -> TierRecord:
     """Parse `tier:<name>` as it is at a moment, None: now. Raises RecordError, naming key and field."""
     key = keyspace.tier(name)
-    fields, scheduled = _at(_decode(key, raw), now)
+    fields, scheduled = _at(decode(key, raw), now)
     terms, rest, _ = _split(key, fields)
     _refuse_unknown(key, rest, frozenset())
     parsed = _validate(Terms, key, terms)
@@ -34,7 +34,7 @@ def parse_tier(name: str, raw: RawHash, now: float | None = None) -> TierRecord:
 def parse_tenant(tenant_id: str, raw: RawHash, now: float | None = None) -> TenantRecord:
     """Parse `tenant:<id>` as it is at a moment, None: now. Raises RecordError, naming key and field."""
     key = keyspace.tenant(tenant_id)
-    fields, scheduled = _at(_decode(key, raw), now)
+    fields, scheduled = _at(decode(key, raw), now)
     terms, rest, focus = _split(key, fields)
     _refuse_unknown(key, rest, _TENANT_FIELDS)
     if not keyspace.is_name(rest.get("tier", "")):
@@ -48,7 +48,7 @@ def parse_tenant(tenant_id: str, raw: RawHash, now: float | None = None) -> Tena
 def parse_key(digest: str, raw: RawHash) -> KeyRecord:
     """Parse `apikey:<sha256>`. Raises RecordError, naming key and field."""
     key = keyspace.apikey(digest)
-    values = _decode(key, raw)
+    values = decode(key, raw)
     _refuse_unknown(key, values, _KEY_FIELDS)
     return _validate(KeyRecord, key, {**values, "digest": digest})
 
@@ -110,7 +110,8 @@ def _text(value: Any) -> str:
             return str(value)
 
 
-def _decode(key: str, raw: RawHash) -> dict[str, str]:
+def decode(key: str, raw: RawHash) -> dict[str, str]:
+    """A record's fields as texts, the seal apart. Raises RecordError where one is no text, or is lost."""
     values = {}
     for name_bytes, value_bytes in raw.items():
         field = name_bytes.decode("utf-8", "backslashreplace")

@@ -9,9 +9,11 @@ import secrets
 TIER = "tier:"
 TENANT = "tenant:"
 APIKEY = "apikey:"
+PLAN = "plan:"
+"""A version of a price list: `plan:<name>@<version>`."""
 INSTALLATION = "installation"
 """That this store is an installation's, and which: without it nobody's key is called unknown."""
-TRACKED_PREFIXES = (TIER, TENANT, APIKEY, INSTALLATION)
+TRACKED_PREFIXES = (TIER, TENANT, APIKEY, PLAN, INSTALLATION)
 """What entitlements are resolved from: the prefixes whose edits the server announces."""
 
 ADMIN_KEY = "adminkey:"
@@ -48,6 +50,18 @@ def is_name(text: str) -> bool:
 def is_model(text: str) -> bool:
     """Whether `text` may name a model: a name, or two with a slash between them."""
     return len(parts := text.split("/")) <= 2 and all(map(is_name, parts))
+
+
+_PLAN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})@([1-9][0-9]{0,5})")
+
+
+def is_plan(text: str) -> bool:
+    """Whether `text` may name a version of a plan: `<name>@<number from 1>`."""
+    return _PLAN.fullmatch(text) is not None
+
+
+def plan(reference: str) -> str:
+    return PLAN + reference
 
 
 def tier(name: str) -> str:

@@ -12,7 +12,7 @@ import hmac
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,6 +37,8 @@ class Said:
         level: the level applied.
         policy: the policy version, as in `x-policy-version`.
         focus: strength by class or word.
+        reason: why the level is below what was asked for: budget, quota, busy; "" where it is not, and in receipts of
+            before there was a reason.
     """
 
     request: str
@@ -46,6 +48,7 @@ class Said:
     level: float
     policy: str
     focus: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
 
 
 class Signer:
@@ -69,7 +72,7 @@ class Signer:
 
     def sign(self, said: Said) -> str:
         """The receipt; it takes some 20 microseconds."""
-        text = json.dumps({"key": self.key, **asdict(said)}, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps({"key": self.key, **vars(said)}, ensure_ascii=False, separators=(",", ":"))
         # A lone surrogate, which a client's JSON can carry into a focus, has no bytes.
         signed = f"{_VERSION}.{_encoded(text.encode('utf-8', 'replace'))}"
         return f"{signed}.{_encoded(self._code(signed))}"
@@ -149,7 +152,7 @@ def _fields(payload: str) -> dict[str, Any]:
 def _said(fields: Mapping[str, Any]) -> Said:
     """Of a receipt that is genuine: wrong only where a later release of this project signed it."""
     try:
-        said = Said(**{name: fields[name] for name in Said.__dataclass_fields__})
+        said = Said(**{name: fields[name] for name in Said.__dataclass_fields__ if name != "reason" or name in fields})
     except KeyError as error:
         raise ReceiptError(f"it is genuine, but says nothing of {error}; use a later release of this command") from None
     if not math.isfinite(said.level):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from policies.terms import FOCUS_LIMIT, Level, Strength
 from tenants.records import keyspace, schedule
-from tenants.records.fields import Limit, Moment, Names, unbounded
+from tenants.records.fields import Limit, Moment, Money, Names, unbounded
+from tenants.records.ladders import NEVER, REFUSE, Busy, Exhausted
 
 
 class RecordError(Exception):
@@ -31,9 +32,18 @@ class RecordError(Exception):
         return type(self), (self.key, self.field, self.problem)
 
 
+def _planned(value: str) -> str:
+    if not keyspace.is_plan(value):
+        raise ValueError("expected a version of a plan such as standard@1")
+    return value
+
+
+PlanReference = Annotated[str | None, AfterValidator(lambda value: value if value is None else _planned(value))]
+
+
 class LimitFields(BaseModel):
-    """Requests and tokens per sliding minute, requests at once, and quotas per UTC hour, day and month; None is
-    unlimited."""
+    """Requests and tokens per sliding minute, requests at once, quotas per UTC hour, day and month, and budgets in
+    micro-units of the plan's currency per UTC day and month; None is unlimited."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,6 +59,8 @@ class LimitFields(BaseModel):
     quota_tokens_hour: Limit = None
     quota_tokens_day: Limit = None
     quota_tokens_month: Limit = None
+    budget_day: Money = None
+    budget_month: Money = None
 
 
 LIMIT_FIELDS = tuple(LimitFields.model_fields)
@@ -57,7 +69,8 @@ LIMIT_FIELDS = tuple(LimitFields.model_fields)
 class Terms(LimitFields):
     """What a tier sells and a tenant may override. An unset field is inherited; None is 'all' or 'unlimited'.
 
-    `billing_day` is the day of the month on which monthly quotas begin anew.
+    `billing_day` is the day of the month on which monthly quotas and budgets begin anew, `plan` the version of a price
+    list, `show_cost` whether answers say what they cost, `when_exhausted` and `when_busy` what answers step down to.
     """
 
     utility: Level | None = None
@@ -68,6 +81,10 @@ class Terms(LimitFields):
     lower_utility: bool | None = None
     limits_by_model: Mapping[str, LimitFields] = Field(default_factory=dict)
     billing_day: Annotated[int, Field(ge=1, le=28)] = 1
+    plan: PlanReference = None
+    show_cost: bool = False
+    when_exhausted: Exhausted = REFUSE
+    when_busy: Busy = NEVER
     weight: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)] = 1.0
     focus_max: Annotated[float | None, Field(ge=0.0, le=FOCUS_LIMIT, allow_inf_nan=False)] = None
     focus_allow: Names = None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from tenants.records import keyspace, schedule
 from tenants.records.fields import names_of
+from tenants.records.prices import ANY, UNITS
 from tenants.records.schema import LIMIT_FIELDS, MODEL_SCOPE
 from tenants.store.store import TenantStore
 
@@ -38,7 +39,7 @@ def misspelt(catalog: Catalog, fields: Mapping[str, str | None]) -> Iterator[tup
         models: list[str] = []
         if value is None:
             continue
-        if subject and kind in ("utility", "focus", *LIMIT_FIELDS):
+        if subject and model != ANY and kind in ("utility", "focus", *LIMIT_FIELDS, *UNITS):
             models = [model]
         elif target == "models":
             models = names_of(value)

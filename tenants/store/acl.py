@@ -10,15 +10,15 @@ _ONLY_ADDS = "+eval +evalsha +time +lindex +rpush ~audit:log"
 USERS: Mapping[str, str] = {
     "gateway": f"{_CONNECT} +client|tracking +eval +evalsha +time +get +set +del +exists +expire +hgetall +hmget +hset"
     " +hdel +hincrby +zadd +zrem +zcount +zscore +zmscore +zrangebyscore +xadd +xtrim %R~tier:* %R~tenant:* %R~apikey:*"
-    " ~used:* ~usage:* ~window:* ~running:* ~reserved:* ~request:* ~events:* ~store-id %R~secret:receipts"
+    " %R~plan:* ~used:* ~usage:* ~window:* ~running:* ~reserved:* ~request:* ~events:* ~store-id %R~secret:receipts"
     " %R~installation",
     "replica": f"{_CONNECT} +eval +evalsha +get +set +del +incr +scan +hmget +hset +xadd %R~tier:* %R~tenant:*"
     " ~calibration:* ~calibration-version:* ~calibrate:* ~field:* ~levels:* ~catalog ~audit:models ~noise-secret-id"
     " %R~secret:noise",
     "admin": f"{_CONNECT} +acl|whoami +eval +evalsha +get +set +del +exists +scan +hget +hgetall +hmget +hset +hdel"
-    " +zadd +zrem +zrange +zlexcount +zscore +xrange +xrevrange ~tier:* ~tenant:* ~apikey:* ~adminkey:* ~known:* ~index"
-    " %R~audit:models %R~audit ~calibrate:* %R~used:* %R~usage:* %R~reserved:* %R~events:* %R~levels:* %R~catalog"
-    f" %R~noise-secret-id %R~secret:receipts %R~installation (+lrange +llen {_ONLY_ADDS})",
+    " +zadd +zrem +zrange +zlexcount +zscore +xrange +xrevrange ~tier:* ~tenant:* ~plan:* ~apikey:* ~adminkey:*"
+    " ~known:* ~index %R~audit:models %R~audit ~calibrate:* %R~used:* %R~usage:* %R~reserved:* %R~events:* %R~levels:*"
+    f" %R~catalog %R~noise-secret-id %R~secret:receipts %R~installation (+lrange +llen {_ONLY_ADDS})",
     "installer": f"{_CONNECT} +acl|whoami +scan +exists +set +del %W~secret:noise %W~secret:receipts ~noise-secret-id"
     f" ~installation ({_ONLY_ADDS})",
 }

@@ -3,140 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
-
-from tenants.store import scripts
 
 SOCKET_TIMEOUT_S = 1.0
 """Of an answer. A server that waits for disk or core is silent for tenths of a second, and not away: two gateways
 that count by themselves meanwhile admit more than a limit."""
 SENTINEL_TIMEOUT_S = 0.2
-PAGE = 1000
-_FIND = scripts.load("store/find").text
 _Sentinel: Any = Sentinel
 _Cluster: Any = RedisCluster
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
-
-
-class Link:
-    """The connections of one URL: a pool for commands, and another for pushes, which RESP2 cannot have.
-
-    Methods raise redis-py's errors; nothing is connected before it is used.
-    """
-
-    def __init__(self, url: str, timeout_s: float) -> None:
-        """Raises ValueError for a malformed URL."""
-        self._client, self._sentinel = make_client(url, protocol=2, timeout_s=timeout_s)
-        self._push_client, self._push_sentinel = make_client(url, protocol=3, timeout_s=timeout_s)
-        self.clustered = isinstance(self._client, RedisCluster)
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        for owner in (self._client, self._push_client, self._sentinel, self._push_sentinel):
-            if owner is not None:
-                await owner.aclose()
-
-    async def ping(self) -> None:
-        """Ask for an answer: of the server, or of every primary of a Cluster."""
-        await (self._client.ping(target_nodes=RedisCluster.PRIMARIES) if self.clustered else self._client.ping())
-
-    async def execute(self, *command: Any, node: Any = None) -> Any:
-        """Run one command, in a Cluster on `node` or where its key lives."""
-        return await self._client.execute_command(*command, **({} if node is None else {"target_nodes": node}))
-
-    async def pipeline(self, commands: Sequence[tuple[Any, ...]], *, partial: bool = False) -> list[Any]:
-        """Run commands in one round trip, in a Cluster one to a node; a ResponseError stands in its answer's place.
-
-        Args:
-            partial: leave the absence of single nodes of a Cluster in their answers' places, too.
-        """
-        if len(commands) == 1:
-            try:
-                return [await self._client.execute_command(*commands[0])]
-            except ResponseError as error:
-                return [error]
-        async with self._client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            answers = await pipe.execute(raise_on_error=False)
-        for answer in answers:
-            # A Cluster's pipeline leaves a node's absence among the answers.
-            if isinstance(answer, Exception) and not isinstance(answer, ResponseError) and not partial:
-                raise answer
-        return cast(list[Any], answers)
-
-    async def primaries(self) -> list[Any]:
-        """The nodes to scan: a Cluster's primaries; [None] without one."""
-        if not self.clustered:
-            return [None]
-        await self._client.initialize()
-        return list(self._client.get_primaries())
-
-    async def scan(
-        self, node: Any, cursor: int, pattern: str, where: tuple[str, str] | None = None
-    ) -> tuple[int, list[bytes]]:
-        """A page of the keys that match, of one of `primaries`, and where the next begins; 0 after the last.
-
-        Args:
-            where: only hashes with this field and value.
-        """
-        page = ("MATCH", pattern, "COUNT", PAGE)
-        command = ("SCAN", cursor, *page) if where is None else ("EVAL", _FIND, 0, cursor, pattern, PAGE, *where)
-        cursors, keys = await self.execute(*command, node=node)
-        # A Cluster's client answers SCAN with a cursor for each node asked.
-        return int(next(iter(cursors.values())) if isinstance(cursors, dict) else cursors), keys
-
-    @property
-    def cold(self) -> bool:
-        """Whether the next command must first set a connection up. Not known of a Cluster, which has many pools."""
-        idle = [] if self.clustered else self._client.connection_pool._available_connections
-        return not self.clustered and not (idle and idle[-1].is_connected)
-
-    async def drop_idle(self) -> None:
-        """Close the connections that nothing uses now. A Cluster's client follows its nodes by itself."""
-        if not self.clustered:
-            # Taken out first: the pool's own `disconnect` closes one that a request has just been given.
-            pool = self._client.connection_pool
-            idle, pool._available_connections = pool._available_connections, []
-            for connection in idle:
-                await connection.disconnect(nowait=True)
-
-    async def push_connections(self) -> list[AbstractConnection]:
-        """Connections for pushes: one, or one to each primary."""
-        if not self.clustered:
-            return [await self._push_client.connection_pool.get_connection()]
-        await self._push_client.initialize()
-        nodes = self._push_client.get_primaries()
-        connections = [node.connection_class(**node.connection_kwargs) for node in nodes]
-        try:
-            for connection in connections:
-                await connection.connect()
-        except BaseException:
-            await self.release_push_connections(connections)
-            raise
-        return connections
-
-    async def release_push_connections(self, connections: Sequence[AbstractConnection]) -> None:
-        """Close what `push_connections` gave."""
-        for connection in connections:
-            await connection.disconnect(nowait=True)
-            if not self.clustered:
-                await self._push_client.connection_pool.release(connection)
-
-    def moved(self, connections: Sequence[Any]) -> bool:
-        """Whether a Cluster has other primaries now than those of `connections`."""
-        known = {(connection.host, connection.port) for connection in connections}
-        return self.clustered and {(node.host, node.port) for node in self._client.get_primaries()} != known
 
 
 def make_client(url: str, *, protocol: int, timeout_s: float = SOCKET_TIMEOUT_S) -> tuple[Any, Any]:
@@ -201,6 +83,8 @@ def _cluster_client(url: str, tls: bool, protocol: int, options: dict[str, Any])
         startup_nodes=[ClusterNode(host, port) for host, port in hosts],
         # A slot without a server fails its own tenants' requests, not everyone's.
         require_full_coverage=False,
+        # A slot that has moved is followed; to drop all connections for it every so often would hold up everybody.
+        reinitialize_steps=0,
         protocol=protocol,
         decode_responses=False,
         **access,

@@ -7,26 +7,13 @@ import ssl
 from collections.abc import Iterator
 
 from redis.asyncio.sentinel import MasterNotFoundError
-from redis.exceptions import (
-    AuthenticationError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    ResponseError,
-)
+from redis.exceptions import AuthenticationError, RedisClusterException, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from policies.errors import Unavailable
 
 BROKEN = "broken_record"
 """Code of a refusal that does not pass: what the command works on is not what it should be."""
-_CODES: dict[type[ResponseError], str] = {
-    OutOfMemoryError: "OOM",
-    ReadOnlyError: "READONLY",
-    NoPermissionError: "NOPERM",
-}
-"""redis-py takes the server's word off the message of these."""
 _PASSING = frozenset(
     ["OOM", "READONLY", "NOPERM", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY", "NOAUTH"]
 )
@@ -34,9 +21,9 @@ _PASSING = frozenset(
 
 def code(error: ResponseError) -> str:
     """The server's own word for a refusal, such as OOM or READONLY; it holds no data and no secret."""
-    for kind, word in _CODES.items():
-        if isinstance(error, kind):
-            return word
+    # redis-py takes the word off the message of those that it knows.
+    if word := getattr(error, "status_code", None):
+        return str(word)
     return str(error).split(" ", 1)[0][:40]
 
 

@@ -1,51 +1,34 @@
-"""The tenant store: a Redis or Valkey server behind a breaker, and what is read from it."""
+"""The tenant store: a Redis or Valkey server or Cluster, each node behind a breaker, and what is read from it."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisClusterException, ResponseError, SlotNotCoveredError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import NoScriptError, ResponseError
 
-from policies.errors import Unavailable
 from tenants.records import keyspace
 from tenants.records.hashes import RawHash
 from tenants.records.schema import RecordError
-from tenants.store import errors, tasks
-from tenants.store.breaker import CircuitBreaker
-from tenants.store.connection import SOCKET_TIMEOUT_S, Link, describe
-from tenants.store.loop_timeout import LoopTimeout
+from tenants.store import scripts
+from tenants.store.connection import SOCKET_TIMEOUT_S
+from tenants.store.link import Command
 from tenants.store.scripts import Script
+from tenants.store.servers import Servers
 
-logger = logging.getLogger(__name__)
-
-MAX_CONNECTIONS = 16
-"""A round of requests opens them all at once, and each costs five round trips before its first answer."""
-FIRST_PROBE_S = 0.01
-LONGEST_PROBE_S = 0.5
 READ_BATCH = 500
-SETTING_UP = 2.0
-"""How much longer than an answer a new connection may take: names, TLS and Sentinel come before it."""
-_AWAY = (RedisConnectionError, RedisTimeoutError, RedisClusterException, SlotNotCoveredError, OSError, TimeoutError)
-
-Command = tuple[Any, ...]
+PAGE = 1000
+_FIND = ("EVAL", scripts.load("store/find").text, 0)
 Call = tuple[Sequence[str], Sequence[Any]]
 """Keys and arguments of one run of a script."""
-T = TypeVar("T")
 
 
 class TenantStore:
     """One gateway's or one command's access to the store. Every method raises Unavailable while the store is away.
 
-    `url` may hold a password; `address` is what logs may show. Answers are bytes, undecoded, so that a record with
+    Answers are bytes, undecoded, so that a record with
     junk in it can be named instead of failing the whole read.
 
     Args:
@@ -57,19 +40,7 @@ class TenantStore:
         self, url: str, *, timeout_s: float = SOCKET_TIMEOUT_S, locate: Callable[[], Awaitable[str]] | None = None
     ) -> None:
         """Prepare for `url` without connecting. Raises ValueError for a malformed URL."""
-        self.breaker = CircuitBreaker()
-        self.refusing = ""
-        self._timeout_s = timeout_s
-        self._locate = locate
-        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._prober: asyncio.Task[None] | None = None
-        self._open(url)
-
-    def _open(self, url: str) -> None:
-        self.url = url
-        self.address = describe(url)
-        # The client's own limit comes after ours, which knows of an event loop that was late.
-        self._link = Link(url, 50 * self._timeout_s)
+        self.servers = Servers(url, timeout_s, locate)
 
     @classmethod
     async def connect(
@@ -83,7 +54,7 @@ class TenantStore:
         """
         store = cls(url, timeout_s=timeout_s, locate=locate)
         try:
-            await store._guarded(store._link.ping, SETTING_UP)
+            await store.servers.connect()
         except BaseException:
             await store.aclose()
             raise
@@ -91,9 +62,17 @@ class TenantStore:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        prober, self._prober = self._prober, None
-        await tasks.end(prober)
-        await self._link.aclose()
+        await self.servers.aclose()
+
+    @property
+    def url(self) -> str:
+        """Where it is now. May hold a password."""
+        return self.servers.url
+
+    @property
+    def address(self) -> str:
+        """The same for people and logs."""
+        return self.servers.address
 
     async def __aenter__(self) -> TenantStore:
         return self
@@ -104,38 +83,34 @@ class TenantStore:
     @property
     def clustered(self) -> bool:
         """Whether its keys live on several nodes, so that no script may touch any two of them."""
-        return self._link.clustered
+        return self.servers.clustered
 
     async def identity(self) -> str:
         """This store's name for itself, drawn by whoever asks first: it moves with the data, not with the address."""
         return await self.place(keyspace.STORE_ID, secrets.token_hex(8))
 
-    @property
-    def problem(self) -> str:
-        """What is wrong with the store, for readiness; "" where nothing is."""
-        if away := self.breaker.open_for():
-            return f"the tenant store has been away for {away:.0f} s; known keys go on under local limits"
-        if self.refusing:
-            return f"the tenant store refuses to count ({self.refusing}); known keys go on under local limits"
-        return ""
-
-    async def execute(self, *command: Any) -> Any:
-        """Run one command."""
-        return await self._guarded(lambda: self._link.execute(*command))
+    async def execute(self, *command: Any, node: str | None = None) -> Any:
+        """Run one command, where its key lives or on `node`."""
+        answer = (await self.servers.send([command], [node] if node else None))[0]
+        if isinstance(answer, ResponseError):
+            raise self.servers.refused(answer) from answer
+        return answer
 
     async def pipeline(self, commands: Sequence[Command], *, partial: bool = False) -> list[Any]:
-        """Run commands in one round trip. An answer that is a ResponseError stands in its place, unraised.
+        """Run commands in one round trip, in a Cluster one to a node.
+
+        An answer that is a ResponseError stands in its place, unraised.
 
         Args:
-            partial: so does, in a Cluster, the absence of a command's node, which otherwise fails them all.
+            partial: so does, in a Cluster, Unavailable where a command's node is away, which otherwise fails them all.
         """
-        return await self._guarded(lambda: self._link.pipeline(commands, partial=partial))
+        return await self.servers.send(commands, partial=partial)
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script, loading it where the server has forgotten it."""
         answer = (await self.run_many(script, [(keys, args)]))[0]
         if isinstance(answer, ResponseError):
-            raise self._refused(answer)
+            raise self.servers.refused(answer)
         return answer
 
     async def run_many(self, script: Script, calls: Sequence[Call], *, partial: bool = False) -> list[Any]:
@@ -152,11 +127,7 @@ class TenantStore:
             again = [("EVAL", script.text, len(calls[i][0]), *calls[i][0], *calls[i][1]) for i in missing]
             for i, answer in zip(missing, await self.pipeline(again, partial=partial), strict=True):
                 answers[i] = answer
-        failures = [errors.code(a) for a in answers if isinstance(a, ResponseError) and errors.passes(a)]
-        self.refusing = failures[0] if failures else ""
-        if self.refusing == "READONLY":
-            # A name may lead to another server since a failover: new connections ask for it again.
-            await self._link.drop_idle()
+        await self.servers.note_refusals([keys[0] for keys, _ in calls], answers)
         return answers
 
     async def hashes(self, *keys: str) -> list[RawHash]:
@@ -176,7 +147,7 @@ class TenantStore:
             for key, answer in zip(batch, await self.pipeline([("HGETALL", key) for key in batch]), strict=True):
                 if isinstance(answer, ResponseError):
                     if not str(answer).startswith("WRONGTYPE"):
-                        raise self._refused(answer)
+                        raise self.servers.refused(answer)
                     answer = RecordError(key, "", "is not a hash")
                 answers.append(answer)
         return answers
@@ -188,10 +159,13 @@ class TenantStore:
         """
         # Names are ours or validated, but a prefix is matched literally all the same.
         pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
-        for node in await self._guarded(self._link.primaries):
+        for node in await self.servers.primaries():
             cursor = 0
             while True:
-                cursor, keys = await self._guarded(partial(self._link.scan, node, cursor, pattern, where))
+                page = ("MATCH", pattern, "COUNT", PAGE)
+                command = ("SCAN", cursor, *page) if where is None else (*_FIND, cursor, pattern, PAGE, *where)
+                found, keys = await self.execute(*command, node=node)
+                cursor = int(found)
                 for key in keys:
                     yield key.decode("utf-8", "backslashreplace")
                 if cursor == 0:
@@ -223,70 +197,3 @@ class TenantStore:
     async def save_calibration(self, fingerprint: str, payload: str) -> str:
         """Store a calibration (JSON) unless one is there; the stored one is returned, so that all replicas agree."""
         return await self.place(keyspace.calibration(fingerprint), payload)
-
-    async def push_connections(self) -> list[AbstractConnection]:
-        """RESP3 connections of their own, for server-side invalidation: one, or one to each primary of a Cluster."""
-        return await self._link.push_connections()
-
-    async def release_push_connections(self, connections: Sequence[AbstractConnection]) -> None:
-        """Close what `push_connections` gave."""
-        await self._link.release_push_connections(connections)
-
-    def moved(self, connections: Sequence[AbstractConnection]) -> bool:
-        """Whether a Cluster has other primaries now than those of `connections`."""
-        return self._link.moved(connections)
-
-    async def _guarded(self, operation: Callable[[], Awaitable[T]], patience: float = 1.0) -> T:
-        async with self._slots:
-            # Asked with a slot in hand: those that waited for one need not each find out that the store is gone.
-            self.breaker.check()
-            patience = max(patience, SETTING_UP if self._link.cold else 1.0)
-            try:
-                async with LoopTimeout(patience * self._timeout_s):
-                    return await operation()
-            except ResponseError as error:
-                raise self._refused(error) from error
-            except _AWAY as error:
-                if self.breaker.closed:
-                    logger.warning("tenant store %s is away: %s", self.address, type(error).__name__)
-                self.breaker.fail("The tenant store is away; try again shortly.")
-                if self._prober is None or self._prober.done():
-                    self._prober = asyncio.create_task(self._probe(), name="tenants-probe")
-                raise Unavailable(self.breaker.reason) from error
-
-    async def _probe(self) -> None:
-        """Ask until the store answers: no request waits for that, and an idle gateway heals as well."""
-        pause = FIRST_PROBE_S
-        while not self.breaker.closed:
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PROBE_S)
-            try:
-                # The first sets a connection up, which may take longer; the second is what a request would meet.
-                for patience in (SETTING_UP, 1.0):
-                    async with LoopTimeout(patience * self._timeout_s):
-                        await self._link.ping()
-            except (*_AWAY, ResponseError):
-                await self._follow()
-                continue
-            logger.warning("tenant store %s is back after %.1f s", self.address, self.breaker.open_for())
-            self.breaker.succeed()
-
-    async def _follow(self) -> None:
-        """Go where the store has moved to."""
-        if self._locate is None:
-            return
-        try:
-            async with asyncio.timeout(LONGEST_PROBE_S):
-                url = await self._locate()
-        except Exception as error:  # whoever knows the address may be restarting too
-            logger.debug("the store's address is not known now: %s", type(error).__name__)
-            return
-        if url != self.url:
-            link = self._link
-            self._open(url)
-            logger.warning("tenant store has moved to %s", self.address)
-            await link.aclose()
-
-    def _refused(self, error: ResponseError) -> Unavailable:
-        logger.error("tenant store %s refused a command: %s", self.address, errors.code(error))
-        return errors.unavailable(error)

@@ -59,19 +59,41 @@ class ImageClassifier(VisionEngine):
         return [self.answer(*row) for row in zip(items, modulations, wanted, strict=True)]
 
     def answer(self, item: ItemLogits, modulation: Modulation, top_k: int | None = None) -> list[Label]:
-        """One picture's labels from its modulated logits, as far as its terms disclose them. Safe from any thread."""
-        agreed = bool((highest(item.clean[None]) == highest(item.utility[None]))[0])
-        self._count(item, modulation.utility, 1, int(agreed))
-        shown = modulation.disclosure
-        count = min(len(self.classes), shown.labels or len(self.classes), top_k or len(self.classes))
-        scores, indices = item.logits.softmax(dim=0).topk(count)
-        # Among equals the answer is the first, which topk does not promise, and which the audit counts.
-        first = highest(item.logits[None])
-        indices = torch.cat([first, torch.where(indices == first, indices[0], indices)[1:]])
-        return [
-            Label(self.classes[index], shown.score(score))
-            for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
-        ]
+        """As `readout`, of one picture."""
+        return self.readout([item], [modulation], [top_k])[0]
+
+    @torch.inference_mode()
+    def readout(
+        self, items: Sequence[ItemLogits], modulations: Sequence[Modulation], top_k: Sequence[int | None]
+    ) -> list[list[Label]]:
+        """The labels of each picture of a batch, from its modulated logits, as far as its terms disclose them.
+
+        All that is done with tensors is done for all of them together. Safe from any thread.
+        """
+        logits, clean, utility = (
+            torch.stack(rows).cpu() for rows in zip(*((i.logits, i.clean, i.utility) for i in items), strict=True)
+        )
+        self._judge(clean, utility, [modulation.utility for modulation in modulations])
+        first, scores = highest(logits).tolist(), logits.softmax(dim=1)
+        counts: dict[int, list[int]] = {}
+        for at, (modulation, asked) in enumerate(zip(modulations, top_k, strict=True)):
+            every = len(self.classes)
+            counts.setdefault(min(every, modulation.disclosure.labels or every, asked or every), []).append(at)
+        answers: dict[int, list[Label]] = {}
+        for count, rows in counts.items():
+            values, indices = (part.tolist() for part in scores[rows].topk(count, dim=1))
+            for at, own, found in zip(rows, values, indices, strict=True):
+                # Among equals the answer is the first, which topk does not promise, and which the audit counts.
+                named = [first[at], *(found[0] if index == first[at] else index for index in found[1:])]
+                shown = modulations[at].disclosure
+                answers[at] = [Label(self.classes[i], shown.score(v)) for i, v in zip(named, own, strict=True)]
+        return [answers[at] for at in range(len(items))]
+
+    def _judge(self, clean: Tensor, utility: Tensor, levels: Sequence[float]) -> None:
+        """Count each row's answer in the audit."""
+        agreed, halves = (highest(clean) == highest(utility)).tolist(), clean.half()
+        for level, same, row in zip(levels, agreed, halves, strict=True):
+            self._count(row, level, 1, int(same))
 
     def take(self, features: Tensor, number: int) -> Tensor:
         """All of it."""

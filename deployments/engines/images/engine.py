@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -221,9 +221,17 @@ class VisionEngine(CalibratedEngine):
         with self._forward_lock:
             call()
 
-    def _count(self, item: ItemLogits, level: float, rows: int, agreed: int) -> None:
+    def readout(
+        self, items: Sequence[ItemLogits], modulations: Sequence[Modulation], top_k: Sequence[int | None]
+    ) -> Any:
+        """What each picture of a batch is answered from, made in the thread of its forward: its logits."""
+        return items
+
+    def _count(self, clean: Tensor, level: float, rows: int, agreed: int) -> None:
+        """Count a picture in the audit, by its clean logits in 16 bits."""
         self.counts.count(level, rows, agreed)
-        self.counts.finish(level, rows, agreed, source=hashed(item.clean.half()))
+        if level < 1.0:  # of level 1.0 there is nothing to judge
+            self.counts.finish(level, rows, agreed, source=hashed(clean))
 
     def calibration_sample(self, path: Path, progress: Progress = untold, *, refit: bool = False) -> CalibrationSample:
         """Features to calibrate on, from a bundled .safetensors or from a folder of at least 100 images.

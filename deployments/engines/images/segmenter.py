@@ -147,7 +147,7 @@ class ImageSegmenter(VisionEngine):
         if level < 1.0:
             clean, utility = (_labels_at(logits, size, lines, columns) for logits in (item.clean, item.utility))
             agreed = int((clean == utility).sum())
-        self._count(item, level, rows, agreed)
+        self._count(item.clean.half(), level, rows, agreed)
 
     def take(self, features: Tensor, number: int) -> Tensor:
         """6 tiles of one picture's map [1, H, h, w]: [6, H, 8, 8], two blocks high and wide, dealt out in turn.

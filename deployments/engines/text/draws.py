@@ -81,15 +81,17 @@ class DrawTables:
         self._seen: Tensor | None = None
         self._read: Tensor | None = None
 
-    def write(self, seat: int, params: SamplingParams, key: int, prompt: Sequence[int] = ()) -> None:
-        """Give a seat to a new sequence, drawing with `key` from `seed_key`."""
+    def write(
+        self, seat: int, params: SamplingParams, key: int, prompt: Sequence[int] = (), answer: Sequence[int] = ()
+    ) -> None:
+        """Give a seat to a sequence, drawing with `key` from `seed_key`; `answer` is what it has drawn already."""
         random = params.random
         self._temperature[seat] = params.temperature if random else 1.0
         self._random[seat] = float(random)
         self._top_p[seat] = params.top_p if random else 1.0
         self._top_k[seat] = params.top_k if random else 0
         self._min_p[seat] = params.min_p if random else 0.0
-        self._seed[seat], self._drawn[seat] = key, 0
+        self._seed[seat], self._drawn[seat] = key, len(answer)
         self._least[seat] = params.min_tokens
         self._frequency[seat], self._presence[seat] = params.frequency_penalty, params.presence_penalty
         if self._adjustment is None and params.adjusts:
@@ -99,12 +101,16 @@ class DrawTables:
             self._adjustment[seat], self._seen[seat] = 0.0, False
             for token, bias in params.logit_bias:
                 self._adjustment[seat, token] = bias
+            for token in answer:
+                fresh = not self._seen[seat, token]
+                self._adjustment[seat, token] -= params.frequency_penalty + params.presence_penalty * fresh
+                self._seen[seat, token] = True
         self._repetition[seat] = params.repetition_penalty
         if self._read is None and params.repeats:
             self._read = torch.zeros(self._rows, self._vocabulary, dtype=torch.bool, device=self._device)
         if self._read is not None:
             self._read[seat] = False
-            self._read[seat, torch.tensor(prompt, dtype=torch.int64, device=self._device)] = True
+            self._read[seat, torch.tensor([*prompt, *answer], dtype=torch.int64, device=self._device)] = True
 
     def scores(self, logits: Tensor, slots: Tensor, plan: DrawPlan) -> Tensor:
         """Scores [N, V] whose argmax is each row's next token; rows of greedy seats are their logits.

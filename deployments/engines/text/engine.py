@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -18,17 +20,20 @@ from deployments.engines.live import LiveRows
 from deployments.engines.text.admission import SEATS_PER_ROW, WaitingLine
 from deployments.engines.text.grammars.matcher import Matcher
 from deployments.engines.text.loading.language_models import LanguageModel
+from deployments.engines.text.manager import CPU_CACHE_GIB, cache_pages, start_manager
 from deployments.engines.text.prefix_sharing import salted_id
-from deployments.engines.text.request import Progress, Request
+from deployments.engines.text.request import Progress, Request, failed, stopped
 from deployments.engines.text.sampling import SamplingParams, seed_key
-from deployments.engines.text.scheduler import CPU_CACHE_GIB, FairScheduler, cache_pages, start_manager
+from deployments.engines.text.scheduler import FairScheduler
 from deployments.engines.text.seat import Seat
 from deployments.engines.text.seats import Seats
 from deployments.engines.text.token_shares import TokenShares
 from policies.audit import LevelAudit
-from policies.errors import Unavailable
+from policies.errors import ServiceError, Unavailable
 from policies.head.slots import Setting
 from policies.terms import Share
+
+logger = logging.getLogger("deployments.engines.text")
 
 CLEAN = Setting()
 """Level 1.0."""
@@ -68,7 +73,7 @@ class TextEngine:
         self._closed = False
         self._manager: Any
         gib = spec.cache_gib or (CPU_CACHE_GIB if room is None else None)
-        self._manager, pages = start_manager(
+        self._manager, self._faults, pages = start_manager(
             model,
             self.seats,
             rows=rows,
@@ -114,14 +119,10 @@ class TextEngine:
         Raises:
             Unavailable: no head is there yet for the setting, too many of this flow are waiting, or the engine has
                 stopped.
+            ServiceError: the engine failed on this answer alone.
         """
         self.healthy()
-        head = self.seats.head
-        if head is None and setting != CLEAN:
-            raise Unavailable("No level below 1.0 is served yet.", retry_after=5, code="levels_pending")
-        held = [] if head is None else head.prepare(setting)
-        # A level's first request waits for its matrix, which takes a second for a large vocabulary.
-        await asyncio.gather(*map(asyncio.wrap_future, held))
+        held = await self._held(setting)
         self._loop = asyncio.get_running_loop()
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         key = seed_key(self.draw_secret, seed, choice)
@@ -134,12 +135,22 @@ class TextEngine:
             last = False
             while not last:
                 event = await request.events.get()
-                if isinstance(event, Unavailable):
+                if isinstance(event, ServiceError):
                     raise event
                 last = event.last
                 yield event
         finally:
             self._abandon(request)
+
+    async def _held(self, setting: Setting) -> list[Future[Tensor]]:
+        """What a setting needs of the head; a level's first request waits for its matrix, a second for a large
+        vocabulary."""
+        head = self.seats.head
+        if head is None and setting != CLEAN:
+            raise Unavailable("No level below 1.0 is served yet.", retry_after=5, code="levels_pending")
+        held = [] if head is None else head.prepare(setting)
+        await asyncio.gather(*map(asyncio.wrap_future, held))
+        return held
 
     async def greedy(
         self, prompt: list[int], tokens: int, setting: Setting = CLEAN, features: list[Tensor] | None = None
@@ -153,9 +164,9 @@ class TextEngine:
         return answer
 
     def fault(self) -> BaseException | None:
-        """What the engine's loop died of."""
+        """What the engine's loop died of, or the last sequence that failed alone."""
         error: BaseException | None = self._manager.background_thread_status.fatal_error
-        return error
+        return error or self._faults.last
 
     def healthy(self, most_s: float = math.inf) -> None:
         """Check that the engine's loop runs, and has come by within so many seconds.
@@ -166,7 +177,7 @@ class TextEngine:
         status, beat = self._manager.background_thread_status, self._scheduler.beat
         hangs = beat is not None and time.monotonic() - beat > most_s
         if self._closed or not self._manager.is_running() or status.fatal_error is not None or hangs:
-            raise _stopped()
+            raise stopped()
 
     def close(self) -> None:
         """Stop the engine for good; what is running or waiting fails as unavailable. Calling it again does nothing.
@@ -194,7 +205,7 @@ class TextEngine:
         accepted = None
         try:
             # The handler comes first: the engine may answer before add_request returns.
-            self._manager.register_result_handler(request.id, lambda output: self._on_output(request, output))
+            self._manager.register_result_handler(request.id, lambda output: self._told(request, output))
             accepted = self._manager.add_request(
                 request.prompt,
                 request_id=request.id,
@@ -206,17 +217,25 @@ class TextEngine:
             )
         finally:
             if accepted is None:
-                self._leave(request, _stopped())
+                self._leave(request, stopped())
+
+    def _told(self, request: Request, output: Any) -> None:
+        try:
+            self._on_output(request, output)
+        except Exception:  # of this request: those that are told after it must hear of theirs
+            logger.exception("a request's tokens could not be handed on")
+            if output.is_finished():
+                self._leave(request, failed())
+            else:
+                request.events.put_nowait(failed())  # whoever reads it cancels
 
     def _on_output(self, request: Request, output: Any) -> None:
         if output.error is not None:
-            self._leave(request, _stopped())
+            own = request.id in self._faults.own
+            self._faults.own.discard(request.id)
+            self._leave(request, failed() if own else stopped())
             return
-        told, request.told = request.told, len(output.generated_tokens)
-        request.meter.read(request.prompt, len(request.prompt))
-        tokens, records = output.generated_tokens[told:], request.seat.records[told : request.told]
-        progress = Progress(len(request.prompt), tokens, output.is_finished(), records, request.cached or 0)
-        request.events.put_nowait(progress)
+        request.drew(output.generated_tokens, output.is_finished())
         if output.is_finished():
             self._leave(request)
 
@@ -236,12 +255,7 @@ class TextEngine:
 
         def tell() -> None:
             if request := self._running.get(request_id):
-                read = len(request.prompt) - left
-                request.meter.read(request.prompt, read)
-                if request.cached is None:  # what its first step need not read
-                    request.cached = max(0, read - step)
-                request.meter.read(request.prompt, read)
-                request.events.put_nowait(Progress(read, [], False, [], request.cached))
+                request.read(left, step)
 
         self._in_loop(tell)
 
@@ -259,7 +273,7 @@ class TextEngine:
             with suppress(RuntimeError):  # it is closed, and nobody waits
                 self._loop.call_soon_threadsafe(call)
 
-    def _leave(self, request: Request, error: Unavailable | None = None) -> None:
+    def _leave(self, request: Request, error: ServiceError | None = None) -> None:
         """A request is done with the engine, in whatever way: free what it held, and let the next one in."""
         if request.finished:
             return
@@ -285,10 +299,4 @@ class TextEngine:
         for waiting in self.line.drain():
             waiting.finished = True
             waiting.meter.close()
-            waiting.events.put_nowait(_stopped())
-
-
-def _stopped() -> Unavailable:
-    return Unavailable(
-        "The text engine has stopped; its replica is being restarted.", retry_after=5, code="engine_stopped"
-    )
+            waiting.events.put_nowait(stopped())

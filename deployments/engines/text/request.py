@@ -9,7 +9,7 @@ from deployments.contracts.spending import Meter
 from deployments.engines.text.sampling import SamplingParams
 from deployments.engines.text.scheduler import pages_of
 from deployments.engines.text.seat import LogprobRecord, Seat
-from policies.errors import Unavailable
+from policies.errors import ServiceError, Unavailable
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Request:
     seat: Seat
     id: str
     meter: Meter
-    events: asyncio.Queue[Progress | Unavailable] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Progress | ServiceError] = field(default_factory=asyncio.Queue)
     number: int | None = None
     told: int = 0
     cached: int | None = None
@@ -51,3 +51,32 @@ class Request:
     def pages(self) -> int:
         """Of the whole answer, which are reserved before the first token."""
         return pages_of(len(self.prompt) + self.params.max_tokens)
+
+    def read(self, left: int, step: int) -> None:
+        """All but `left` tokens of the prompt are in a step, which has `step` of them, or read before it."""
+        read = len(self.prompt) - left
+        self.meter.read(self.prompt, read)
+        if self.cached is None:  # what its first step need not read
+            self.cached = max(0, read - step)
+        self.events.put_nowait(Progress(read, [], False, [], self.cached))
+
+    def drew(self, answer: list[int], last: bool) -> None:
+        """The answer is so long now; `last`: that is all of it."""
+        told, self.told = self.told, len(answer)
+        self.meter.read(self.prompt, len(self.prompt))
+        records = self.seat.records[told : self.told]
+        self.events.put_nowait(Progress(len(self.prompt), answer[told:], last, records, self.cached or 0))
+
+
+def failed() -> ServiceError:
+    """What a request is told that the engine failed on alone."""
+    return ServiceError(
+        "The text engine failed on this request, and goes on with others; send another.", code="generation_failed"
+    )
+
+
+def stopped() -> Unavailable:
+    """What all are told whose engine has ended."""
+    return Unavailable(
+        "The text engine has stopped; its replica is being restarted.", retry_after=5, code="engine_stopped"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,14 @@ class LogprobRecord:
     values: Tensor
     tokens: Tensor
 
+    @classmethod
+    def of_rows(cls, logits: Tensor, tokens: Tensor, most: int) -> list[LogprobRecord]:
+        """One a row, with so many of the likeliest: logits [N, V] float32 and the tokens [N] int64 drawn of them."""
+        logprobs = logits.log_softmax(dim=1)
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+        top = logprobs.topk(most, dim=1)
+        return [cls(*row) for row in zip(chosen, top.values, top.indices, strict=True)]
+
 
 @dataclass(eq=False)
 class Seat:
@@ -40,6 +49,7 @@ class Seat:
         features: [H] inputs of the final layer, one for each drawn token, where a list is given: what calibrates.
         flow: whose it is, for the live rows.
         matcher: keeps it to its grammar, where it has one.
+        answered: tokens that it has drawn, where its rows are to be written anew.
         source: a hash of the prompt, for the audit and the live rows.
     """
 
@@ -52,6 +62,14 @@ class Seat:
     features: list[Tensor] | None = None
     flow: str = ""
     matcher: Matcher | None = None
+    answered: list[int] = field(default_factory=list)
+
+    def take_back(self, answer: Sequence[int]) -> None:
+        """It has drawn these tokens and no more: what was noted of others is dropped."""
+        self.answered = list(answer)
+        del self.records[len(answer) :]
+        if self.features is not None:
+            del self.features[len(answer) :]
 
     @cached_property
     def source(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from deployments.engines.live import LiveRows
 from deployments.engines.text.draws import DrawPlan, DrawTables
 from deployments.engines.text.grammars.masks import Masks
 from deployments.engines.text.seat import LogprobRecord, Seat
+from deployments.engines.text.step_counts import StepCounts
 from policies.answers import highest
 from policies.audit import LevelAudit
 from policies.head.attachment import attach, detach
@@ -22,8 +23,6 @@ from policies.head.head import Head
 from policies.head.modulated import Modulated
 from policies.head.slots import Setting
 
-_LEVELS = 101
-"""Levels are hundredths."""
 LIVE_EVERY = 4
 """Steps of a stream resemble each other, and every row kept is a copy off the device."""
 STEP_TIMEOUT_S = 60.0
@@ -69,15 +68,14 @@ class Seats(ContinuousBatchingLogitsProcessor):
         self._left: set[int] = set()
         self._changed = True
         self._lock = threading.Lock()
-        self._in_step = False
+        self._in_step = self._begun = False
         self._waiting: list[tuple[Callable[[], None], threading.Event]] = []
         self._plan = DrawPlan()
         self._recording = self._masked = False
         self._row_seats: list[int] = []
+        self._planned: list[int] = []
         self._slots: Tensor | None = None
-        self._level = torch.zeros(seats + 1, dtype=torch.int64, device=self._device)
-        self._audit = torch.zeros(_LEVELS, 2, dtype=torch.int64, device=self._device)
-        self._streams = torch.zeros(seats + 1, 2, dtype=torch.int64, device=self._device)
+        self._steps = StepCounts(seats, self._device)
         self._places: dict[int, tuple[int, int, str]] = {}
         self.head: Head | None = None
         self.live, self.counts = live, counts
@@ -107,7 +105,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
 
         def counted() -> None:
             call()
-            self._streams.zero_()
+            self._steps.restart()
             self._changed = True
             if self._device.type == "cuda":  # the next step runs on another stream
                 torch.cuda.current_stream(self._device).synchronize()
@@ -125,7 +123,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
                     raise RuntimeError("a step of the text engine does not end")
 
     def sit(self, seat: Seat) -> int:
-        """Take a free seat; its number. Its rows are written at the next step, in the engine's thread."""
+        """Take a free seat; its number. Its rows are written when it first draws, in the engine's thread."""
         with self._lock:
             number = self._free.pop()
             self._taken[number] = self._new[number] = seat
@@ -136,8 +134,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
     def leave(self, number: int) -> int:
         """Free a seat, once the engine is done with its sequence; the steps that drew a token for it."""
         with self._lock:
-            steps, agreed = self._streams[number].tolist()
-            self._streams[number] = 0
+            steps, agreed = self._steps.pop(number)
             seat = self._taken.pop(number)
             if seat.level:
                 self.counts.finish(seat.level / 100, steps, agreed, source=seat.source)
@@ -145,12 +142,11 @@ class Seats(ContinuousBatchingLogitsProcessor):
             self._left.add(number)
             self._free.append(number)
             self._changed = True
-        return int(steps)
+        return steps
 
     def audit(self) -> dict[float, tuple[int, int]]:
         """Since start, by level: decoding steps, and those whose token after utility, before focus, is the clean."""
-        counts = enumerate(self._audit.tolist())
-        return {level / 100: (steps, agreed) for level, (steps, agreed) in counts if level and steps}
+        return self._steps.by_level()
 
     def close(self) -> None:
         """Take the hooks off the model."""
@@ -178,28 +174,57 @@ class Seats(ContinuousBatchingLogitsProcessor):
             self._slots = torch.where(slots < 0, self._nobody, slots)
             if self.head is not None:
                 self.head.seats = self._slots
-            self._seat_new()
+            if self._changed or self._planned != self._row_seats:
+                self._changed, self._planned = False, self._row_seats
+                self._seat({n: self._taken[n] for n in self._row_seats if n in self._taken})
         self._masks.advance()
+        self._begun = True
 
-    def _seat_new(self) -> None:
-        if not self._changed:
-            return
-        new, left = self._new, self._left
-        self._new, self._left, self._changed = {}, set(), False
-        for number, seat in new.items():
-            self._draws.write(number, seat.params, seat.key, seat.prompt)
-            self._level[number] = seat.level or 0
-        if self.head is None and any(seat.setting != Setting() for seat in new.values()):
-            raise RuntimeError("a sequence below level 1.0, and no head to modulate it")
-        if head := self.head:
+    def between_steps(self) -> None:
+        """In the engine's thread: the last step stands, and none has begun."""
+        self._steps.begin()
+        self._begun = False
+
+    def _seat(self, rows: Mapping[int, Seat]) -> None:
+        """Write what is new of a step's own rows, and plan the step: another's fault must not be theirs."""
+        left, self._left = self._left, set()
+        head = self.head
+        if head is not None:
             for number in left:
                 head.write(number, Setting())
-            for number, seat in new.items():
-                head.write(number, seat.setting, seat.prompt)
-            self._places = {n: (seat.source, head.position(seat.setting), seat.flow) for n, seat in self._taken.items()}
-        self._plan = DrawPlan.of({number: seat.params for number, seat in self._taken.items()})
-        self._recording = any(seat.features is not None for seat in self._taken.values())
-        self._masked = any(seat.matcher is not None for seat in self._taken.values())
+        for number in [number for number in rows if number in self._new]:
+            self._write(number, rows[number])
+            del self._new[number]
+        if head is not None:
+            self._places = {n: (seat.source, head.position(seat.setting), seat.flow) for n, seat in rows.items()}
+        self._plan = DrawPlan.of({number: seat.params for number, seat in rows.items()})
+        self._recording = any(seat.features is not None for seat in rows.values())
+        self._masked = any(seat.matcher is not None for seat in rows.values())
+
+    def _write(self, number: int, seat: Seat) -> None:
+        self._draws.write(number, seat.params, seat.key, seat.prompt, seat.answered)
+        self._steps.write(number, seat)
+        if self.head is not None:
+            self.head.write(number, seat.setting, [*seat.prompt, *seat.answered])
+        elif seat.setting != Setting():
+            raise RuntimeError("a sequence below level 1.0, and no head to modulate it")
+
+    def take_back(self, answers: Mapping[int, Sequence[int]]) -> None:
+        """Undo a step that has failed, in the engine's thread: each sequence's answer is as it was before it.
+
+        Args:
+            answers: by number, the tokens that each of the step had drawn.
+        """
+        with self._lock:
+            self._steps.take_back()
+            for number, answer in answers.items():
+                if seat := self._taken.get(number):
+                    seat.take_back(answer)
+                    self._new[number] = seat
+            self._features, self._changed = None, True
+        if self._begun:  # else what it knows is of the step before
+            self._masks.forget()
+        self._end()
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         """Scores [N, V] float32 to those whose argmax is each row's next token."""
@@ -256,8 +281,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         if modulated is not None and modulated.utility is not modulated.clean:
             utility = highest(modulated.utility) if answers is None else answers
             counts[:, 1] = highest(modulated.clean) == utility
-        self._audit.index_add_(0, self._level[slots], counts)
-        self._streams.index_add_(0, slots, counts)
+        self._steps.add(slots, counts)
 
     def _keep(self, features: Tensor) -> None:
         """What is kept of a step: live rows of every fourth, and for those that calibrate each of their own."""
@@ -274,10 +298,8 @@ class Seats(ContinuousBatchingLogitsProcessor):
 
     def _record(self, logits: Tensor, tokens: Tensor, most: int) -> None:
         """Give each sequence that asked its token's log-probabilities, left on the device until they are told."""
-        logprobs = logits.log_softmax(dim=1)
-        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
-        top = logprobs.topk(most, dim=1)
-        for row, number in enumerate(self._row_seats):
+        records = LogprobRecord.of_rows(logits, tokens, most)
+        for number, record in zip(self._row_seats, records, strict=False):
             seat = self._taken.get(number)
             if seat is not None and seat.params.logprobs is not None:
-                seat.records.append(LogprobRecord(chosen[row], top.values[row], top.indices[row]))
+                seat.records.append(record)

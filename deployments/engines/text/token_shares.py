@@ -83,6 +83,13 @@ class TokenShares:
                 del counts[flow]
         return ordered
 
+    def behind(self, flow: str, others: Iterable[str], tokens: int) -> bool:
+        """Whether a flow has been served less than each of the others, by so many tokens of its own or more."""
+        with self._lock:
+            floor = self._floor()
+            own, *rest = (self._flows.get(name, _Flow(1.0, floor)) for name in (flow, *others))
+        return all(own.served + tokens / own.weight <= other.served for other in rest)
+
     def least(self, flows: Iterable[str]) -> str | None:
         """The flow that has been served least; the first given among equals, None of none."""
         with self._lock:

@@ -10,6 +10,8 @@ from starlette.middleware import Middleware
 from deployments.gateway.api import entitlements, errors, health, openai, vision
 from deployments.gateway.api.admin.app import PREFIX
 from deployments.gateway.api.browsers import Browsers
+from deployments.gateway.api.dependencies import KeyedRoute
+from deployments.gateway.api.direct import Directly
 from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, HeadAsGet, ReceiptHeaders, Unexpected
 from deployments.gateway.api.pages import pages
@@ -31,6 +33,8 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None) -> FastAPI:
     Args:
         admin: administration as well, of `admin.app.build_admin`.
     """
+    routers = (openai.router, vision.router, entitlements.router, health.router)
+    keyed = [route for router in routers for route in router.routes if isinstance(route, KeyedRoute)]
     app = FastAPI(
         title="Tiered model serving",
         version=version("aim-serve"),
@@ -41,11 +45,12 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None) -> FastAPI:
             Middleware(ReceiptHeaders),
             Middleware(BodyLimit, most=lambda scope: body_limit(gateway.settings.now, scope)),
             Middleware(Unexpected),
+            Middleware(Directly, routes=[(route, route.direct) for route in keyed if route.direct]),
         ],
     )
     app.state.gateway, app.state.intake = gateway, Intake(gateway.settings)
     errors.install(app)
-    for router in (openai.router, vision.router, entitlements.router, health.router, pages.router):
+    for router in (*routers, pages.router):
         app.include_router(router)
     if admin is not None:
         app.mount(PREFIX, admin)

@@ -9,10 +9,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.gateway.api.dependencies import IGNORED
 from deployments.gateway.api.vision import UNDISCLOSED
+from deployments.gateway.service import COST, REASON
 
 EXPOSED = (
     *("x-request-id", "x-receipt", "x-tenant-tier", "x-utility", "x-focus", "x-policy-version"),
-    *("x-overhead-duration-ms", "x-should-retry", "retry-after", IGNORED, UNDISCLOSED),
+    *("x-overhead-duration-ms", "x-should-retry", "retry-after", IGNORED, UNDISCLOSED, COST, REASON),
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 )
 """Headers that a page of another origin may read."""

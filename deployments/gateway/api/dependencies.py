@@ -11,6 +11,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from deployments.gateway import context as request_context
 from deployments.gateway import service
+from deployments.gateway.api.direct import Handler, Reader, direct
 from deployments.gateway.api.tolerance import Leniency, leniency
 from policies.errors import InvalidRequest
 
@@ -26,11 +27,18 @@ KEY_REQUIRED = [Security(_bearer), Security(_header)]
 
 class KeyedRoute(APIRoute):
     """A route that needs a key: checked before the body is read, so that nobody without one learns about its form, and
-    nobody's bodies are in the way of others'."""
+    nobody's bodies are in the way of others'.
+
+    Attributes:
+        direct: what answers it without FastAPI; None: FastAPI makes its answer.
+    """
+
+    direct: Handler | None
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, behind the key and the intake."""
-        handler = super().get_route_handler()
+        """The endpoint, or FastAPI's handler of it, behind the key and the intake."""
+        own = direct(self.endpoint, self.param_convertors, _GIVEN.get)
+        handler = own or super().get_route_handler()
 
         async def keyed(request: Request) -> Response:
             gateway, intake = request.app.state.gateway, request.app.state.intake
@@ -38,7 +46,7 @@ class KeyedRoute(APIRoute):
             own = await gateway.authenticate(context, _api_key(request))
             read = Leniency(strict=gateway.settings.now.strict)
             leniency.set(read)
-            with intake.charged(own.tenant):
+            async with intake.charged(own.tenant, request.headers):
                 async with intake.read(request, own.tenant):
                     if self.body_field is not None:
                         check_json(request.headers.get("content-type", ""))
@@ -48,6 +56,7 @@ class KeyedRoute(APIRoute):
                         if read.ignored:
                             context.headers[IGNORED] = ", ".join(read.ignored)
 
+        self.direct = None if own is None else keyed
         return keyed
 
 
@@ -90,3 +99,8 @@ else:
     # Any: FastAPI would make a field of what it can check.
     Gateway = Annotated[Any, Depends(_gateway)]
     Context = Annotated[Any, Depends(_context)]
+
+_GIVEN: dict[Any, Reader] = {
+    Gateway: lambda request: request.app.state.gateway,
+    Context: lambda request: request.state.context,
+}

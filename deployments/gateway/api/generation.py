@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -21,9 +22,9 @@ from deployments.gateway.api.text_schemas import GenerationRequest
 from deployments.gateway.ticket import Cost, Ticket
 from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
-from policies.terms import round_level
+from policies.terms import Disclosure, round_level
 from tenants.live.entitlements import Entitlements
-from tenants.metering.lease import Tokens
+from tenants.metering.wanted import Tokens
 
 MAX_CHARACTERS_PER_TOKEN = 64
 """Of a model whose tokenizer may leave out parts of a text, so that no length is too long for it."""
@@ -58,6 +59,7 @@ async def generate(
     """One way for chat and completion: check, admit, generate, and answer as a whole or as events."""
     info = gateway.entitle(context.caller, model_id)
     _check_terms(context.caller, info, body, asked)
+    needs = partial(_check_disclosure, body, asked)
     settings = gateway.settings.now
     _check_length(info, asked, settings)
     prompts = await gateway.encode(context, info, asked.prompt)
@@ -65,12 +67,14 @@ async def generate(
     least = [most if asked.max_tokens else min(most, _LEAST_ANSWER) for most in longest]
     read = sum(map(len, prompts))
     # Never less than what is used, so that no limit is exceeded.
-    cost = Cost(tokens=Tokens(read + body.n * sum(longest), read + body.n * sum(least)))
+    cost = Cost(tokens=Tokens(read + body.n * sum(longest), read + body.n * sum(least), read))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
-            gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus)
+            gateway.admit(context, info.id, cost, utility=body.utility, focus=body.focus, needs=needs)
         )
+        if context.caller.show_cost:
+            tally.cost = lambda: ticket.lease.cost
         most = asked.max_tokens or settings.default_max_tokens
         if ticket.lease.short:
             most = max(longest) + -ticket.lease.short // (body.n * len(prompts))
@@ -107,8 +111,13 @@ def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRe
         )
     own = entitlements.tier.level(info.id, info.floor)
     level = own if body.utility is None else min(own, round_level(body.utility))
+    _check_disclosure(body, asked, entitlements.tier.disclosure(level))
+
+
+def _check_disclosure(body: GenerationRequest, asked: Generation, disclosed: Disclosure) -> None:
+    """Refuse what a level does not disclose. Raises NotEntitled."""
     check_text_disclosure(
-        entitlements.tier.disclosure(level),
+        disclosed,
         logprobs=asked.logprobs,
         probes=probes_of(body.logit_bias, body.repetition_penalty, asked.grammar),
         count_param="top_logprobs" if asked.field == "messages" else "logprobs",

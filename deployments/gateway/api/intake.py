@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -23,7 +24,13 @@ MOST_ELEMENTS, MOST_CONTAINERS = 2**17, 2**15
 BURST_S = 10.0
 """Seconds' worth of bad requests that a tenant may send at once."""
 BROKEN = 10.0
-"""Bad requests that one body costs which breaks off: it was read for nothing, and may have been large."""
+"""Bad requests that one body costs which breaks off, beside its size: it was read for nothing."""
+BYTES_PER_BAD = 2**14
+"""So many bytes of a refused body count as one request more, up to the size of a text's: to parse a megabyte of JSON
+takes as long as sixty small ones."""
+HELD_S, MOST_HELD = 1.0, 32
+"""Seconds that a tenant which has used up its bad requests waits to be told so, and how many of its requests do at a
+time: a client that asks again at every refusal then asks once a second."""
 _ELEMENTS, _CONTAINERS = (b",", b"[", b"{", b":"), (b"[", b"{")
 _TEXT = re.compile(r"(/models/.+)?/v1/")
 
@@ -44,6 +51,7 @@ class Intake:
         self._settings = settings
         self._held: dict[str, int] = {}
         self._bad: dict[str, tuple[float, float]] = {}
+        self._waiting: Counter[str] = Counter()
 
     @asynccontextmanager
     async def read(self, request: Request, flow: str) -> AsyncIterator[None]:
@@ -61,7 +69,7 @@ class Intake:
                 async with asyncio.timeout(settings.body_timeout_s):
                     body = await request.body()
             except (ClientDisconnect, asyncio.CancelledError):
-                self._charge(flow, BROKEN)
+                self._charge(flow, BROKEN + self._size(request.headers))
                 raise
             except TimeoutError:
                 raise DeadlineExceeded(
@@ -71,9 +79,12 @@ class Intake:
                 check_elements(body)
             yield
 
-    @contextmanager
-    def charged(self, flow: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def charged(self, flow: str, headers: Headers) -> AsyncIterator[None]:
         """What is refused within is charged to its tenant, and nothing more is read of one that has used up its own.
+
+        Args:
+            headers: of the request, which say how large it is.
 
         Raises:
             LimitExceeded: it has; the error says for how long.
@@ -81,6 +92,7 @@ class Intake:
         rate = self._settings.now.bad_requests_per_s
         wait = (1.0 - self._left(flow, rate)) / rate
         if wait > 0.0:
+            await self._held_back(flow)
             raise LimitExceeded(
                 f"Too many of this tenant's requests were refused for what they ask; mend them, retry in {wait:.1f} s.",
                 retry_after=max(1, round(wait)),
@@ -90,8 +102,23 @@ class Intake:
             yield
         except (ServiceError, RequestValidationError) as error:
             if not isinstance(error, Unavailable | LimitExceeded):
-                self._charge(flow, 1.0)
+                self._charge(flow, 1.0 + self._size(headers))
             raise
+
+    def _size(self, headers: Headers) -> float:
+        """Bad requests that the size of one counts for."""
+        return _declared(headers, self._settings.now.max_text_bytes) / BYTES_PER_BAD
+
+    async def _held_back(self, flow: str) -> None:
+        if self._waiting[flow] >= MOST_HELD:
+            return
+        self._waiting[flow] += 1
+        try:
+            await asyncio.sleep(HELD_S)
+        finally:
+            self._waiting[flow] -= 1
+            if not self._waiting[flow]:
+                del self._waiting[flow]
 
     def _charge(self, flow: str, count: float) -> None:
         self._bad[flow] = (self._left(flow, self._settings.now.bad_requests_per_s) - count, time.monotonic())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,18 +36,25 @@ class ReceiptHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
                 if context.limits is not None and not any(name.startswith("x-ratelimit-") for name in context.headers):
                     context.headers.update(context.limits())
-                headers.update(context.headers)
+                own = dict(context.headers)
                 # A refusal or a failure after admission gave no answer, so that nothing is signed of it.
                 if message["status"] < 400 and context.sign is not None and (signed := context.sign()):
-                    headers[HEADER] = signed
+                    own[HEADER] = signed
                 if context.headers:
-                    headers["x-overhead-duration-ms"] = f"{context.overhead_ms():.1f}"
+                    own["x-overhead-duration-ms"] = f"{context.overhead_ms():.1f}"
+                message = {**message, "headers": _with(message.get("headers", ()), own)}
             await send(message)
 
         return await self._app(scope, receive, send_with_headers)
+
+
+def _with(headers: Iterable[tuple[bytes, bytes]], own: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """An answer's headers with our own in the place of any of their names; one by one Starlette looks all through."""
+    ours = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in own.items()]
+    names = {name for name, _ in ours}
+    return [*((name, value) for name, value in headers if name not in names), *ours]
 
 
 class BodyLimit:

@@ -22,10 +22,15 @@ _REPLACEMENT = "\ufffd"
 
 
 class Tally:
-    """The tokens of a request, counted as its pieces come."""
+    """The tokens of a request, counted as its pieces come.
+
+    Attributes:
+        cost: what it has cost so far, in micro-units; None where that is not shown.
+    """
 
     def __init__(self) -> None:
         self.prompt = self.completion = self.cached = 0
+        self.cost: Callable[[], int] | None = None
 
     def add(self, delta: TextDelta) -> None:
         """Count a piece."""
@@ -39,6 +44,7 @@ class Tally:
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached, "audio_tokens": 0},
+            **({} if self.cost is None else {"cost": self.cost()}),
         }
 
 
@@ -105,6 +111,8 @@ class Shape(ABC):
         except Exception:
             logger.exception("a stream failed")
             yield _sse(error_object(ServiceError("The server failed on this request.")))
+        if tally.cost is not None:
+            yield f": x-cost {tally.cost()}\n\n"  # headers are gone by then, and nobody need ask for it
         yield "data: [DONE]\n\n"
 
     def _events(self, delta: TextDelta, told: set[int]) -> list[dict[str, Any]]:

@@ -21,6 +21,9 @@ class Usage(BaseModel):
     completion_tokens: int = Field(description="Tokens generated, over all answers.")
     total_tokens: int = Field(description="Their sum.")
     prompt_tokens_details: PromptDetails = Field(description="Tokens of the prompts, by kind.")
+    cost: int | None = Field(
+        default=None, description="In millionths of the plan's currency, where the tier shows it; else left out."
+    )
 
 
 class TopLogprob(BaseModel):

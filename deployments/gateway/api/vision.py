@@ -117,6 +117,8 @@ def _check_task(info: ModelInfo, terms: ImageParameters) -> None:
 
 async def _answers(ticket: Ticket, sent: Pictures, most_pixels: int) -> list[Any]:
     """The answer to each picture; the first refusal refuses them all."""
+    if not sent.listed:
+        return [await ticket.call("predict", sent.files[0], sent.parameters.top_k, sent.parameters.format, most_pixels)]
     room, terms = asyncio.Semaphore(AT_ONCE), sent.parameters
 
     async def one(at: int, file: bytes) -> Any:
@@ -124,7 +126,7 @@ async def _answers(ticket: Ticket, sent: Pictures, most_pixels: int) -> list[Any
             try:
                 return await ticket.call("predict", file, terms.top_k, terms.format, most_pixels)
             except InvalidRequest as error:
-                if sent.listed and error.param == "inputs":
+                if error.param == "inputs":
                     error.param = f"inputs[{at}]"
                 raise
 

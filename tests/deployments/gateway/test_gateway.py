@@ -14,8 +14,8 @@ from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.api.middleware import ClientHeaders
 from deployments.gateway.context import RequestContext
 from policies.errors import Unauthenticated
-from tenants.metering.lease import Tokens
 from tenants.metering.usage import read_days
+from tenants.metering.wanted import Tokens
 from tests.deployments.gateway_support import Running, Scripted, opened
 from tests.tenants.conftest import until
 

@@ -13,6 +13,7 @@ import pytest
 from deployments.contracts.spending import Spent
 from deployments.gateway.context import RequestContext
 from deployments.gateway.ticket import Ticket
+from deployments.gateway.waiting import Waiting
 from policies.errors import DeadlineExceeded, InvalidRequest
 from policies.terms import Modulation, Share
 
@@ -42,7 +43,7 @@ def ticket_of(remote: Remote, settled: dict[str, Any]) -> Ticket:
     lease: Any = SimpleNamespace(id="lease", settle=settled.update)
     entitlements: Any = SimpleNamespace(share=lambda: Share(flow="a"))
     model: Any = None
-    return Ticket(entitlements, model, Modulation(), lease, remote, RequestContext(), 1e9)
+    return Ticket(entitlements, model, Modulation(), lease, remote, RequestContext(), 1e9, Waiting().enter("m"))
 
 
 async def test_a_call_whose_client_leaves_is_booked_as_far_as_the_replica_went() -> None:

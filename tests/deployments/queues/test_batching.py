@@ -69,6 +69,21 @@ async def test_items_that_arrive_together_share_a_batch_in_another_thread(make: 
     assert threading.get_ident() not in run.threads
 
 
+async def test_a_batch_waits_for_company_only_while_some_is_on_its_way() -> None:
+    run, coming = Recorder(), [0]
+    batcher = FairBatcher(run, max_batch_size=4, max_wait_ms=3_600_000.0, queue_bound=9, coming=lambda: coming[0])
+    assert await batcher.submit(1, Share(flow="a")) == 2  # nobody is known to come: an hour is not waited
+    coming[0] = 1
+    first = asyncio.create_task(batcher.submit(2, Share(flow="a")))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert run.batches == [[1]]
+    coming[0] = 0
+    assert await batcher.submit(3, Share(flow="b")) == 6
+    assert await first == 4 and run.batches == [[1], [2, 3]]
+    await batcher.aclose()
+
+
 async def test_a_flood_leaves_room_for_others_by_weight(make: Make) -> None:
     run = Recorder()
     batcher = make(run, size=3)

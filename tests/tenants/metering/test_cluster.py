@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+from redis.crc import key_slot
 
-from policies.errors import LimitExceeded
+from policies.errors import Unavailable
 from tenants.admin.admin import TenantAdmin
 from tenants.live.cache import EntitlementCache
+from tenants.live.entitlements import Entitlements, Limits
 from tenants.metering.admission import Admission
 from tenants.metering.settlement import STEMS
 from tenants.records import keyspace
@@ -35,8 +40,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 @pytest_asyncio.fixture
 async def store(nodes: Nodes) -> AsyncIterator[TenantStore]:
     async with await TenantStore.connect(nodes[0], timeout_s=5.0) as connected:
-        for node in await connected._link.primaries():
-            await connected._link.execute("FLUSHALL", node=node)
+        for node in await connected.servers.primaries():
+            await connected.execute("FLUSHALL", node=node)
         yield connected
 
 
@@ -76,38 +81,112 @@ async def test_limits_usage_and_settlements_of_many_tenants_and_of_keys(store: T
         assert (counters["requests"], counters["images"], counters["rejected"]) == (6, 12, 10)
         assert counters["tokens_in"] == 30 and counters["tokens_reserved"] == 0
     names = [*(stem("t1") for stem in STEMS), keyspace.usage_period("t1", "2030-01-01", "ab")]
-    homes = {store._link._client.keyslot(name) for name in names}
-    assert len(homes) == 1
+    assert len({key_slot(name.encode()) for name in names}) == 1
     await first.aclose()
     await second.aclose()
 
 
+def port_of(node: subprocess.Popen[bytes]) -> str:
+    words = cast(list[str], node.args)
+    return words[words.index("--port") + 1]
+
+
+def at_home(store: TenantStore, node: str, stem: str, **limits: Any) -> Entitlements:
+    """A tenant whose counters are on a node."""
+    names = (f"{stem}{i}" for i in range(1000))
+    return tenant(next(n for n in names if store.servers.home(keyspace.request(n)) == node), **limits)
+
+
 # redis-py forgets to close the node that it drops from its map.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_node_that_dies_fails_its_own_tenants_records_and_known_keys_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_node_that_is_away_puts_its_own_tenants_under_local_limits_and_nobody_else(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    """Before: one breaker and one grace, so that each gateway counted every tenant by itself, and then refused all."""
     with running_cluster(tmp_path) as (url, processes):
-        await outlive_a_node(url, processes[1])
+        async with await TenantStore.connect(url) as one, await TenantStore.connect(url) as two:
+            await outlive_a_node(one, two, processes[1], how)
     gc.collect()
 
 
-async def outlive_a_node(url: str, node: subprocess.Popen[bytes]) -> None:
-    async with await TenantStore.connect(url) as store:
-        admin = TenantAdmin(store)
-        keys = [await populate(admin, f"t{i}") for i in range(6)]
-        cache, admission = EntitlementCache(store, ttl_s=0.05), Admission(store)
-        await cache.start()
-        for key in keys:
-            await cache.authenticate(key)
-        node.kill()
+async def outlive_a_node(
+    one: TenantStore, two: TenantStore, node: subprocess.Popen[bytes], how: signal.Signals
+) -> None:
+    gateways = Admission(one, stale_grace_s=2.0), Admission(two, stale_grace_s=2.0)
+
+    async def admitted(own: Entitlements) -> int:
+        return sum(await asyncio.gather(*(attempt(a, own) for a in gateways for _ in range(8))))
+
+    nodes = await one.servers.primaries()
+    dead = next(name for name in nodes if name.endswith(port_of(node)))
+    node.send_signal(how)
+    limited = {name: at_home(one, name, "t", rpm=5) for name in nodes}
+    assert await admitted(limited[dead]) == 10  # each gateway by itself
+    for name in set(nodes) - {dead}:
+        assert await admitted(limited[name]) == 5
+    assert one.servers.problem == "" and dead in one.servers.partly_away
+
+    async def refused_there() -> bool:
+        try:
+            await attempt(gateways[0], replace(limited[dead], limits=Limits(rpm=1000)))
+        except Unavailable as error:
+            return error.code == "store_unavailable"
+        return False
+
+    await until(refused_there)
+    for name in set(nodes) - {dead}:
+        assert await admitted(at_home(one, name, "u", rpm=5)) == 5
+    if how is signal.SIGKILL:
         node.wait()
-        await until(lambda: not cache.healthy[0])
-        for key in keys:
-            async with admission.admit(await cache.authenticate(key), model="m"):
-                pass
-        with pytest.raises(LimitExceeded):
-            await admission.admit(tenant("t1", rpm=0), model="m").__aenter__()
-        await admission.aclose(0.0)
-        await cache.aclose()
+        node = subprocess.Popen(node.args, stdout=subprocess.DEVNULL)
+    else:
+        node.send_signal(signal.SIGCONT)
+    try:
+        await until(lambda: not one.servers.partly_away and not two.servers.partly_away, 60.0)
+        assert all([await admission.drain(30.0) for admission in gateways])
+        assert (await total(one, limited[dead].tenant))["requests"] >= 10
+    finally:
+        for admission in gateways:
+            await admission.aclose(0.0)
+        if how is signal.SIGKILL:
+            node.kill()
+            node.wait()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_known_keys_go_on_without_a_node_and_edits_on_the_others_are_announced(tmp_path: Path) -> None:
+    with running_cluster(tmp_path) as (url, processes):
+        async with await TenantStore.connect(url) as store:
+            await edit_without_a_node(store, processes)
+    gc.collect()
+
+
+async def edit_without_a_node(store: TenantStore, nodes: list[subprocess.Popen[bytes]]) -> None:
+    admin = TenantAdmin(store)
+    keys = {f"t{i}": await populate(admin, f"t{i}") for i in range(8)}
+    cache = EntitlementCache(store, ttl_s=60.0)
+    await cache.start()
+    for key in keys.values():
+        await cache.authenticate(key)
+    victim = next(p for p in nodes if not store.servers.home(keyspace.tier("silver")).endswith(port_of(p)))
+    victim.kill()
+    victim.wait()
+    await until(lambda: store.servers.partly_away and cache._feed.connected)
+    assert cache.healthy[0] and cache.healthy[1] == store.servers.partly_away
+    lost = [name for name in await store.servers.primaries() if name in store.servers.partly_away]
+    for name, key in keys.items():
+        await cache.authenticate(key)
+        records = [keyspace.tenant(name), keyspace.apikey(keyspace.key_digest(key)), keyspace.tier("silver")]
+        if any(store.servers.home(record) in lost for record in records):
+            continue  # its records cannot be read: it goes on as it was
+        await store.execute("HSET", keyspace.tenant(name), "rpm", "7")
+
+        async def seen(key: str = key) -> bool:
+            return (await cache.authenticate(key)).limits.rpm == 7
+
+        await until(seen)
+    await cache.aclose()
 
 
 @pytest.mark.parametrize("url", ["redis+cluster://h:1/2", "redis+cluster://:pw@/", "redis+cluster://a:x"])

@@ -41,7 +41,7 @@ async def test_usage_that_is_held_survives_a_graceful_end_and_is_booked_once(bac
         assert all([await attempt(admission, tenant(), images=2) for _ in range(5)])
         await admission.aclose(0.0)
         backend.start()
-        await until(lambda: store.breaker.closed)
+        await until(lambda: store.servers.problem == "")
 
         async def booked() -> bool:
             return (await total(store))["requests"] == 5

@@ -20,7 +20,7 @@ from tenants.admin.admin import TenantAdmin
 from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements
 from tenants.metering.admission import Admission
-from tenants.metering.lease import Tokens
+from tenants.metering.wanted import Tokens
 from tenants.records import keyspace
 from tenants.records.schema import LimitFields
 from tenants.store.store import TenantStore
@@ -211,7 +211,7 @@ def next_anchor(day: date, anchor: int) -> date:
 
 async def test_periods_are_the_calendars(store: TenantStore) -> None:
     """Against Python's own calendar, over leap years and turns of the year."""
-    folder = Path(REPOSITORY) / "tenants"
+    folder = Path(REPOSITORY) / "tenants" / "metering"
     answer = "return { label(asked[1], asked[2]), text(ends(asked[1], asked[2])) }"
     script = f"{(folder / 'meters.lua').read_text()}\n{answer}"
     for date_ in product((1999, 2000, 2024, 2100), (1, 2, 3, 12), (1, 14, 28), (0, 23)):

@@ -90,7 +90,7 @@ async def test_a_new_connection_may_take_longer_than_an_answer(backend: Backend)
     async with proxy.before(backend.url) as url, await TenantStore.connect(url, timeout_s=0.5) as store:
         proxy.delay = 0.2
         assert len(await asyncio.gather(*(store.execute("PING") for _ in range(8)))) == 8
-        assert store.breaker.closed
+        assert store.servers.problem == ""
 
 
 @pytest.mark.parametrize("state", ["read-only", "write errors"])
@@ -105,7 +105,7 @@ async def test_a_store_that_refuses_to_count_loses_nothing(backend: Backend, sta
             await store.execute("CONFIG", "SET", "min-replicas-to-write", "1")
         # Beyond what a settlement that can never be booked is tried.
         assert all([await attempt(admission, own, images=1) for _ in range(20)])
-        assert "refuses to count" in store.problem
+        assert "refuses to count" in store.servers.problem
         assert not await attempt(admission, tenant(rpm=15))  # local limits hold
         await asyncio.sleep(1.5)
         if state == "read-only":
@@ -115,7 +115,7 @@ async def test_a_store_that_refuses_to_count_loses_nothing(backend: Backend, sta
         assert await admission.drain(20.0)
         counters = await total(store)
         assert (counters["requests"], counters["images"]) == (21, 20)
-        assert store.problem == ""
+        assert store.servers.problem == ""
         await admission.aclose()
 
 

@@ -152,15 +152,16 @@ class Slots:
         self.batches: list[int] = []
 
     async def run_many(self, script: Any, calls: Sequence[Any], *, partial: bool = False) -> list[Any]:
-        self.batches.append(len(calls))
+        self.batches.append(sum(len(json.loads(args[0])["requests"]) for _, args in calls))
         await asyncio.sleep(0)
         return [self._book(keys, args) for keys, args in calls]
 
     def _book(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
         if key_slot(keys[0].encode()) in self.dead:
             return ClusterDownError("CLUSTERDOWN Hash slot not served")
-        self.booked.append(json.loads(args[0])["id"])
-        return 1
+        ids = [request[0] for request in json.loads(args[0])["requests"]]
+        self.booked += ids
+        return [1] * len(ids)
 
 
 @pytest.mark.parametrize("dead", [70, 5000])
@@ -189,7 +190,9 @@ def test_an_answer_is_known_by_what_it_is() -> None:
     assert answer_of(ResponseError("BROKENCOUNTER usage:{a} requests")) is Answer.BROKEN
     assert answer_of(ResponseError("WRONGTYPE Operation against a key")) is Answer.BROKEN
     assert answer_of(ClusterDownError("CLUSTERDOWN Hash slot not served")) is Answer.REFUSING
-    assert answer_of(ConnectionError()) is Answer.SILENT
+    lost, unsent = Unavailable("away"), Unavailable("away")
+    lost.__cause__ = ConnectionError()
+    assert (answer_of(lost), answer_of(unsent)) == (Answer.SILENT, Answer.UNSENT)
     assert [answer_of(code) for code in (1, 0, -1)] == [Answer.BOOKED, Answer.BEFORE, Answer.MISSING]
 
 

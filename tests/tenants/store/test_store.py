@@ -3,10 +3,12 @@ import os
 import signal
 
 import pytest
+from redis._parsers.base import BaseParser
+from redis.exceptions import ResponseError
 
 from policies.errors import Unavailable
 from tenants.records.schema import RecordError
-from tenants.store import scripts
+from tenants.store import errors, scripts
 from tenants.store.connection import SENTINEL_TIMEOUT_S, SOCKET_TIMEOUT_S, describe, make_client
 from tenants.store.store import TenantStore
 from tests.tenants.conftest import Backend, until
@@ -25,7 +27,7 @@ async def test_a_cancelled_command_ends_cancelled_wherever_it_is(store: TenantSt
         else:
             answered += 1
             assert await task == [None, None]
-    assert answered < 400 and store.breaker.closed
+    assert answered < 400 and store.servers.problem == ""
 
 
 async def test_the_first_calibration_wins_and_every_writer_gets_it(store: TenantStore) -> None:
@@ -66,7 +68,7 @@ async def test_a_hash_of_another_type_is_named(store: TenantStore) -> None:
 
 
 async def test_a_forgotten_script_is_loaded_again(store: TenantStore) -> None:
-    script = scripts.load("edit")
+    script = scripts.load("changes/edit")
     for _ in range(2):
         await store.execute("SCRIPT", "FLUSH")
         assert await store.run(script, ["x"], [0, "", ""]) == 1
@@ -77,7 +79,7 @@ async def test_a_forgotten_script_is_loaded_again(store: TenantStore) -> None:
 async def test_a_refused_command_is_unavailable_and_leaves_the_store_usable(store: TenantStore) -> None:
     with pytest.raises(Unavailable):
         await store.execute("NOSUCHCOMMAND")
-    assert store.breaker.closed
+    assert store.servers.problem == ""
     assert await store.execute("PING")
 
 
@@ -89,11 +91,11 @@ async def test_dropping_idle_connections_disturbs_no_command_under_way(store: Te
 
     async def drop() -> None:
         for _ in range(200):
-            await store._link.drop_idle()
+            await store.servers._link.drop_idle("")
             await asyncio.sleep(0)
 
     await asyncio.gather(*(ask() for _ in range(8)), drop())
-    assert store.breaker.closed
+    assert store.servers.problem == ""
 
 
 async def test_an_unreachable_store_is_unavailable_and_the_message_holds_no_secret() -> None:
@@ -108,15 +110,16 @@ async def test_while_the_store_hangs_nobody_waits_for_it_and_it_heals_without_re
         try:
             with pytest.raises(Unavailable):
                 await store.execute("PING")
-            assert not store.breaker.closed
+            assert store.servers.problem
             for _ in range(1000):
-                with pytest.raises(Unavailable):
-                    store.breaker.check()
+                with pytest.raises(Unavailable) as caught:
+                    await store.execute("PING")
+                assert caught.value.__cause__ is None  # the breaker's own answer: nobody waited
         finally:
             os.kill(backend.pid, signal.SIGCONT)
 
         # Nobody asks for anything: an idle gateway whose readiness is red gets no requests, and must heal all the same.
-        await until(lambda: store.breaker.closed)
+        await until(lambda: store.servers.problem == "")
         assert await store.execute("PING")
 
 
@@ -187,3 +190,11 @@ async def test_a_sentinel_group_leads_to_its_master(backend: Backend, tmp_path_f
         await until(answers)
         assert await store.place("key", "text") == await store.place("key", "other") == "text"
         await store.aclose()
+
+
+@pytest.mark.parametrize(
+    "word", ["OOM", "READONLY", "NOPERM", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS"]
+)
+def test_what_passes_by_itself_is_known_by_the_servers_word_whichever_error_the_client_makes_of_it(word: str) -> None:
+    error = BaseParser.parse_error(f"{word} some words of the server's")
+    assert isinstance(error, ResponseError) and errors.code(error) == word and errors.passes(error)

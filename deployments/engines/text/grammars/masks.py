@@ -36,6 +36,10 @@ class Masks:
                     matcher.take(token)
             self._matchers = ()
 
+    def forget(self) -> None:
+        """The step under way is taken back: it has chosen nothing."""
+        self._tokens, self._matchers = None, ()
+
     def applied(self, scores: Tensor, matchers: Sequence[Matcher | None]) -> Tensor:
         """Scores [N, V] with all at -inf that a row's grammar does not allow next; rows without one are as they were.
 

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from deployments.gateway.api import errors
-from deployments.gateway.api.admin import file, keys, models, people, records, tenants, tiers
+from deployments.gateway.api.admin import file, keys, models, people, plans, records, tenants, tiers
 from deployments.gateway.api.admin.identity import NeedsVersion
 from tenants.changes.edits import AdminError, Changed, Conflict, Missing
 from tenants.records.schema import RecordError
@@ -22,8 +22,8 @@ adm-...`; `tenants admin-key create NAME --role owner` makes the first.
 Roles: `viewer` reads; `support` also makes, limits, rotates and revokes API keys, suspends and activates, and sets
 standing focus; `billing` reads, suspends and activates, and changes tenants and tiers; `owner` does all.
 
-A tier, a tenant or an API key is answered with an `ETag`. To change or delete it send that in `If-Match` (428 without,
-`*` for whatever is there): where somebody changed it meanwhile the answer is 412, and nothing is written.
+A plan, a tier, a tenant or an API key is answered with an `ETag`. To change or delete it send that in `If-Match` (428
+without, `*` for whatever is there): where somebody changed it meanwhile the answer is 412, and nothing is written.
 """
 _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (Changed, 412, "changed"),
@@ -45,7 +45,7 @@ def build_admin(store: TenantStore) -> FastAPI:
     errors.install(app)
     app.add_exception_handler(AdminError, _refused)
     app.add_exception_handler(RecordError, _broken)
-    for module in (tiers, tenants, keys, records, models, file, people):
+    for module in (plans, tiers, tenants, keys, records, models, file, people):
         app.include_router(module.router)
     return app
 

@@ -19,10 +19,11 @@ router = APIRouter(prefix="/file", tags=["file"], responses=REFUSALS)
 
 
 class File(BaseModel):
-    """Tiers and tenants by name, each with its fields."""
+    """Plans, tiers and tenants by name, each with its fields."""
 
     model_config = ConfigDict(extra="forbid")
 
+    plans: dict[str, Fields] = {}
     tiers: dict[str, Fields] = {}
     tenants: dict[str, Fields] = {}
 

@@ -17,6 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from deployments.config import REPOSITORY, ModelSpec, Task
 from deployments.engines.errors import LoadError
 from deployments.engines.images.classifier import ImageClassifier
+from deployments.engines.images.items import ItemLogits
 from policies.errors import InvalidRequest, Unavailable
 from policies.head.head import Head
 from policies.terms import Disclosure, Modulation
@@ -234,3 +235,20 @@ def replace_run(engine: ImageClassifier, run: Callable[[torch.Tensor], torch.Ten
     """The engine of a model that does more after its final layer."""
     engine._run = run
     return engine
+
+
+def test_a_batch_is_read_bit_for_bit_as_each_of_its_pictures(engine: ImageClassifier) -> None:
+    logits = torch.randn(24, len(CLASSES), generator=torch.Generator().manual_seed(0)).round(decimals=1) * 3
+    items = [ItemLogits(row, row, row) for row in logits]
+    shown = [Disclosure(labels=1 + at % 4, digits=None if at % 2 else 3, logprobs=False) for at in range(24)]
+    terms = [at(0.7, disclosure) for disclosure in shown]
+    asked = [None if number % 3 else 1 + number % 5 for number in range(24)]
+    read = engine.readout(items, terms, asked)
+    for item, modulation, most, labels in zip(items, terms, asked, read, strict=True):
+        count = min(len(CLASSES), modulation.disclosure.labels or len(CLASSES), most or len(CLASSES))
+        scores, indices = item.logits.softmax(dim=0).topk(count)
+        first = int(item.logits.argmax())
+        named = [first, *(int(indices[0]) if index == first else int(index) for index in indices[1:])]
+        assert [label.label for label in labels] == [CLASSES[index] for index in named]
+        assert [label.score for label in labels] == [modulation.disclosure.score(float(score)) for score in scores]
+        assert engine.answer(item, modulation, most) == labels

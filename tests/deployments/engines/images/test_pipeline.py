@@ -49,6 +49,9 @@ class Engine:
         self.batches.append(list(flows))
         return list(flows)
 
+    def readout(self, items: list[str], modulations: Sequence[Any], top_k: Sequence[int | None]) -> list[str]:
+        return items
+
 
 Parts = tuple[Engine, Pipeline]
 
@@ -63,14 +66,14 @@ async def parts() -> AsyncIterator[Parts]:
 
 
 async def come(pipeline: Pipeline, flow: str, *pictures: bytes) -> list[asyncio.Task[Any]]:
-    tasks = [asyncio.create_task(pipeline.logits(data, MOST, Modulation(), Share(flow=flow))) for data in pictures]
+    tasks = [asyncio.create_task(pipeline.read(data, MOST, Modulation(), Share(flow=flow))) for data in pictures]
     await asyncio.sleep(0)
     return tasks
 
 
 async def rested(pipeline: Pipeline) -> None:
-    while pipeline._decoding._running:
-        await asyncio.gather(*pipeline._decoding._running)
+    while pipeline._decoding._short._running:
+        await asyncio.gather(*pipeline._decoding._short._running)
 
 
 async def test_pictures_are_decoded_two_batches_ahead_and_another_tenants_at_once(parts: Parts) -> None:
@@ -88,22 +91,22 @@ async def test_pictures_are_decoded_two_batches_ahead_and_another_tenants_at_onc
     assert [size for size, _ in answers] == [(8, 8)] * 41
     # In the first where that had not been formed yet.
     assert "quiet" in engine.batches[0] + engine.batches[1], "it is in the batch after the one that was at work"
-    assert pipeline.room.size == 0
+    assert pipeline.rooms[0].size == 0
 
 
 async def test_decoded_bytes_are_bounded_and_of_one_tenant_to_half(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each = 3 * 4 * 1000 * 1000
-    monkeypatch.setattr(module, "AHEAD_BYTES", 4 * each)
+    monkeypatch.setattr(module, "AHEAD_BYTES", 2 * 4 * each)  # half of it for small pictures
     engine = Engine()
     pipeline = Pipeline(engine, cores=1)  # type: ignore[arg-type]
     tasks = await come(pipeline, "flood", *[picture(1000, 1000)] * 6)
     await rested(pipeline)
-    assert pipeline.room.size == 2 * each
+    assert pipeline.rooms[0].size == 2 * each
     tasks += await come(pipeline, "other", *[picture(1000, 1000)] * 6)
     await rested(pipeline)
-    assert pipeline.room.size == 3 * each
+    assert pipeline.rooms[0].size == 3 * each
     engine.gate.set()
     await asyncio.gather(*tasks)
     await pipeline.aclose()
@@ -115,7 +118,7 @@ async def test_what_is_no_picture_fails_alone_and_holds_nothing(parts: Parts) ->
     tasks = await come(pipeline, "a", b"no picture", picture(), b"", picture(5000, 5000))
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(answers[0], InvalidRequest) and answers[1] == ((8, 8), "a")
-    assert pipeline.room.size == 0 and not pipeline.room._held
+    assert pipeline.rooms[0].size == 0 and not pipeline.rooms[0]._held
 
 
 async def test_a_tenants_encoded_bytes_are_bounded(parts: Parts) -> None:
@@ -128,18 +131,38 @@ async def test_a_tenants_encoded_bytes_are_bounded(parts: Parts) -> None:
 async def test_large_pictures_that_are_known_by_their_headers_do_not_take_every_thread(parts: Parts) -> None:
     engine, pipeline = parts
     order: list[int] = []
-    decode, gate = pipeline._decoding._run, threading.Event()
+    decode, gate = pipeline._decoding._short._run, threading.Event()
 
     def decoded(data: tuple[bytes, int]) -> Any:
         gate.wait()
         order.append(len(data[0]))
         return decode(data)
 
-    pipeline._decoding._run = decoded
-    large, small = picture(3000, 3000), picture()
+    pipeline._decoding._short._run = decoded
+    large, small = picture(2000, 2000), picture()
     tasks = await come(pipeline, "first", small, small) + await come(pipeline, "flood", large, large)
     tasks += await come(pipeline, "quiet", *[small] * 2)
     gate.set()
     engine.gate.set()
     await asyncio.gather(*tasks)
     assert order[-1] == len(large), "of two threads the second is not the flood's while another waits"
+
+
+async def test_pictures_that_take_long_do_not_hold_up_others_nor_do_their_answers(parts: Parts) -> None:
+    engine, pipeline = parts
+    engine.gate.set()
+    gate, decode = threading.Event(), pipeline._decoding._long._run
+
+    def held(data: Any) -> Any:
+        gate.wait()
+        return decode(data)
+
+    pipeline._decoding._long._run = held
+    huge = await come(pipeline, "flood", *[picture(3000, 3000)] * 4)
+    reads = [pipeline.answered(gate.wait, (5000, 5000), Share(flow="flood")) for _ in range(4)]
+    answers = [asyncio.create_task(read) for read in reads]
+    assert await (await come(pipeline, "quiet", picture()))[0] == ((8, 8), "quiet")
+    assert await pipeline.answered(lambda: "read", (8, 8), Share(flow="quiet")) == "read"
+    gate.set()
+    assert [size for size, _ in await asyncio.gather(*huge)] == [(3000, 3000)] * 4
+    assert await asyncio.gather(*answers) == [True] * 4

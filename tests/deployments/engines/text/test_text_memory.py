@@ -15,7 +15,8 @@ from deployments.engines.memory import GIB, HEADROOM, cache_share, weight_bytes
 from deployments.engines.text.generator import Generator
 from deployments.engines.text.loading import language_models, placement
 from deployments.engines.text.loading.language_models import load_language_model
-from deployments.engines.text.scheduler import PAGE, cache_pages, pages_of
+from deployments.engines.text.manager import cache_pages
+from deployments.engines.text.scheduler import PAGE, pages_of
 from tests.deployments.tiny_models import folder, llama, spec, write_gguf
 
 CPU = torch.device("cpu")

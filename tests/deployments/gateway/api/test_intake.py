@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from fastapi import Request
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from deployments.config import GatewayArgs
-from deployments.gateway.api.intake import MOST_CONTAINERS, MOST_ELEMENTS, Intake, body_limit, check_elements
+from deployments.gateway.api.intake import MOST_CONTAINERS, MOST_ELEMENTS, MOST_HELD, Intake, body_limit, check_elements
 from deployments.gateway.api.text_schemas import ChatRequest, CompletionRequest
 from deployments.gateway.settings import Settings
 from policies.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, NotFound, Unavailable
@@ -109,26 +110,64 @@ async def test_what_is_under_way_is_bounded_by_tenant_and_in_all() -> None:
     await hold("a", 2500)  # larger than a tenant's part, and alone
 
 
+SMALL = Headers({"content-length": "10"})
+
+
+async def sent(intake: Intake, flow: str, error: Exception | None = None, headers: Headers = SMALL) -> None:
+    async with intake.charged(flow, headers):
+        if error is not None:
+            raise error
+
+
 async def test_bad_requests_cost_their_tenant_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("deployments.gateway.api.intake.time.monotonic", lambda: now)
+    monkeypatch.setattr("deployments.gateway.api.intake.HELD_S", 0.0)
     intake = Intake(Settings(GatewayArgs(bad_requests_per_s=2.0)))
-    for _ in range(20):
-        with pytest.raises(NotFound), intake.charged("a"):
-            raise NotFound("no such model")
-    with pytest.raises(LimitExceeded) as refused, intake.charged("a"):
-        raise AssertionError
+    for _ in range(19):
+        with pytest.raises(NotFound):
+            await sent(intake, "a", NotFound("no such model"))
+    with pytest.raises(LimitExceeded) as refused:
+        await sent(intake, "a")
     assert refused.value.code == "too_many_bad_requests" and refused.value.retry_after >= 1
-    with intake.charged("b"):
-        pass
+    await sent(intake, "b")
     now += 1.0
-    with intake.charged("a"), intake.charged("a"):
-        pass
+    await sent(intake, "a")
+    await sent(intake, "a")
     for _ in range(50):  # what the server has no room for is not the tenant's mistake
-        with pytest.raises(Unavailable), intake.charged("b"):
-            raise Unavailable("busy", retry_after=1)
-    with intake.charged("b"):
-        pass
+        with pytest.raises(Unavailable):
+            await sent(intake, "b", Unavailable("busy", retry_after=1))
+    await sent(intake, "b")
+
+
+async def test_a_large_bad_request_costs_as_many_small_ones_as_it_takes_to_parse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deployments.gateway.api.intake.HELD_S", 0.0)
+    intake = Intake(Settings(GatewayArgs(bad_requests_per_s=20.0)))
+    worst, picture = Headers({"content-length": str(2**20)}), Headers({"content-length": str(2**24)})
+    for flow, headers in (("a", worst), ("b", picture)):
+        for _ in range(3):
+            with pytest.raises(NotFound):
+                await sent(intake, flow, NotFound("no such model"), headers)
+        with pytest.raises(LimitExceeded, match="retry in [0-9]\\."):  # not for minutes, for one mistake of a picture
+            for _ in range(9):
+                await sent(intake, flow, None, headers)
+                with pytest.raises(NotFound):
+                    await sent(intake, flow, NotFound("no such model"), headers)
+
+
+async def test_a_refused_tenant_is_told_later_but_not_with_any_number_of_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deployments.gateway.api.intake.HELD_S", 0.5)
+    intake = Intake(Settings(GatewayArgs(bad_requests_per_s=0.01)))
+    asked = [asyncio.create_task(sent(intake, "a")) for _ in range(MOST_HELD + 5)]
+    done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    assert len(waiting) == MOST_HELD and len(done) == 5
+    await sent(Intake(Settings(GatewayArgs())), "b")
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {LimitExceeded} and not intake._waiting
 
 
 @pytest.mark.parametrize("leaves", ["closes its connection", "is cancelled by Serve"])
@@ -136,6 +175,7 @@ async def test_bodies_that_break_off_cost_their_tenant_until_nothing_more_is_rea
     leaves: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.gateway.api.intake.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("deployments.gateway.api.intake.HELD_S", 0.0)
     intake, count = Intake(Settings(GatewayArgs(bad_requests_per_s=2.0))), 0
 
     async def broken() -> AsyncIterator[bytes]:
@@ -145,9 +185,8 @@ async def test_bodies_that_break_off_cost_their_tenant_until_nothing_more_is_rea
         raise ClientDisconnect if leaves == "closes its connection" else asyncio.CancelledError
 
     async def upload(flow: str) -> None:
-        with intake.charged(flow):
-            async with intake.read(asked(broken(), 1000), flow):
-                raise AssertionError
+        async with intake.charged(flow, SMALL), intake.read(asked(broken(), 1000), flow):
+            raise AssertionError
 
     for _ in range(2):
         with pytest.raises((ClientDisconnect, asyncio.CancelledError)):
@@ -159,7 +198,10 @@ async def test_bodies_that_break_off_cost_their_tenant_until_nothing_more_is_rea
         await upload("b")
 
 
-async def test_through_the_gateway_a_large_text_is_refused_and_so_is_one_mistake_too_many(running: Running) -> None:
+async def test_through_the_gateway_a_large_text_is_refused_and_so_is_one_mistake_too_many(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.gateway.api.intake.HELD_S", 0.0)
     key = await running.key()
     large = await running.client.post(CHAT, content=b"x" * (2**20 + 1), headers=key)
     assert large.status_code == 413 and "1 MiB" in large.json()["error"]["message"]

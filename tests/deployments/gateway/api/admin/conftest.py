@@ -63,7 +63,7 @@ async def admin_store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
 
 @pytest_asyncio.fixture
 async def office(admin_store: TenantStore) -> AsyncIterator[Office]:
-    for prefix in ("tier:", "tenant:", "apikey:", "adminkey:", "known:", "index"):
+    for prefix in ("plan:", "tier:", "tenant:", "apikey:", "adminkey:", "known:", "index"):
         async for key in admin_store.scan(prefix):
             await admin_store.execute("DEL", key)
     app = FastAPI()

@@ -225,3 +225,31 @@ async def test_an_admin_key_ends_when_it_says(office: Office) -> None:
     assert (await office.nobody.get("/me", headers=headers)).json()["id"] == person["id"]
     listed = (await office.owner.get("/admin-keys")).json()["data"]
     assert {own["name"] for own in listed} == {*Role, "bo"} and person["key"] not in str(listed)
+
+
+async def test_prices_are_versions_that_tenants_sign(office: Office) -> None:
+    owner = office.owner
+    made = await owner.post("/plans", json={"plan": "standard", "fields": {"currency": "EUR", "image": 1500}})
+    assert (made.status_code, made.json()) == (201, {"plan": "standard@1", "currency": "EUR", "image": 1500})
+    assert (await owner.post("/plans", json={"plan": "standard", "fields": {"image": 1}})).status_code == 409
+    for fields, param in (({"image": 0.5}, "image"), ({"picture": 1}, "picture"), ({"image": 1500}, "plan")):
+        wrong = await office.patch("/plans/standard", fields)
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, param)
+    stale = await office.version("/plans/standard")
+    following = await office.patch("/plans/standard", {"image:m:0.7": 500})
+    assert following.json() == {"plan": "standard@2", "currency": "EUR", "image": 1500, "image:m:0.7": 500}
+    assert (await owner.patch("/plans/standard", json={"image": 9})).status_code == 428
+    assert (await owner.patch("/plans/standard", json={"image": 9}, headers=stale)).status_code == 412
+    await owner.post("/tiers", json={"tier": "gold", "fields": {"utility": 1.0, "plan": "standard@1"}})
+    tenant = await owner.post("/tenants", json={"id": "acme", "tier": "gold", "fields": {"budget_month": 25_000_000}})
+    assert (tenant.json()["plan"], tenant.json()["budget_month"]) == ("standard@1", "25000000")
+    moved = await owner.post("/plans/standard/move", json={"tenants": ["acme"]})
+    assert moved.json() == {"plan": "standard@2", "tenants": ["acme"]}
+    assert (await owner.get("/tenants/acme")).json()["plan"] == "standard@2"
+    version = await office.version("/plans/standard@2")
+    assert (await owner.delete("/plans/standard@2", headers=version)).status_code == 409
+    assert [plan["plan"] for plan in (await owner.get("/plans")).json()["data"]] == ["standard@1", "standard@2"]
+    assert "standard@2" in (await owner.get("/file")).json()["plans"]
+    assert (await owner.get("/plans/standard@9")).status_code == (await owner.get("/plans/none")).status_code == 404
+    assert (await office.people[Role.VIEWER].post("/plans", json={"plan": "x", "fields": {}})).status_code == 403
+    assert (await office.people[Role.BILLING].post("/plans", json={"plan": "x", "fields": {}})).status_code == 201
