@@ -56,9 +56,9 @@ class Pictures:
     async def call(self, method: str, *args: Any, deadline: float) -> Any:
         data, top_k, form, most, modulation, share, _ = args
         await asyncio.gather(*map(asyncio.wrap_future, self.engine.prepare(modulation)))
-        size, item = await self.pipeline.logits(data, most, modulation, share, Meter())
+        size, item = await self.pipeline.read(data, most, modulation, share, Meter(), top_k)
         if isinstance(self.engine, ImageClassifier):
-            return [label.to_json() for label in self.engine.answer(item, modulation, top_k)]
+            return [label.to_json() for label in item]
         if form == "labelmap":
             return self.engine.label_map(item, modulation, size).to_json()
         return [part.to_json() for part in self.engine.answer(item, modulation, size)]

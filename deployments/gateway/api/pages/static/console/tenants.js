@@ -65,7 +65,7 @@ function keyTable(path, rows, page) {
   });
   return [table("Keys", [
     ["Key", (row) => row.prefix ?? row.id], ["Label", (row) => row.label], ["Status", (row) => row.status],
-    ["Last used", (row) => row.last_used ?? "never"], ["", revoke],
+    ["Last used", (row) => row.last_used ?? "never"], ["Change", revoke],
   ], rows, "No key yet."), form];
 }
 
