@@ -30,7 +30,7 @@ class Rejections:
             self._counted[tenant, part, model] += 1
 
     async def send(self, now: float, days: int) -> None:
-        """Send what is counted, if due at loop time `now`, to be kept for `days`; again what the store does not take."""
+        """Send what is counted, if due at loop time `now`, to be kept for `days`; what is not taken, again later."""
         if not self._counted or now < self.due:
             return
         counted, self._counted = self._counted, Counter()

@@ -25,6 +25,7 @@ from deployments.gateway.api.dependencies import KeyedRoute
 from deployments.gateway.api.direct import Directly
 from deployments.gateway.api.intake import Intake, body_limit
 from deployments.gateway.api.middleware import BodyLimit, Calls, HeadAsGet, ReceiptHeaders, Unexpected
+from deployments.gateway.api.site import pages
 from deployments.gateway.batches.runner import BatchRunner
 from deployments.gateway.service import Gateway
 
@@ -64,7 +65,7 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None, runner: BatchRunne
     )
     app.state.gateway, app.state.intake = gateway, Intake(gateway.settings)
     errors.install(app)
-    for router in routers:
+    for router in (*routers, pages.router):
         app.include_router(router)
     if runner is not None:
         app.state.batches = runner
@@ -72,4 +73,5 @@ def build_api(gateway: Gateway, admin: FastAPI | None = None, runner: BatchRunne
             app.include_router(router)
     if admin is not None:
         app.mount(PREFIX, admin)
+        app.include_router(pages.console)
     return app

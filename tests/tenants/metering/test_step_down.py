@@ -16,7 +16,7 @@ from tenants.admin.admin import TenantAdmin
 from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements
 from tenants.metering import meters
-from tenants.metering.admission import NOTHING, Admission
+from tenants.metering.admission import Admission
 from tenants.metering.events import Event, read_events
 from tenants.metering.lease import Lease
 from tenants.metering.local import LocalLimits
