@@ -236,7 +236,8 @@ class GatewaySettings(BaseModel):
     )
     body_timeout_s: Annotated[float, Field(gt=0.0)] = Field(default=30.0, description="to the last byte of a body")
     bad_requests_per_s: Annotated[float, Field(gt=0.0)] = Field(
-        default=50.0, description="refused requests that a tenant may send for long; ten seconds' worth at once"
+        default=50.0,
+        description="refused requests, or 16 KiB of them, that a tenant may send for long; ten seconds' worth at once",
     )
     max_image_pixels: Annotated[int, Field(ge=64 * 64)] = 25_000_000
     deadline_s: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="to the whole answer of a request")

@@ -214,31 +214,16 @@ class TenantAdmin(PlanAdmin):
         self, tenant_id: str, changes: Changes, *, create: bool = False, expect: str | None = None
     ) -> TenantRecord:
         wanted, key = dict(changes), keyspace.tenant(tenant_id)
-        for field, tier in changes.items():
+        for field in sorted(changes, key=lambda field: schedule.parse(field) is not None):  # what is now goes first
+            tier = changes[field]
             if schedule.sets(field) == "tier" and tier:
                 raw = (await self._store.hashes(keyspace.tier(tier)))[0] if keyspace.is_name(tier) else {}
                 if not raw:
                     raise AdminError(f"There is no tier '{tier}'.", "tier")
-                wanted |= await self._signed(key, field, schedule.folded(edits.texts(raw)).get("plan"), changes)
+                before = edits.texts((await edits.read(self._store, key)).raw)
+                plan = schedule.folded(edits.texts(raw)).get("plan")
+                wanted |= _signed(field, plan, {**before, **wanted}, changes)
         return await self._write(key, tenant_id, wanted, parse_tenant, create=create, expect=expect)
-
-    async def _signed(self, key: str, field: str, plan: str | None, changes: Changes) -> Changes:
-        """What a tenant signs that comes to a tier: its plan, unless it has a version of that already.
-
-        Args:
-            field: by which the tenant comes to the tier, now or later.
-            plan: the tier's; None: it has none.
-        """
-        parsed = schedule.parse(field)
-        signs = "plan" if parsed is None else schedule.name(parsed[0], "plan", plan)
-        if {signs, "plan" if parsed is None else schedule.name(parsed[0], "plan", "")} & changes.keys():
-            return {}
-        before = edits.texts((await edits.read(self._store, key)).raw).get("plan")
-        if parsed is None and plan and before and before.partition("@")[0] == plan.partition("@")[0]:
-            return {}
-        if parsed is None:
-            return {signs: plan} if plan or before else {}
-        return {signs: plan or "-"}
 
     async def _sign_all(self, tier: str) -> None:
         """Let the tenants of a tier who signed nothing keep the plan that it has now."""
@@ -291,3 +276,23 @@ def _later(changes: Changes, at: float | None) -> Changes:
     if not 0.0 < at < LATEST:
         raise AdminError("A moment must lie before the year 10000.", "at")
     return {schedule.name(at, field, value): "-" if value is None else value for field, value in changes.items()}
+
+
+def _signed(field: str, plan: str | None, record: Changes, changes: Changes) -> Changes:
+    """What a tenant signs that comes to a tier: its plan, unless it has a version of that already, or is given one.
+
+    Args:
+        field: by which the tenant comes to the tier, now or later.
+        plan: the tier's; None: it has none.
+        record: the tenant's, with what else is changed.
+    """
+    parsed, held = schedule.parse(field), record.get("plan")
+    now = parsed is None
+    names = {"plan"} if parsed is None else {schedule.name(parsed[0], "plan", value) for value in (plan, None)}
+    later = [name for name in record if name != "plan" and schedule.subject(name) == "plan"]
+    same = plan is not None and held is not None and held.partition("@")[0] == plan.partition("@")[0]
+    if names & changes.keys() or (same and (now or not later)) or not (plan or held or later):
+        return {}
+    if parsed is None:
+        return {"plan": plan}
+    return {schedule.name(parsed[0], "plan", plan): plan or "-"}

@@ -10,10 +10,13 @@ import typer
 from typer.core import TyperGroup
 
 from tenants.admin.admin import TenantAdmin
+from tenants.changes.edits import AdminError
 from tenants.command import usage_tables
 from tenants.command.console import Json, TenantId, complete_tenant, failure, run
 from tenants.metering.events import read_events
-from tenants.metering.usage import days_between, last_days, read_usage
+from tenants.metering.usage import days_between, last_days, read_spent, read_usage
+from tenants.records.prices import Plan, spoken
+from tenants.records.schema import RecordError
 from tenants.store.store import TenantStore
 
 
@@ -66,9 +69,31 @@ def show_usage(
         found = await read_usage(store, tenant, *periods, key_id=key)
         if not any(any(period.total.values()) for period in found):
             await admin.tenant(tenant)  # a tenant that is gone may still have used something
-        return found
+        return found, [] if as_json or as_csv or key else await _budgets(admin, store, tenant)
 
-    usage_tables.usage(run(context, read), as_json, as_csv)
+    found, budgets = run(context, read)
+    usage_tables.usage(found, as_json, as_csv)
+    for line in budgets:
+        typer.echo(line)
+
+
+async def _budgets(admin: TenantAdmin, store: TenantStore, tenant: str) -> list[str]:
+    """A line for each budget of a tenant, by what is settled; none of one that is gone or broken."""
+    try:
+        own = await admin.tenant(tenant)
+        records = (own.overrides, (await admin.tier(own.tier)).terms)
+        terms = {name: getattr(record, name) for record in reversed(records) for name in record.model_fields_set}
+        plan = terms.get("plan")
+        currency = (await admin.plans([plan]))[plan] if plan else None
+    except (AdminError, RecordError, KeyError):
+        return []
+    spent = await read_spent(store, tenant, terms.get("billing_day", 1))
+    known = currency.currency if isinstance(currency, Plan) else ""
+    return [
+        f"{name}: {spoken(used, known)} of {spoken(terms[name], known)} spent{f', by {plan}' if plan else ''}"
+        for name, used in zip(("budget_day", "budget_month"), spent, strict=True)
+        if terms.get(name) is not None
+    ]
 
 
 @app.command("export")

@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 LEASE_S = 300.0
 NOTHING = Wanted(0, 0, Tokens(), (Rung(1.0, FREE),))
-ONE = Wanted(1, 0, Tokens(), (Rung(1.0, FREE),))
 
 
 class Admission:
@@ -42,10 +41,11 @@ class Admission:
     """
 
     def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
-        self.settler = Settler(store, journal=None if held_dir is None else Journal(Path(held_dir)))
+        self.refusals = Refusals()
+        journal = None if held_dir is None else Journal(Path(held_dir))
+        self.settler = Settler(store, journal=journal, booked=self.refusals.settled)
         self.questions = Questions(store, self.settler.ended)
         self.local = LocalLimits()
-        self.refusals = Refusals()
         self.last_known = LastKnown()
         self._store = store
         self._grace = stale_grace_s
@@ -111,7 +111,8 @@ class Admission:
             LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
         """
         tenant, held_to = entitlements.tenant, meters.limits_of(entitlements)
-        judgement = self.refusals.find(tenant, held_to, ONE) or self.local.judge(tenant, held_to, ONE, surely=True)
+        one = Wanted(1, 0, Tokens(), [Rung(1.0, FREE, percent) for percent in entitlements.when_exhausted.percents])
+        judgement = self.refusals.find(tenant, held_to, one) or self.local.judge(tenant, held_to, one, surely=True)
         if judgement.forbidden_by is not None:
             raise limits.exceeded(judgement)
 

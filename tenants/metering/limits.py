@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from policies.errors import LimitExceeded, Unavailable
 from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit
+from tenants.records.ladders import Ladder
 from tenants.records.prices import spoken
 
 NO_WAIT_HELPS = -1
@@ -120,6 +121,15 @@ def remaining(judgement: Judgement) -> dict[str, float]:
     for reading in judgement.readings:
         left[reading.limit.field] = min(left.get(reading.limit.field, math.inf), float(reading.left))
     return left
+
+
+def steps_down(ladder: Ladder, judgement: Judgement) -> int | None:
+    """How many steps down the next answer is, by what is used of quotas and budgets; None: it would be refused."""
+    ended = [reading for reading in judgement.readings if not reading.limit.is_rate]
+    for down, percent in enumerate(ladder.percents):
+        if percent is None or all(reading.used < reading.limit.most * percent // 100 for reading in ended):
+            return down
+    return None
 
 
 def duration(milliseconds: int) -> str:

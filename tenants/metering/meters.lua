@@ -29,7 +29,10 @@ end
 local function text(value) return string.format('%.0f', value) end
 
 -- The civil calendar from days since 1970, and back (H. Hinnant, chrono-compatible low-level date algorithms).
+local dates = {}
 local function civil(days)
+  local own = dates[days]
+  if own then return own[1], own[2], own[3] end
   local z = days + 719468
   local era = math.floor(z / 146097)
   local doe = z - era * 146097
@@ -37,7 +40,9 @@ local function civil(days)
   local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
   local mp = math.floor((5 * doy + 2) / 153)
   local month = mp < 10 and mp + 3 or mp - 9
-  return yoe + era * 400 + (month <= 2 and 1 or 0), month, doy - math.floor((153 * mp + 2) / 5) + 1
+  own = { yoe + era * 400 + (month <= 2 and 1 or 0), month, doy - math.floor((153 * mp + 2) / 5) + 1 }
+  dates[days] = own
+  return own[1], own[2], own[3]
 end
 local function days_until(year, month, day)
   local y = month <= 2 and year - 1 or year
@@ -50,17 +55,18 @@ end
 -- The day of the month on which a monthly period begins.
 local function anchor(period) return tonumber(string.match(period, '^month@(%d+)$')) or 1 end
 
-local known = {}
--- What is worked out once for a period: `made` of it and a unix second.
-local function once(made, period, at)
-  local name = period .. at
-  local own = known[name]
-  if not own then
-    own = {}
-    known[name] = own
+-- A function of a period and a unix second that is worked out once for both.
+local function once(made)
+  local known = {}
+  return function(period, at)
+    local own = known[period]
+    if not own then
+      own = {}
+      known[period] = own
+    end
+    own[at] = own[at] or made(period, at)
+    return own[at]
   end
-  if not own[made] then own[made] = made(period, at) end
-  return own[made]
 end
 
 -- The name of the period that holds a unix second: yyyy-mm-ddThh, yyyy-mm-dd, yyyy-mm, or yyyy-mm@dd where it begins.
@@ -78,7 +84,7 @@ local function make_label(period, at)
   end
   return string.format(begins == 1 and '%04d-%02d' or '%04d-%02d@%02d', year, month, begins)
 end
-local function label(period, at) return once(make_label, period, at) end
+local label = once(make_label)
 -- The unix second at which the period that holds another ends.
 local function make_end(period, at)
   if period == 'hour' then return at - at % 3600 + 3600 end
@@ -91,7 +97,7 @@ local function make_end(period, at)
   end
   return days_until(year, month, begins) * 86400
 end
-local function ends(period, at) return once(make_end, period, at) end
+local ends = once(make_end)
 
 -- A request's record; nil where there is none.
 local function read_request(key)

@@ -48,7 +48,7 @@ class Refusals:
         if limit is None:
             return
         now = time.monotonic()
-        until = now + _believed_s(limit, judgement.wait_ms)
+        until = now + _believed_s(limit, judgement)
         own = self._known.setdefault(tenant, {})
         # Of the limits as they were before an edit, nothing will ask again.
         for other in [other for other, refusal in own.items() if refusal.until <= now]:
@@ -62,6 +62,11 @@ class Refusals:
         """A request of this process has ended: there is room for another."""
         if own := self._known.get(tenant):
             self._known[tenant] = {limit: refusal for limit, refusal in own.items() if limit.period != NOW}
+
+    def settled(self, tenant: str) -> None:
+        """A request of this process is booked: what it did not use is there again."""
+        if own := self._known.get(tenant):
+            self._known[tenant] = {limit: known for limit, known in own.items() if _lasts(limit, known.judgement)}
 
     def find(self, tenant: str, limits: Sequence[Limit], wanted: Wanted) -> Judgement | None:
         """What the store would say now, as far as that is known: the refusal with the longest wait."""
@@ -87,12 +92,18 @@ class Refusals:
         return max(fitting, key=lambda judgement: judgement.wait_ms, default=None)
 
 
-def _believed_s(limit: Limit, wait_ms: int) -> float:
-    if wait_ms == NO_WAIT_HELPS:
+def _lasts(limit: Limit, judgement: Judgement) -> bool:
+    """Whether nobody can give back what a request lacks."""
+    beyond = judgement.wait_ms == NO_WAIT_HELPS
+    return beyond or (limit.period == MINUTE and limit.counter is Counter.REQUESTS)
+
+
+def _believed_s(limit: Limit, judgement: Judgement) -> float:
+    if judgement.wait_ms == NO_WAIT_HELPS:
         return MINUTE_S
-    if limit.period == MINUTE and limit.counter is Counter.REQUESTS:
-        return wait_ms / 1000
-    return min(wait_ms / 1000, ENDED_S if limit.period == NOW else GIVEN_BACK_S)
+    if _lasts(limit, judgement):
+        return judgement.wait_ms / 1000
+    return min(judgement.wait_ms / 1000, ENDED_S if limit.period == NOW else GIVEN_BACK_S)
 
 
 def _aged(judgement: Judgement, age_ms: int) -> Judgement:

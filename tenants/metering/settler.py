@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -15,9 +15,8 @@ from redis.crc import key_slot
 
 from policies.errors import Unavailable
 from tenants.metering.journal import Journal
-from tenants.metering.settlement import STEPS, Answer, Settlement, State, Step, answer_of, call, today
-from tenants.metering.usage import TTL_S
-from tenants.records import keyspace
+from tenants.metering.rejections import Rejections
+from tenants.metering.settlement import STEPS, Answer, Settlement, State, Step, answer_of, call
 from tenants.store import scripts, tasks
 from tenants.store.store import TenantStore
 
@@ -32,7 +31,6 @@ APART_PAUSE_S = 30.0
 """Between two attempts to book what an admin must mend first."""
 MOST_ENDED = 64
 ADOPT_EVERY_S = 10.0
-REJECTED_EVERY_S = 0.25
 _SETTLE = scripts.load("metering/meters", "metering/settle")
 
 
@@ -49,16 +47,23 @@ class Settler:
     """Bounded queues, one for each slot of the store, and the one task that empties them, many at a time.
 
     While a slot cannot take its settlements, each is also written to the `journal`, before its request is answered.
+    `booked` is told whose settlement was.
     """
 
-    def __init__(self, store: TenantStore, limit: int = QUEUE_LIMIT, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        store: TenantStore,
+        limit: int = QUEUE_LIMIT,
+        journal: Journal | None = None,
+        booked: Callable[[str], None] = lambda tenant: None,
+    ) -> None:
         self._store = store
         self._limit = limit
         self._journal = journal
+        self._booked_of = booked
         self._lanes: dict[int, _Lane] = {}
         self._apart: deque[tuple[float, Settlement]] = deque()
-        self._rejected: Counter[tuple[str, str, str]] = Counter()
-        self._rejected_due = 0.0
+        self._rejections = Rejections(store)
         self._count = 0
         self._ended: dict[str, dict[str, None]] = {}
         self._wake = asyncio.Event()
@@ -95,8 +100,7 @@ class Settler:
 
     def reject(self, tenant: str, parts: Iterable[str], model: str) -> None:
         """Count a refused request in its tenant's usage, some at a time: a storm of refusals costs the store little."""
-        for part in parts:
-            self._rejected[tenant, part, model] += 1
+        self._rejections.add(tenant, parts, model)
         self._start_sending()
 
     def ended(self, tenant: str) -> list[str]:
@@ -106,7 +110,7 @@ class Settler:
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until all is settled that can be; False if that takes longer than `timeout_s`."""
-        self._rejected_due = 0.0
+        self._rejections.due = 0.0
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -173,11 +177,11 @@ class Settler:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            await self._send_rejected(loop.time())
+            await self._rejections.send(loop.time())
             if batch := self._next(loop.time()):
                 await self._send(batch, loop.time())
             else:
-                if not self._count and not self._rejected:
+                if not self._count and not self._rejections:
                     self._idle.set()
                     if self._journal is not None and not self._apart:
                         self._journal.clear()
@@ -186,8 +190,8 @@ class Settler:
     async def _until_due(self, now: float) -> None:
         """Wait for something to send."""
         times = [lane.due for lane in self._lanes.values() if lane.queue] + [due for due, _ in islice(self._apart, 1)]
-        if self._rejected:
-            times.append(self._rejected_due)
+        if self._rejections:
+            times.append(self._rejections.due)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(times) - now) if times else None):
                 await self._wake.wait()
@@ -236,6 +240,7 @@ class Settler:
                     self._forget(settlement)
                 case Step.DONE:
                     self._forget(settlement)
+                    self._booked_of(settlement.tenant)
             lane = self._lane(settlement)
             lane.pause, lane.due = 0.0, 0.0
         self._note_failed(again, now)
@@ -286,26 +291,6 @@ class Settler:
             [answer_of(one) for one in (found if isinstance(found, list) else [found] * len(own))]
             for own, found in zip(groups, raw, strict=True)
         ]
-
-    async def _send_rejected(self, now: float) -> None:
-        if not self._rejected or now < self._rejected_due:
-            return
-        counted, self._rejected = self._rejected, Counter()
-        self._rejected_due = now + REJECTED_EVERY_S
-        commands: list[tuple[str | int, ...]] = []
-        for (tenant, part, model), amount in counted.items():
-            for period in (today(), today()[:7]):
-                key = f"{keyspace.usage(tenant)}{part}:{period}"
-                commands += [("HINCRBY", key, field, amount) for field in ("rejected", f"rejected:{model}")]
-                commands.append(("EXPIRE", key, TTL_S))
-        try:
-            await self._store.pipeline(commands)
-        except Unavailable as error:
-            if error.__cause__ is None:  # not sent; what may have arrived is not sent twice
-                self._rejected.update(counted)
-        except BaseException:
-            self._rejected.update(counted)
-            raise
 
     def _forget(self, settlement: Settlement) -> None:
         own = self._ended.get(settlement.tenant)

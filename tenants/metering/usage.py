@@ -92,6 +92,17 @@ def days_between(first: date, last: date | None = None) -> list[str]:
     return last_days(((last or datetime.now(UTC).date()) - first).days + 1, last)
 
 
+async def read_spent(store: TenantStore, tenant: str, billing_day: int = 1) -> tuple[int, int]:
+    """Micro-units that a tenant's settled requests cost today, and in the month that began on its billing day, UTC."""
+    today = datetime.now(UTC).date()
+    month = today if today.day >= billing_day else today.replace(day=1) - timedelta(days=1)
+    first = month.replace(day=billing_day)
+    days = days_between(first, today)
+    keys = [keyspace.usage_period(tenant, day) for day in days]
+    costs = [dict(_numbers(*day)).get("cost", 0) for day in zip(keys, await store.hashes(*keys), strict=True)]
+    return costs[0], sum(costs)
+
+
 _LEVEL = re.compile(r"[01](\.\d{1,6})?")
 Named = tuple[str, Mapping[bytes, bytes]]
 """A Redis key and its hash."""

@@ -64,10 +64,9 @@ def rungs_of(
         level = max(floor, min(asked, step.level))
         if waiting >= (step.number or 0) and answerable(level):
             best = level
-    percent: int | None = own.when_exhausted.top
-    found = [(best, percent)]
-    for step in own.when_exhausted.steps:
-        percent = None if step.number is None or percent is None else percent + step.number
+    percents = own.when_exhausted.percents
+    found = [(best, percents[0])]
+    for step, percent in zip(own.when_exhausted.steps, percents[1:], strict=True):
         level = max(floor, min(best, step.level))
         if answerable(level):
             found.append((level, percent))

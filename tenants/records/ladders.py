@@ -45,9 +45,13 @@ class Ladder:
         return self.text
 
     @property
-    def top(self) -> int:
-        """The percentage of each quota and budget that answers at one's own level may use."""
-        return 100 - sum(step.number or 0 for step in self.steps)
+    def percents(self) -> list[int | None]:
+        """Of `when_exhausted`: up to which percentage of each quota and budget answers are given at one's own level,
+        and at each step; None: without end."""
+        found: list[int | None] = [100 - sum(step.number or 0 for step in self.steps)]
+        for step in self.steps:
+            found.append(None if step.number is None or found[-1] is None else found[-1] + step.number)
+        return found
 
 
 REFUSE = Ladder()
@@ -63,7 +67,7 @@ def exhausted(text: str) -> Ladder:
         Step(level, DEFAULT_PERCENT if number is None and at < last else number)
         for at, (level, number) in enumerate(found)
     )
-    if any(step.number == 0 for step in steps) or Ladder(steps).top < 1:
+    if any(step.number == 0 for step in steps) or sum(step.number or 0 for step in steps) > 99:
         raise ValueError("the shares of its steps must be 1% or more and leave 1% or more above them")
     return Ladder(steps, text.strip())
 

@@ -166,8 +166,13 @@ class Servers:
         groups: dict[str, list[int]] = {}
         for number, home in enumerate(homes or self._link.homes(commands)):
             groups.setdefault(home, []).append(number)
-        if len(groups) == 1 and not partial:
-            return await self._on(next(iter(groups)), commands)
+        if len(groups) == 1:
+            try:
+                return await self._on(next(iter(groups)), commands)
+            except Unavailable as error:
+                if not partial:
+                    raise
+                return [error] * len(commands)
         answers: list[Any] = [None] * len(commands)
         shares = [self._on(home, [commands[number] for number in numbers]) for home, numbers in groups.items()]
         outcomes = await asyncio.gather(*shares, return_exceptions=True)

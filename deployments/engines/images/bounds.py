@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -50,6 +50,12 @@ class ResizedBound:
                 param="inputs",
                 code="image_too_large",
             )
+
+    def together(self, shapes: Mapping[tuple[int, ...], list[int]]) -> Iterator[list[int]]:
+        """Resized pictures of each shape that run together: no more pixels than a full batch of square ones has."""
+        for shape, group in shapes.items():
+            most = max(1, self.limit // (shape[-2] * shape[-1]))
+            yield from (group[start : start + most] for start in range(0, len(group), most))
 
     def _at_most(self, width: int, height: int) -> int:
         """More than a resized picture has, whatever of its sides is resized to a given length."""

@@ -6,7 +6,7 @@ import hashlib
 import threading
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,7 +27,7 @@ from deployments.engines.images.items import ItemLogits
 from deployments.engines.images.loading.loaded import LoadedModel
 from deployments.engines.images.loading.torchvision_models import load_torchvision
 from deployments.engines.images.loading.transformers_models import load_transformers
-from deployments.engines.images.sample import picture_files, read_features, read_picture
+from deployments.engines.images.sample import picture_files, read_features, read_picture, told
 from policies.calibration.sample import CalibrationSample
 from policies.errors import InvalidRequest, PayloadTooLarge
 from policies.field.identity import field_digest
@@ -161,7 +161,7 @@ class VisionEngine(CalibratedEngine):
         answers: dict[int, ItemLogits] = {}
         with self._forward_lock:
             settings = [self.setting(modulation) for modulation in modulations]
-            for group in self._parts(shapes):
+            for group in self._resized.together(shapes):
                 batch = torch.stack([pixels[i] for i in group]).to(self.device, self.dtype)
                 whose = [(hashed_picture(pixels[i]), flows[i]) for i in group]
                 modulated = self._modulated(batch, [settings[i] for i in group], whose)
@@ -178,12 +178,6 @@ class VisionEngine(CalibratedEngine):
             self._run(blank).float().sum().item()
             if self._head is not None:
                 self._head.last = self._head.seen = None
-
-    def _parts(self, shapes: Mapping[tuple[int, ...], list[int]]) -> Iterator[list[int]]:
-        """Pictures of one shape that run together: no more pixels than a full batch of square ones has."""
-        for shape, group in shapes.items():
-            most = max(1, self._resized.limit // (shape[-2] * shape[-1]))
-            yield from (group[start : start + most] for start in range(0, len(group), most))
 
     def _modulated(
         self, batch: Tensor, settings: Sequence[Setting], whose: Sequence[tuple[int, str]]
@@ -241,7 +235,7 @@ class VisionEngine(CalibratedEngine):
         """
         if path.is_dir():
             files = picture_files(path, self.calibration_images)
-            pictures = (self._read(file) for file in _told(files, progress))
+            pictures = (self._read(file) for file in told(files, progress))
             features, metric, scale = sample_features(self, pictures, self.scheme, refit=refit)
         else:
             progress(f"reading {path.name}", 0.0)
@@ -303,9 +297,3 @@ class VisionEngine(CalibratedEngine):
             features = features[..., None, None]
         logits: Tensor = self.final.forward(features)  # not by calling it, which the head modulates
         return self._rows(logits).float()
-
-
-def _told(files: Sequence[Path], progress: Progress) -> Iterator[Path]:
-    for number, file in enumerate(files):
-        progress("reading images", number / len(files))
-        yield file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deployments.engines.calibrated import Progress
 from deployments.engines.errors import LoadError
 from deployments.engines.images.decoding import decode_image
 from policies.errors import ServiceError
@@ -95,6 +97,13 @@ def picture_files(folder: Path, most: int) -> list[Path]:
     if len(files) < MIN_IMAGES:
         raise LoadError(f"calibration needs at least {MIN_IMAGES} images; {folder} holds {len(files)}")
     return files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
+
+
+def told(files: Sequence[Path], progress: Progress) -> Iterator[Path]:
+    """Files one by one, `progress` being told how far they are."""
+    for number, file in enumerate(files):
+        progress("reading images", number / len(files))
+        yield file
 
 
 def read_picture(path: Path) -> Image.Image:

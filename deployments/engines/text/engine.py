@@ -252,26 +252,20 @@ class TextEngine:
     def _read_in_engine(self, request_id: str, left: int, step: int) -> None:
         """In the engine's thread: all but `left` tokens of a request's prompt are in a step, which has `step` of them,
         or read before it."""
-
-        def tell() -> None:
-            if request := self._running.get(request_id):
-                request.read(left, step)
-
-        self._in_loop(tell)
+        self._in_loop(request_id, lambda request: request.read(left, step))
 
     def _cancelled_in_engine(self, request_id: str) -> None:
         """In the engine's thread: a cancelled request is out of it, so its seat and memory are free."""
+        self._in_loop(request_id, self._leave)
 
-        def leave() -> None:
+    def _in_loop(self, request_id: str, call: Callable[[Request], None]) -> None:
+        def now() -> None:
             if request := self._running.get(request_id):
-                self._leave(request)
+                call(request)
 
-        self._in_loop(leave)
-
-    def _in_loop(self, call: Callable[[], None]) -> None:
         if self._loop is not None:
             with suppress(RuntimeError):  # it is closed, and nobody waits
-                self._loop.call_soon_threadsafe(call)
+                self._loop.call_soon_threadsafe(now)
 
     def _leave(self, request: Request, error: ServiceError | None = None) -> None:
         """A request is done with the engine, in whatever way: free what it held, and let the next one in."""

@@ -220,15 +220,7 @@ class Generator(CalibratedEngine):
         setting = await asyncio.to_thread(self.setting, modulation)
         grammar = params.grammar
         matcher = None if grammar is None else await self.grammars.matcher(grammar, share)
-        digits = modulation.disclosure.digits
-        text = Transcript(
-            self.tokenizer.backend_tokenizer,
-            prompt,
-            params.stop,
-            self.language_model.end_tokens,
-            lambda logprob: logprob if digits is None else round(logprob, digits),
-            params.min_tokens,
-        )
+        text = self._transcript(prompt, params, modulation.disclosure.digits)
         seen, most, ending = 0, params.logprobs or 0, Ending(params, self.language_model.end_tokens)
         run = self.engine.run(prompt, params, setting, share, choice, matcher=matcher, meter=meter)
         async with aclosing(run) as steps:
@@ -244,6 +236,16 @@ class Generator(CalibratedEngine):
                 yield TextDelta(piece, taken, reason, step.read, seen, logprobs=logprobs, cached_tokens=step.cached)
                 if reason is not None:
                     return
+
+    def _transcript(self, prompt: list[int], params: SamplingParams, digits: int | None) -> Transcript:
+        return Transcript(
+            self.tokenizer.backend_tokenizer,
+            prompt,
+            params.stop,
+            self.language_model.end_tokens,
+            lambda logprob: logprob if digits is None else round(logprob, digits),
+            params.min_tokens,
+        )
 
     def healthy(self, most_s: float = math.inf) -> None:
         """Check that the engine's loop runs, and has come by within so many seconds.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from deployments.engines.text.token_shares import TokenShares
 
-SHARE = 1 / 3
+SHARE = 1 / 4
 """Of the time of steps without guests, what guests may add to steps: a host's answer takes that much longer."""
 COMPANY_S = 10.0
 """After another flow was last here, it is likely to come again."""

@@ -146,3 +146,27 @@ async def test_while_many_wait_for_a_model_its_answers_step_down(running: Runnin
     assert running.gateway.service.waiting["p"] == 0
     calm = await said(running, await running.client.post("/models/p", content=b"x", headers=headers))
     assert (calm.level, calm.reason) == (1.0, "")
+
+
+async def test_a_key_sees_its_ladder_its_budget_and_the_level_of_its_next_answer(running: Running) -> None:
+    running.gateway.service.models = models = Scripted(lambda *_: [])
+    models.add(PICTURES)
+    await running.admin.create_plan("p@1", {"image": "10", "currency": "EUR"})
+    await running.admin.set_tenant("acme", {**LADDER, "plan": "p@1", "budget_month": "50", "show_cost": "true"})
+    headers = await running.key()
+    seen = []
+    for _ in range(6):
+        shown = (await running.client.get("/v1/entitlements", headers=headers)).json()
+        seen.append((shown["remaining"]["budget_month"], shown["models"][0]["utility_now"]))
+        answer = await running.client.post("/models/p", content=b"x", headers=headers)
+        assert float(answer.headers["x-utility"]) == shown["models"][0]["utility_now"]
+        assert await running.gateway.admission.drain(20.0)
+    assert seen == [(50.0, 1.0), (40.0, 1.0), (30.0, 1.0), (20.0, 1.0), (10.0, 0.9), (0.0, 0.7)]
+    assert (shown["when_exhausted"], shown["when_busy"]) == (LADDER["when_exhausted"], "never")
+    assert (shown["plan"], shown["currency"], shown["limits"]["budget_month"]) == ("p@1", "EUR", 50)
+    await running.admin.set_tenant("acme", {"when_exhausted": "refuse"})
+    for _ in range(200):
+        shown = (await running.client.get("/v1/entitlements", headers=headers)).json()
+        if shown["when_exhausted"] == "refuse":
+            break
+    assert shown["models"][0]["utility_now"] is None

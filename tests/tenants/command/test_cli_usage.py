@@ -51,3 +51,21 @@ async def test_usage_between_two_days_is_a_table_csv_and_json(tenants: Run, stor
     ]
     table = await tenants(*span)
     assert "2030-01-31" in table and "2030-02-01" not in table and "2030-01-29" not in table
+
+
+async def test_usage_says_what_was_spent_of_each_budget(
+    tenants: Run, store: TenantStore, cache: EntitlementCache
+) -> None:
+    await prepare(tenants)
+    await tenants("price", "set", "standard", "image=1500", "currency=EUR")
+    await tenants("tier", "set", "silver", "plan=standard@1", "budget_day=1000000", "billing_day=2")
+    await tenants("set", "acme", "budget_month=25000000")
+    own = await cache.authenticate((await tenants("key", "create", "acme")).strip())
+    admission = Admission(store)
+    async with admission.admit(own, model="resnet", images=3):
+        pass
+    await admission.aclose()
+    shown = await tenants("usage", "acme")
+    assert "budget_day: 0.0045 EUR of 1.00 EUR spent, by standard@1" in shown
+    assert "budget_month: 0.0045 EUR of 25.00 EUR spent, by standard@1" in shown
+    assert json.loads(await tenants("usage", "acme", "--json"))[0]["total"]["cost"] == 4500

@@ -12,6 +12,7 @@ from policies.errors import LimitExceeded, ServiceError
 from tenants.live.entitlements import Entitlements
 from tenants.metering.admission import Admission
 from tenants.metering.events import read_events
+from tenants.metering.refusals import GIVEN_BACK_S
 from tenants.metering.usage import read_days
 from tenants.metering.wanted import Tokens
 from tenants.records import keyspace
@@ -89,7 +90,8 @@ async def test_the_most_is_reserved_and_what_is_not_used_comes_back(store: Tenan
         assert lease.cost == 330
     assert await admission.drain()
     assert await admission.remaining(own) == {"budget_day": 9670}
-    with pytest.raises(ServiceError):
+    await asyncio.sleep(GIVEN_BACK_S)  # so long the refusal is believed
+    with pytest.raises(ServiceError, match="a fault of ours"):
         async with admission.admit(own, model=MODEL, tokens=Tokens(1010, 1010, 10)) as lease:
             lease.settle(tokens_in=10, tokens_out=50)
             raise ServiceError("a fault of ours")

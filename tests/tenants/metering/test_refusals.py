@@ -133,3 +133,12 @@ def test_an_end_here_makes_room_here_and_the_memory_is_bounded(monkeypatch: pyte
     for number in range(5):
         known.learn(f"t{number}", Judgement(rpm, 1000), ONE)
     assert [known.find(f"t{number}", (rpm,), ONE) is not None for number in range(5)] == [False] * 2 + [True] * 3
+
+
+async def test_what_this_gateway_gives_back_is_there_as_soon_as_it_is_booked(admission: Admission) -> None:
+    own = tenant(tpm=100, quota_tokens_day=100)
+    for _ in range(3):
+        async with admission.admit(own, model=MODEL, tokens=80) as lease:
+            assert not await attempt(admission, own, tokens=80)
+            lease.settle(tokens_in=1)
+        assert await admission.drain()

@@ -17,6 +17,7 @@ from redis.exceptions import ClusterDownError, ResponseError
 from policies.errors import Unavailable
 from tenants.metering.admission import Admission
 from tenants.metering.journal import Journal
+from tenants.metering.rejections import Rejections
 from tenants.metering.settlement import STEPS, Answer, Settlement, State, Step, answer_of, today
 from tenants.metering.settler import Settler
 from tenants.metering.usage import read_days
@@ -125,9 +126,10 @@ async def test_one_counter_that_is_no_number_neither_loses_usage_nor_doubles_it(
     assert (await total(store, "other"))["images"] == 1
     await until(lambda: admission.settler._apart)
     assert await store.execute("GET", record) == found, "nothing was written"
-    await store.execute("DEL", key)
-    if before is not None:
-        await store.execute("RESTORE", key, 0, before)
+    if before is None:
+        await store.execute("DEL", key)
+    else:  # at once: meanwhile the next attempt may come
+        await store.execute("RESTORE", key, 0, before, "REPLACE")
 
     async def booked() -> bool:
         return (await total(store))["requests"] > 0
@@ -282,3 +284,56 @@ async def writes(store: TenantStore) -> int:
     stats = await store.execute("INFO", "commandstats")
     names = ("hset", "hincrby", "hdel", "zadd", "zrem", "set", "del", "expire", "xadd", "xtrim")
     return sum(int(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in names)
+
+
+async def test_one_settlement_of_a_broken_day_does_not_set_its_tenants_others_apart(
+    store: TenantStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    day_before = int(time.time()) - 86_400
+    broken = keyspace.usage_period("acme", time.strftime("%Y-%m-%d", time.gmtime(day_before)))
+    await store.execute("HSET", broken, "requests", "junk")
+    settler = Settler(store)
+    for i in range(40):
+        settler.put(settlement(i))
+    late = settlement(99)
+    late.at = day_before
+    settler.put(late)
+    assert await settler.drain(20.0)
+    assert (await total(store))["requests"] == 40
+    assert [own.id for _, own in settler._apart] == [late.id]
+    assert caplog.text.count("until its counters are mended") == 1
+    await settler.aclose(0.0)
+
+
+async def test_a_busy_tenants_settlements_are_booked_by_few_scripts(store: TenantStore, admission: Admission) -> None:
+    own = tenant(tpm=10**6, quota_images_day=10**6)
+    leases = [await admission.admit(own, model=MODEL, tokens=10, images=1).__aenter__() for _ in range(64)]
+    await store.execute("CONFIG", "RESETSTAT")
+    for number, lease in enumerate(leases):
+        lease.settle(tokens_in=number % 3, tokens_out=1)
+        await lease.__aexit__(None, None, None)
+    assert await admission.drain()
+    assert (await store.execute("INFO", "commandstats"))["cmdstat_evalsha"]["calls"] <= 4
+    counters = await total(store)
+    assert [counters[name] for name in ("requests", "images", "tokens_in", "tokens_out")] == [64, 64, 63, 64]
+    assert await admission.remaining(own) == {"tpm": 10**6 - 127, "quota_images_day": 10**6 - 64}
+    assert await store.execute("XLEN", keyspace.events("acme")) == 64
+    assert counters["tokens_reserved"] == 0 and not await store.execute("ZCARD", keyspace.running("acme"))
+
+
+async def test_rejections_of_a_dead_node_are_kept_and_the_others_are_counted_once() -> None:
+    sent: list[str] = []
+
+    class Half:
+        async def pipeline(self, commands: Sequence[Any], *, partial: bool) -> list[Any]:
+            answers: list[Any] = [Unavailable("away") if "dead" in command[1] else 1 for command in commands]
+            sent.extend(c[1] for c, answer in zip(commands, answers, strict=True) if answer == 1 and c[2] == "rejected")
+            return answers
+
+    store: Any = Half()
+    rejections = Rejections(store)
+    for name in ("dead", "well", "dead"):
+        rejections.add(name, ("",), MODEL)
+    for now in (1.0, 2.0, 3.0):
+        await rejections.send(now)
+    assert len(sent) == 2 and dict(rejections._counted) == {("dead", "", MODEL): 2}

@@ -16,7 +16,7 @@ from tenants.admin.admin import TenantAdmin
 from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements
 from tenants.metering import meters
-from tenants.metering.admission import NOTHING, Admission
+from tenants.metering.admission import Admission
 from tenants.metering.events import Event, read_events
 from tenants.metering.lease import Lease
 from tenants.metering.local import LocalLimits
@@ -188,6 +188,18 @@ async def test_a_level_below_the_ladder_stays_and_one_that_discloses_too_little_
     assert (await lease(floor=0.74)).sold.level == 0.74
 
 
+async def test_what_is_refused_one_request_is_not_refused_another_that_may_step_down(admission: Admission) -> None:
+    """Refusals are remembered: not one of a request that needs what a lower level does not disclose."""
+    own = stepping("step(0.7)", {}, quota_requests_day=1)
+    assert await answered(admission, own) == (0.9, "", 0)
+    for _ in range(3):
+        with pytest.raises(LimitExceeded):
+            async with admission.admit(own, model=MODEL, images=1, answerable=lambda level: level >= 0.9):
+                pass
+        admission.check_rate(own)
+        assert await answered(admission, own) == (0.7, "quota", 0)
+
+
 async def test_a_busy_model_steps_down_by_how_many_wait(admission: Admission) -> None:
     own = replace(stepping("step(0.6)", {}, quota_images_day=5), when_busy=busy("step(0.8:3, 0.7:6)"))
     got = []
@@ -241,11 +253,11 @@ async def test_the_store_and_a_gateway_alone_judge_alike(store: TenantStore, adm
         least = prompt + draw.randrange(1, 40)
         rungs = rungs_of(own, MODEL, 0.9, floor=0.1, waiting=0, answerable=lambda level: True)
         wanted = Wanted(1, draw.randrange(4), Tokens(least + draw.randrange(200), least, prompt), rungs)
-        known = await admission.ask("look", own, "-", held_to, NOTHING)
+        known = await admission.questions.look(name, held_to, NOTHING)
         alone = LocalLimits()
         alone.learn(name, known)
         here = alone.judge(name, held_to, wanted)
-        there = await admission.ask("admit", own, secrets.token_hex(12), held_to, wanted, 60.0)
+        there = await admission.ask(own, held_to, secrets.token_hex(12), wanted, 60.0)
         assert here.forbidden_by == there.forbidden_by, (own, used, wanted)
         assert (here.wait_ms > 0, here.wait_ms == -1) == (there.wait_ms > 0, there.wait_ms == -1)
         if here.forbidden_by is None:

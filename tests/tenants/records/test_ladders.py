@@ -20,7 +20,7 @@ def test_a_step_has_a_share_of_each_quota_and_budget_and_a_last_one_without_has_
         ("refuse", 100, []),
     ):
         ladder = exhausted(text)
-        assert (ladder.top, steps(ladder)) == (top, wanted)
+        assert (ladder.percents[0], steps(ladder)) == (top, wanted)
         assert exhausted(str(ladder)) == ladder
     assert steps(busy("step(0.9, 0.7, 0.5:100)")) == [(0.9, 16), (0.7, 32), (0.5, 100)]
     assert (exhausted("refuse"), busy("never")) == (REFUSE, NEVER)

@@ -27,9 +27,11 @@ BAD = 666
 MARK = 271
 TOKENS = 30
 SOUND = [
-    SamplingParams(max_tokens=TOKENS, temperature=0.9, seed=1, logprobs=2),
-    SamplingParams(max_tokens=TOKENS, temperature=0.9, seed=2, presence_penalty=1.5, frequency_penalty=0.5),
-    SamplingParams(max_tokens=TOKENS, temperature=0.0, repetition_penalty=1.5),
+    SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0.9, seed=1, logprobs=2),
+    SamplingParams(
+        max_tokens=TOKENS, ignore_eos=True, temperature=0.9, seed=2, presence_penalty=1.5, frequency_penalty=0.5
+    ),
+    SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0.0, repetition_penalty=1.5),
 ]
 
 
@@ -61,7 +63,7 @@ async def answer(engine: TextEngine, params: SamplingParams, flow: str = "sound"
 
 
 def bad(number: int = 0) -> SamplingParams:
-    return SamplingParams(max_tokens=TOKENS, temperature=0.9, seed=BAD, top_k=number, logprobs=1)
+    return SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=0.9, seed=BAD, top_k=number, logprobs=1)
 
 
 async def emptied(engine: TextEngine) -> None:

@@ -71,7 +71,7 @@ def asked(body: AsyncIterator[bytes], length: int) -> Request:
         part = await anext(body, None)
         return {"type": "http.request", "body": part or b"", "more_body": part is not None}
 
-    headers = [(b"content-length", str(length).encode())]
+    headers = [(b"content-length", str(length).encode()), (b"content-type", b"application/json")]
     return Request({"type": "http", "path": "/models/m", "method": "POST", "headers": headers}, receive)
 
 
@@ -196,6 +196,36 @@ async def test_bodies_that_break_off_cost_their_tenant_until_nothing_more_is_rea
     assert count == 2 and not intake._held
     with pytest.raises((ClientDisconnect, asyncio.CancelledError)):
         await upload("b")
+
+
+LARGE = {
+    "ids": json.dumps({"prompt": list(range(60_000)), "seed": 12345678901234567890}),
+    "words": json.dumps({"messages": [{**TURN, "content": "Grüße \\u20ac 🐎 " * 10_000}], "temperature": 0.1}),
+    "half a pair": '{"messages": [{"role": "user", "content": "\\ud800 ' + "a" * 70_000 + '"}]}',
+    "twice": '{"model": "a", "x": "' + "a" * 70_000 + '", "model": "b", "y": NaN, "z": -Infinity, "n": 1e400}',
+    "deep": json.dumps({"x": "a" * 70_000, "deep": eval("[" * 90 + "]" * 90)}),
+    "deeper": '{"x": "' + "a" * 70_000 + '", "deep": ' + "[" * 500 + "]" * 500 + "}",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+async def test_a_large_body_is_read_as_pythons_own_library_reads_it(name: str) -> None:
+    body = LARGE[name].encode()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield body
+
+    request = asked(parts(), len(body))
+    async with Intake(Settings(GatewayArgs())).read(request, "a"):
+        assert hasattr(request, "_json") is (name not in ("half a pair", "deeper")), "what the library refuses"
+        assert repr(await request.json()) == repr(json.loads(body))
+
+
+async def test_a_large_body_that_is_no_json_is_refused_as_a_small_one(running: Running) -> None:
+    key = {**await running.key(), "content-type": "application/json"}
+    answers = [await running.client.post(CHAT, content=b"{" + b'"a":1,' * n, headers=key) for n in (10, 20_000)]
+    assert [answer.status_code for answer in answers] == [400, 400]
+    assert answers[0].json()["error"]["code"] == answers[1].json()["error"]["code"]
 
 
 async def test_through_the_gateway_a_large_text_is_refused_and_so_is_one_mistake_too_many(
