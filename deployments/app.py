@@ -44,9 +44,11 @@ def _model(
     spec: ModelSpec, gateway: GatewayArgs, access: StoreAccess, share_of_gpu: float, sharing: int
 ) -> Application:
     # Model libraries are imported by the replicas alone; building the graph needs none of them.
+    from deployments.serving.embeddings import EmbeddingReplica
     from deployments.serving.replicas import TextReplica, VisionReplica
 
-    kind = TextReplica if spec.task is Task.TEXT else VisionReplica
+    kinds: dict[Task, type] = {Task.TEXT: TextReplica, Task.EMBEDDING: EmbeddingReplica}
+    kind = kinds.get(spec.task, VisionReplica)
     options = {"name": spec.deployment, **_options(gateway, spec.scaling, share_of_gpu)}
     return _deployment(kind, **options).bind(spec, access, Threads(spec.threads, sharing))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -17,6 +18,7 @@ class Task(StrEnum):
     CLASSIFICATION = "image-classification"
     SEGMENTATION = "image-segmentation"
     TEXT = "text-generation"
+    EMBEDDING = "feature-extraction"
 
 
 class Refit(StrEnum):
@@ -126,6 +128,11 @@ class ModelSpec(BaseModel):
         description="text: who tells a model of tools: its chat template, where that takes any; or, where it takes"
         " none, the system's turn (`told`), for a model that was trained to call tools nevertheless, such as SmolLM2",
     )
+    pooling: Literal["mean", "cls", "last"] | None = Field(
+        default=None,
+        description="feature-extraction: what of a text's hidden states is its embedding: their mean, the first, or the"
+        " last; None: what the source's own 1_Pooling/config.json says, else the mean",
+    )
     cache_gib: Annotated[float, Field(gt=0.0)] | None = Field(
         default=None,
         description="text: GiB of memory for the keys and values of running answers; None: 1.5 on a CPU, and on a card"
@@ -137,6 +144,12 @@ class ModelSpec(BaseModel):
     def deployment(self) -> str:
         """What Serve calls the model: it makes file names of that, and an id may hold a slash. None holds a colon."""
         return self.id.replace("/", ":")
+
+    @model_validator(mode="after")
+    def _pooling_only_for_embeddings(self) -> ModelSpec:
+        if self.pooling and self.task is not Task.EMBEDDING:
+            raise ValueError(f"pooling applies to {Task.EMBEDDING} only; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _weights_only_for_torchvision(self) -> ModelSpec:
@@ -202,6 +215,17 @@ class StoreArgs(BaseModel):
         return resolve_path(self.data_dir)
 
 
+Signature = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+"""By a private key that only the issuer has: never `none`, never HS."""
+
+
+def _https(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost")):
+        raise ValueError("expected https:// (http:// is for this machine's loopback alone)")
+    return url
+
+
 DRAIN_S = 600.0
 """A replica that is replaced has so long to end its answers: the longest deadline that can be set while it runs."""
 
@@ -241,6 +265,41 @@ class GatewaySettings(BaseModel):
     )
     max_image_pixels: Annotated[int, Field(ge=64 * 64)] = 25_000_000
     deadline_s: Annotated[float, Field(gt=0.0)] = Field(default=120.0, description="to the whole answer of a request")
+    batch_open: Annotated[int, Field(ge=0)] = Field(
+        default=4, description="batches of a tenant that have not ended; 0: none may be made"
+    )
+    batch_lines: Annotated[int, Field(ge=1, le=50_000)] = Field(default=50_000, description="requests of a batch")
+    batch_at_once: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=4, description="lines of batches that one gateway has under way while nobody calls; else one"
+    )
+    batch_file_bytes: Annotated[int, Field(ge=1024)] = Field(default=32 * 2**20, description="of an uploaded file")
+    batch_files: Annotated[int, Field(ge=1, le=10_000)] = Field(default=200, description="files of a tenant")
+    batch_tenant_bytes: Annotated[int, Field(ge=1024)] = Field(
+        default=128 * 2**20, description="of a tenant's files, kept in the store: a batch's answers must fit in, too"
+    )
+    batch_total_bytes: Annotated[int, Field(ge=1024)] = Field(default=2**30, description="of all tenants' files")
+    batch_keep_s: Annotated[int, Field(ge=3600, le=365 * 86_400)] = Field(
+        default=30 * 86_400, description="to the end of a file, and of what is known of a batch"
+    )
+
+
+class OidcArgs(BaseModel):
+    """An identity provider whose tokens stand for people at /admin/v1, beside admin keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: Annotated[str, AfterValidator(_https)] = Field(description="as its tokens' `iss` has it")
+    audience: Annotated[str, Field(min_length=1)] = Field(description="their `aud`: this service")
+    roles: Annotated[dict[str, Literal["viewer", "support", "billing", "owner"]], Field(min_length=1)] = Field(
+        description="a value of the claim to a role; of several that a token has the first of these counts"
+    )
+    role_claim: str = Field(default="roles", description="the claim, or a path with dots: realm_access.roles")
+    name_claim: str = Field(default="sub", description="the claim that the audit log names people by, such as email")
+    jwks_url: Annotated[str, AfterValidator(_https)] | None = Field(
+        default=None, description="the issuer's keys; None: as its /.well-known/openid-configuration says"
+    )
+    algorithms: Annotated[tuple[Signature, ...], Field(min_length=1)] = ("RS256", "ES256")
+    leeway_s: Annotated[float, Field(ge=0.0, le=300.0)] = Field(default=30.0, description="how much clocks may differ")
 
 
 class GatewayArgs(GatewaySettings):
@@ -250,6 +309,9 @@ class GatewayArgs(GatewaySettings):
         default=False,
         description="whether /admin/v1 is served, for people with admin keys (`tenants admin-key create`). It needs the"
         " URL of the store's user admin in AIM_ADMIN_REDIS_URL, but for the embedded store",
+    )
+    admin_oidc: OidcArgs | None = Field(
+        default=None, description="people's tokens at /admin/v1; wants `pip install 'aim-serve[oidc]'`"
     )
     scaling: Scaling = Scaling()
 

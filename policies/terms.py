@@ -105,6 +105,10 @@ class Modulation(BaseModel):
     disclosure: Disclosure = FULL_DISCLOSURE
 
 
+BEHIND = 1e-3
+"""What background work weighs beside its tenant's other work: a thousandth, so it takes what others leave."""
+
+
 class Share(BaseModel):
     """Whose work a request is, for fair batching: an opaque flow and its weight under contention."""
 
@@ -112,6 +116,17 @@ class Share(BaseModel):
 
     flow: str
     weight: float = Field(default=1.0, gt=0.0, le=1e6, allow_inf_nan=False)
+    background: bool = Field(default=False, description="whether it may wait for all other work")
+
+    @property
+    def lane(self) -> str:
+        """Where it waits: the background of a flow apart from the rest of it. No name of a tenant holds a colon."""
+        return f"{self.flow}:background" if self.background else self.flow
+
+    @property
+    def pull(self) -> float:
+        """What its lane weighs under contention."""
+        return self.weight * BEHIND if self.background else self.weight
 
 
 def resolve(

@@ -65,6 +65,7 @@ def _checked(spec: ModelSpec, pictures: list[Path], prompt: str | None, solve: b
     import torch
     from transformers.utils.logging import disable_progress_bar
 
+    from deployments.checking.embeddings import check_embeddings
     from deployments.checking.pictures import check_pictures
     from deployments.checking.report import Report
     from deployments.checking.texts import check_text
@@ -79,6 +80,8 @@ def _checked(spec: ModelSpec, pictures: list[Path], prompt: str | None, solve: b
     try:
         if spec.task is Task.TEXT:
             check_text(spec, report, device, prompt, solve)
+        elif spec.task is Task.EMBEDDING:
+            check_embeddings(spec, report, device)
         else:
             check_pictures(spec, report, device, pictures, solve)
     except LoadError as error:

@@ -32,6 +32,8 @@ class ModelInfo(BaseModel):
     """Digest of what makes its prompts into tokens, which a gateway asks for once; None: they are sent as text."""
     characters: int | None = None
     """Most that one of its tokens stands for, where that is known."""
+    dimensions: int | None = None
+    """Of an embedding."""
     tools: CallForm | None = None
     """How a text model calls tools; None where it cannot."""
     aliases: tuple[str, ...] = ()
@@ -46,14 +48,15 @@ class TokenLogprob:
 
     Attributes:
         text: the token; a replacement character where it is a part of one.
-        logprob: natural logarithm of its probability, rounded as the tenant's disclosure says.
+        logprob: natural logarithm of its probability, rounded as the tenant's disclosure says; None of a prompt's
+            first token.
         top: (text, logprob) of the likeliest tokens at its place, falling.
-        offset: characters of the answer before it. Its text alone does not add up to that: a tokenizer may leave the
-            space before a word out where the word stands alone.
+        offset: characters of the answer before it, and of the prompt where that is told. Its text alone does not add up
+            to that: a tokenizer may leave the space before a word out where the word stands alone.
     """
 
     text: str
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, float], ...] = ()
     offset: int = 0
 
@@ -64,7 +67,8 @@ class TextDelta:
 
     Attributes:
         text: new text; may be empty where a character or a stop string is not complete yet.
-        tokens: tokens generated since the last piece of this answer; 0 while its prompt is being read.
+        tokens: tokens generated since the last piece of this answer; 0 while its prompt is being read, and of the
+            prompt itself.
         finish_reason: `stop`, `length`, or None while the answer goes on.
         prompt_tokens: tokens of all prompts of the request that have been read so far.
         completion_tokens: tokens of this answer generated so far.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from urllib.parse import quote
 
+from deployments.config import Task
 from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.context import RequestContext
 from deployments.gateway.models import Models
@@ -21,6 +23,7 @@ from policies.terms import Disclosure, Focus, Modulation, Tier, resolve
 from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements
 from tenants.metering.admission import Admission
+from tenants.records.ladders import NEVER
 
 COST = "x-cost"
 """Header: micro-units of the plan's currency, where a tier shows them."""
@@ -57,7 +60,14 @@ class Gateway:
         Raises:
             Unauthenticated, NotEntitled (suspended, or an invalid record), Unavailable (the store is away).
         """
-        entitlements = await self.cache.authenticate(api_key)
+        return self._recognised(context, await self.cache.authenticate(api_key))
+
+    async def authenticate_again(self, context: RequestContext, digest: str, tenant: str) -> Entitlements:
+        """As `authenticate`, by a key's SHA-256: of work that goes on after its request, and waits behind all other."""
+        own = await self.cache.known(digest, tenant)
+        return self._recognised(context, replace(own, background=True, when_busy=NEVER))
+
+    def _recognised(self, context: RequestContext, entitlements: Entitlements) -> Entitlements:
         context.entitlements = entitlements
         context.limits = partial(self.admission.headers, entitlements)
         context.headers["x-tenant-tier"] = quote(entitlements.tier.name)
@@ -82,7 +92,15 @@ class Gateway:
             raise NotEntitled("This key's scopes do not include inference.", code="scope_not_entitled")
         if model_id not in self.models.infos:
             raise Unavailable(f"The model '{model_id}' is starting.", retry_after=5, code="model_starting")
-        return self.models.infos[model_id]
+        info = self.models.infos[model_id]
+        if wrong := [name for name in info.aliases if entitlements.names(name)]:
+            raise NotEntitled(
+                f"This tenant's or its tier's record has a field for '{wrong[0]}', which is another name of the model"
+                f" '{info.id}'; records go by the id: an admin must write the field for that.",
+                param="model",
+                code="entitlements_invalid",
+            )
+        return info
 
     def _of_alias(self, name: str) -> str:
         """A model's id, by any of its names; of models that claim one alias, the first in order."""
@@ -124,11 +142,13 @@ class Gateway:
             level=modulation.utility,
             floor=model.floor,
             waiting=self.waiting[model.id],
-            answerable=partial(_answerable, entitlements.tier, needs),
+            answerable=partial(_answerable, entitlements.tier, model, needs),
             focused=bool(modulation.focus),
             lease_s=lease_s,
         )
-        place = self.waiting.enter(model.id)  # from here on, so that of many at once each sees those before it
+        # What gives way to everybody makes nobody else's answers step down.
+        busy = Waiting() if entitlements.background else self.waiting
+        place = busy.enter(model.id)  # from here on, so that of many at once each sees those before it
         try:
             async with lease:
                 modulation = _lowered(entitlements.tier, model, modulation, lease.sold.level)
@@ -238,7 +258,9 @@ def _check_pending(model: ModelInfo, modulation: Modulation) -> None:
         )
 
 
-def _answerable(tier: Tier, needs: Callable[[Disclosure], None], level: float) -> bool:
+def _answerable(tier: Tier, model: ModelInfo, needs: Callable[[Disclosure], None], level: float) -> bool:
+    if model.task is Task.EMBEDDING and level < 1.0:
+        return False  # an embedding has no level below it
     try:
         needs(tier.disclosure(level))
     except NotEntitled:

@@ -12,6 +12,9 @@ CHAT = """\
 curl {base}/v1/chat/completions -H "Authorization: Bearer $GOLD_KEY" -H 'content-type: application/json' -d '{{
   "model": "{model}", "temperature": 0, "max_tokens": 40,
   "messages": [{{"role": "user", "content": "What is the sea?"}}]}}'"""
+EMBEDDING = """\
+curl {base}/v1/embeddings -H "Authorization: Bearer $GOLD_KEY" -H 'content-type: application/json' -d '{{
+  "model": "{model}", "input": ["the sea", "the tide"]}}' | cut -c -300"""
 IMAGE = """\
 curl {base}/models/{model} -H "Authorization: Bearer ${key}" --data-binary @{picture}{rest}"""
 
@@ -36,6 +39,8 @@ def first_calls(args: AppArgs, base_url: str) -> str:
 def _call(spec: ModelSpec, base_url: str) -> str:
     if spec.task is Task.TEXT:
         return CHAT.format(base=base_url, model=spec.id)
+    if spec.task is Task.EMBEDDING:
+        return EMBEDDING.format(base=base_url, model=spec.id)
     folder = Path("examples")
     if spec.task is Task.CLASSIFICATION:
         picture, rest, key = folder / "ship.jpg", "", "FREE_KEY"

@@ -50,15 +50,18 @@ class FairBatcher(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
         self._loop = asyncio.create_task(self._batches(), name="fair-batcher")
 
-    async def submit(self, item: Item, share: Share) -> Result:
+    async def submit(self, item: Item, share: Share, cost: float = 1.0) -> Result:
         """An item's result; leaving early takes it out of the queue.
+
+        Args:
+            cost: what it takes of its tenant's share, in any unit that is the same for all.
 
         Raises:
             Unavailable: this tenant's part of the queue is full.
             Exception: what `run` raised for the item; a batch that fails is run again item by item.
         """
         entry = (item, asyncio.get_running_loop().create_future())
-        number = self._queue.push(share.flow, share.weight, 1.0, entry)
+        number = self._queue.push(share.lane, share.pull, cost, entry)
         self._arrived.set()
         try:
             result: Result = await entry[1]

@@ -80,7 +80,7 @@ class FairPool(Generic[Item, Result]):
         """As `submit`; the result has its place in the room until this ends."""
         cost = max(_LEAST, self._cost(item))
         entry: _Entry[Item, Result] = _Entry(item, share, cost, asyncio.get_running_loop().create_future())
-        number = self._queue.push(share.flow, share.weight, cost, entry)
+        number = self._queue.push(share.lane, share.pull, cost, entry)
         self._start()
         try:
             yield await entry.future
@@ -104,14 +104,14 @@ class FairPool(Generic[Item, Result]):
             self._idle -= 1
             entry.begun = True
             if self._room is not None:
-                self._room.take(entry.share.flow, 1, 0)
+                self._room.take(entry.share.lane, 1, 0)
             task = asyncio.create_task(self._work(entry))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
     async def _work(self, entry: _Entry[Item, Result]) -> None:
         outcome, seconds = await asyncio.get_running_loop().run_in_executor(self._threads, self._timed, entry.item)
-        self._queue.charge(entry.share.flow, entry.share.weight, seconds - entry.cost)
+        self._queue.charge(entry.share.lane, entry.share.pull, seconds - entry.cost)
         self._idle += 1
         entry.done = True
         if entry.left:
@@ -121,7 +121,7 @@ class FairPool(Generic[Item, Result]):
         else:
             entry.size = self._size(outcome)
             if self._room is not None:
-                self._room.take(entry.share.flow, 0, entry.size)
+                self._room.take(entry.share.lane, 0, entry.size)
             entry.future.set_result(outcome)
         self._start()
 
@@ -129,7 +129,7 @@ class FairPool(Generic[Item, Result]):
         """Give back an entry's place: once it is done, and nobody has its result any more."""
         if self._room is not None and entry.begun and entry.done:
             entry.begun = False
-            self._room.take(entry.share.flow, -1, -entry.size)
+            self._room.take(entry.share.lane, -1, -entry.size)
             self._start()
 
     def _timed(self, item: Item) -> tuple[Result | Exception, float]:

@@ -97,7 +97,8 @@ class Replica:
         self._metrics.export(self.engine.audit(), self.engine.reports())
 
 
-def _device(threads: int) -> torch.device:
+def device_of(threads: int) -> torch.device:
+    """Where a replica computes; sets how many threads a CPU has for it."""
     # Ray sets OMP_NUM_THREADS to a replica's num_cpus, which is a share for placement, not for arithmetic.
     torch.set_num_threads(threads)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -124,7 +125,7 @@ class VisionReplica(Replica):
         kind = ImageClassifier if spec.task is Task.CLASSIFICATION else ImageSegmenter
         with announced(spec.id, spec.source):
             self.engine: ImageClassifier | ImageSegmenter = await asyncio.to_thread(
-                kind.load, spec, _device(threads.count())
+                kind.load, spec, device_of(threads.count())
             )
             await self.start(self.engine, spec, access, threads.count())
         self._pictures = Pipeline(self.engine, usable_cores())
@@ -145,7 +146,7 @@ class VisionReplica(Replica):
         Args:
             data: the image file.
             top_k: of a classification, most labels; None: as many as the terms disclose.
-            form: of a segmentation, `masks` or `labelmap`.
+            form: of a segmentation, `masks`, `labelmap` or `rle`.
             max_pixels: largest image that is decoded.
 
         Raises:
@@ -155,19 +156,23 @@ class VisionReplica(Replica):
         """
         held = self.engine.prepare(modulation)  # held until the answer is there: no other level displaces it
 
-        with self._pictures.under_way.hold(share.flow, len(data)), self._spending.of(call) as meter:
+        with self._pictures.under_way.hold(share.lane, len(data)), self._spending.of(call) as meter:
             for building in held:
                 await asyncio.wrap_future(building) if not building.done() else building.result()
             with self._vitals.watched():
                 size, item = await self._pictures.read(data, max_pixels, modulation, share, meter, top_k)
                 if isinstance(self.engine, ImageClassifier):
                     return [label.to_json() for label in item]
-                read = self._map if form == "labelmap" else self._masks
+                read = {"labelmap": self._map, "rle": self._runs}.get(form, self._masks)
                 return await self._pictures.answered(partial(read, self.engine, item, modulation, size), size, share)
 
     @staticmethod
     def _masks(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:
         return [part.to_json() for part in engine.answer(item, modulation, size)]
+
+    @staticmethod
+    def _runs(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:
+        return [part.to_json() for part in engine.runs(item, modulation, size)]
 
     @staticmethod
     def _map(engine: ImageSegmenter, item: Any, modulation: Modulation, size: tuple[int, int]) -> Any:
@@ -200,7 +205,7 @@ class TextReplica(Replica):
     ) -> None:
         with announced(spec.id, spec.source):
             say = partial(announce, spec.id)
-            self.engine = await asyncio.to_thread(Generator.load, spec, _device(threads.count()), _gpu_share(), say)
+            self.engine = await asyncio.to_thread(Generator.load, spec, device_of(threads.count()), _gpu_share(), say)
             model = self.engine.language_model
             form, characters, _ = await asyncio.to_thread(lambda: (model.form, model.characters, model.encoder))
             of_text = {"context": self.engine.context, "form": form and form.digest, "characters": characters}

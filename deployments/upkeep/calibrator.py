@@ -193,6 +193,8 @@ def load_engine(spec: ModelSpec, device: Any) -> CalibratedEngine:
             from deployments.engines.text.generator import Generator
 
             return Generator.load(calibrating(spec), device)
+        case Task.EMBEDDING:
+            raise CalibrationFailed(f"{spec.id} makes embeddings, which have no levels to solve")
 
 
 def main() -> None:

@@ -214,7 +214,8 @@ class Keeper:
     async def _enter(self) -> None:
         """Say what the model's classes are, so that an admin's slip is noticed when it is made."""
         words = self._spec.task is Task.TEXT
-        await catalog.enter(self._store, self._spec.id, None if words else getattr(self._engine, "classes", ()))
+        classes = None if words else getattr(self._engine, "classes", ())
+        await catalog.enter(self._store, self._spec.id, classes, self._spec.aliases)
 
     async def _report(self) -> None:
         inputs, levels = await asyncio.to_thread(lambda: self._engine.live.inputs), tuple(self._engine.reports())

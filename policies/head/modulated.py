@@ -19,6 +19,12 @@ class Modulated:
     clean: Tensor
     utility: Tensor
 
+    def first(self, rows: int) -> Modulated:
+        """Its first rows alone."""
+        clean = self.clean[:rows]
+        utility = clean if self.utility is self.clean else self.utility[:rows]
+        return Modulated(utility if self.logits is self.utility else self.logits[:rows], clean, utility)
+
     def within(self, clean: Tensor, span: slice) -> Modulated:
         """This answer to some items of a batch with the clean logits [B, ...] of all."""
 

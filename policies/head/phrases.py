@@ -143,6 +143,11 @@ class FocusTable(Tables):
         """Maps [B, K, h, w] float32 after utility and the focus field at the targets, [B, T, h, w], to new maps."""
         return apply_focus(logits, self.targets, self.delta[slots], xi, self._contention)
 
+    def first(self, rows: int) -> None:
+        """Of what `on_rows` was called for only the first rows are answered."""
+        if self._raised is not None:
+            self._raised = self._raised[0][:rows], self._raised[1]
+
     def chosen(self, tokens: Tensor, slots: Tensor) -> None:
         """Remember the tokens [N] int64 of the step that `on_rows` was called for."""
         if self._raised is None:

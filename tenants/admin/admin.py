@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from tenants.admin.plans import PlanAdmin
+from tenants.admin.settings import invalid
 from tenants.changes import edits, index
 from tenants.changes.audit import Entry
 from tenants.changes.edits import AdminError, Changes, Conflict, Edit, Found, Missing
 from tenants.metering.usage import read_usage
 from tenants.records import keyspace, schedule
-from tenants.records.hashes import RawHash, parse_tenant, parse_tier
-from tenants.records.schema import RecordError, TenantRecord, TierRecord
+from tenants.records.hashes import RawHash, parse_project, parse_tenant, parse_tier
+from tenants.records.schema import ProjectRecord, RecordError, TenantRecord, TierRecord
 from tenants.reports import catalog
 from tenants.store.store import READ_BATCH
 
@@ -90,6 +91,26 @@ class TenantAdmin(PlanAdmin):
             await self._write_tenant(tenant_id, {"plan": version})
         return version
 
+    async def create_project(self, name: str, fields: Changes) -> ProjectRecord:
+        """Create a project: limits that its tenants and keys share."""
+        return await self._write(keyspace.project(name), name, fields, parse_project, create=True)
+
+    async def set_project(self, name: str, changes: Changes, *, expect: str | None = None) -> ProjectRecord:
+        """Change limits of a project."""
+        return await self._write(keyspace.project(name), name, changes, parse_project, expect=expect)
+
+    async def delete_project(self, name: str, *, expect: str | None = None) -> None:
+        """Delete a project that nobody belongs to."""
+        found = await self.found(keyspace.project(name))
+        members = [keyspace.TENANT + own for own in await self.scan(keyspace.TENANT, where=("project", name))]
+        members += [keyspace.APIKEY + own for own in await self.scan(keyspace.APIKEY, where=("project", name))]
+        members = sorted({*members, *await index.belonging(self._store, found.key)})
+        if members:
+            kind, _, first = members[0].partition(":")
+            whom = f"{kind} {first[:12] if kind == 'apikey' else first}"
+            raise Conflict(f"Project '{name}' has {len(members)} members, such as {whom}; take them out first.")
+        await self._delete(found.key, Entry("project delete", name), expect)
+
     async def set_focus(
         self, tenant_id: str, model: str, strengths: Mapping[str, float], *, expect: str | None = None
     ) -> TenantRecord:
@@ -107,7 +128,7 @@ class TenantAdmin(PlanAdmin):
         return await self._write_tenant(tenant_id, changes, expect=expect)
 
     async def delete_tenant(self, tenant_id: str, *, expect: str | None = None) -> int:
-        """Delete a tenant and its keys; its usage stays. How many keys there were."""
+        """Delete a tenant, its keys, files and batches; its usage stays. How many keys there were."""
         # Not `tenant()`: one that does not validate must be deletable.
         found = await self.found(keyspace.tenant(tenant_id))
         edits.expect(found, expect, f"Tenant '{tenant_id}'")
@@ -116,6 +137,10 @@ class TenantAdmin(PlanAdmin):
         digests = await self.scan(keyspace.APIKEY, where=("tenant", tenant_id))
         for digest in digests:
             await self._delete(keyspace.apikey(digest), Entry("key delete", tenant_id, detail=digest[:12]), None)
+        # The next tenant of that name must not read them; their pieces expire by themselves.
+        for key in (keyspace.files, keyspace.batches, keyspace.open_batches):
+            await self._store.execute("DEL", key(tenant_id))
+        await self._store.execute("HDEL", keyspace.FILE_BYTES, tenant_id)
         await self._delete(found.key, Entry("tenant delete", tenant_id, detail=f"{len(digests)} keys"), expect)
         return len(digests)
 
@@ -141,7 +166,7 @@ class TenantAdmin(PlanAdmin):
     async def check(self) -> list[RecordError]:
         """As `Directory.check`, with misspelt models and classes; what was written by hand is entered first."""
         await self.enter_edits_by_hand()
-        problems = await super().check()
+        problems = await super().check() + await invalid(self._store)
         served = await catalog.read(self._store)
         await self._write_down()
         for prefix in index.KINDS if served else ():
@@ -162,6 +187,10 @@ class TenantAdmin(PlanAdmin):
                     if not kept:
                         entered += found.by_hand() is not None
                         await edits.edit(self._store, self.log, found.key, lambda now: Edit(now.raw, (), None))
+        for found in await edits.read_many(self._store, [keyspace.SETTINGS, keyspace.WEBHOOKS]):
+            if found.by_hand() is not None:
+                entered += 1
+                await edits.edit(self._store, self.log, found.key, lambda now: Edit(now.raw, (), None))
         return entered
 
     async def to_come(self) -> list[tuple[float, str, str, str | None]]:
@@ -223,6 +252,7 @@ class TenantAdmin(PlanAdmin):
                 before = edits.texts((await edits.read(self._store, key)).raw)
                 plan = schedule.folded(edits.texts(raw)).get("plan")
                 wanted |= _signed(field, plan, {**before, **wanted}, changes)
+        await self._known_project(changes)
         return await self._write(key, tenant_id, wanted, parse_tenant, create=create, expect=expect)
 
     async def _sign_all(self, tier: str) -> None:

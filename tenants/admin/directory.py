@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
@@ -11,10 +12,11 @@ from tenants.changes import index
 from tenants.changes.edits import AdminError, Found, Missing, read, read_many
 from tenants.records import keyspace, schedule
 from tenants.records.fields import parse_moment
-from tenants.records.hashes import RawHash, parse_key, parse_tenant, parse_tier
+from tenants.records.hashes import RawHash, parse_key, parse_project, parse_tenant, parse_tier
 from tenants.records.ladders import levels_of
 from tenants.records.prices import parse_plan
-from tenants.records.schema import KeyRecord, RecordError, TenantRecord, TierRecord
+from tenants.records.schema import KeyRecord, ProjectRecord, RecordError, TenantRecord, TierRecord
+from tenants.records.settings import parse_settings
 from tenants.store.store import READ_BATCH, TenantStore
 
 Record = TypeVar("Record")
@@ -36,6 +38,15 @@ class Directory:
     async def tenant(self, tenant_id: str) -> TenantRecord:
         """One tenant."""
         return parse_tenant(tenant_id, await self._record(keyspace.tenant(tenant_id)))
+
+    async def project(self, name: str) -> ProjectRecord:
+        """One project."""
+        return parse_project(name, await self._record(keyspace.project(name)))
+
+    async def projects(self, names: Sequence[str] | None = None) -> dict[str, ProjectRecord | RecordError]:
+        """All projects, or those named, by id; one that does not validate is its error."""
+        wanted = await self.names(keyspace.PROJECT) if names is None else names
+        return await self._all(keyspace.PROJECT, parse_project, wanted)
 
     async def found(self, key: str) -> Found:
         """A record as it stands, with its version. Raises Missing where there is none."""
@@ -103,32 +114,49 @@ class Directory:
 
     async def check(self) -> list[RecordError]:
         """Everything that does not validate or leads nowhere, in the order of its keys."""
+        names = {kind: set(await self.scan(kind)) for kind in (keyspace.TIER, keyspace.PROJECT, keyspace.TENANT)}
         problems: list[RecordError] = []
-        tiers = set(await self.scan(keyspace.TIER))
-        tenants = set(await self.scan(keyspace.TENANT))
+
+        def leads(key: str, field: str, kind: str, name: str) -> None:
+            if name and name not in names[kind]:
+                problems.append(RecordError(key, field, f"there is no {kind.rstrip(':')} '{name}'"))
+
         plans = await self._plans(problems)
-        async for tier in self._each(keyspace.TIER, tiers, parse_tier):
+        of_projects = self._each(keyspace.PROJECT, names[keyspace.PROJECT], parse_project)
+        problems += [own async for own in of_projects if isinstance(own, RecordError)]
+        async for tier in self._each(keyspace.TIER, names[keyspace.TIER], parse_tier):
             if isinstance(tier, RecordError):
                 problems.append(tier)
             else:
                 problems += _unplanned(plans, keyspace.tier(tier.name), tier.terms.plan, tier.scheduled)
-        async for tenant in self._each(keyspace.TENANT, tenants, parse_tenant):
+        async for tenant in self._each(keyspace.TENANT, names[keyspace.TENANT], parse_tenant):
             if isinstance(tenant, RecordError):
                 problems.append(tenant)
-            else:
-                problems += _unplanned(plans, keyspace.tenant(tenant.id), tenant.overrides.plan, tenant.scheduled)
-                named = {"tier": tenant.tier, **tenant.scheduled}
-                for field, tier_name in named.items():
-                    if schedule.sets(field) == "tier" and tier_name not in tiers:
-                        missing = f"there is no tier '{tier_name}'"
-                        problems.append(RecordError(keyspace.tenant(tenant.id), field, missing))
+                continue
+            problems += _unplanned(plans, keyspace.tenant(tenant.id), tenant.overrides.plan, tenant.scheduled)
+            leads(keyspace.tenant(tenant.id), "project", keyspace.PROJECT, tenant.project)
+            for field, value in {"tier": tenant.tier, **tenant.scheduled}.items():
+                if schedule.sets(field) == "tier":
+                    leads(keyspace.tenant(tenant.id), field, keyspace.TIER, value)
         async for key in self._each(keyspace.APIKEY, await self.scan(keyspace.APIKEY), parse_key):
             if isinstance(key, RecordError):
                 problems.append(key)
-            elif key.tenant not in tenants:
-                missing = f"there is no tenant '{key.tenant}'"
-                problems.append(RecordError(keyspace.apikey(key.digest), "tenant", missing))
+                continue
+            leads(keyspace.apikey(key.digest), "tenant", keyspace.TENANT, key.tenant)
+            leads(keyspace.apikey(key.digest), "project", keyspace.PROJECT, key.project)
         return sorted(problems, key=lambda problem: (problem.key, problem.field))
+
+    async def old_keys(self) -> list[RecordError]:
+        """Keys that are older than the installation's `key_max_age_days`, in the order of their names."""
+        days = parse_settings((await self._store.hashes(keyspace.SETTINGS))[0]).key_max_age_days
+        found = list[RecordError]()
+        if days is None:
+            return found
+        async for key in self._each(keyspace.APIKEY, await self.scan(keyspace.APIKEY), parse_key):
+            if isinstance(key, KeyRecord) and key.old(time.time(), days):
+                problem = f"is {key.age_days(time.time())} days old, more than {days}: tenants key rotate {key.id}"
+                found.append(RecordError(keyspace.apikey(key.digest), "created_at", problem))
+        return found
 
     async def _plans(self, problems: list[RecordError]) -> set[str]:
         """The versions of plans that there are; those that do not validate are problems."""
@@ -230,4 +258,4 @@ def _level(answer: Sequence[bytes | None]) -> float | None:
 
 def _missing(key: str) -> str:
     kind, _, name = key.partition(":")
-    return f"There is no {kind} '{name}'." if kind in ("tier", "tenant", "plan") else _NO_KEY
+    return f"There is no {kind} '{name}'." if kind in ("tier", "tenant", "plan", "project") else _NO_KEY

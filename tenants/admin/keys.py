@@ -9,14 +9,14 @@ from tenants.admin.directory import Directory
 from tenants.changes import edits
 from tenants.changes.audit import AuditLog, Entry
 from tenants.changes.edits import AdminError, Changes, Edit, Found, Missing
-from tenants.records import keyspace
+from tenants.records import keyspace, schedule
 from tenants.records.fields import iso, listed
 from tenants.records.hashes import parse_key
 from tenants.records.schema import LIMIT_FIELDS, KeyRecord, RecordError
 from tenants.reports import catalog
 from tenants.store.store import TenantStore
 
-SETTABLE = (*LIMIT_FIELDS, "label", "scopes", "expires_at")
+SETTABLE = (*LIMIT_FIELDS, "label", "scopes", "expires_at", "project")
 
 
 class KeyAdmin(Directory):
@@ -44,12 +44,14 @@ class KeyAdmin(Directory):
         expires_at: float | None = None,
         scopes: Collection[str] | None = None,
         limits: Changes | None = None,
+        project: str = "",
     ) -> tuple[str, KeyRecord]:
         """A new key of a tenant: the secret, which nothing keeps, and its record. `expires_at` in unix seconds.
 
         Args:
             scopes: `inference`, `entitlements`, `model:<id>`; None is everything.
             limits: limits of this key beside its tenant's, such as {"rpm": "60"}.
+            project: whose limits hold for this key too.
         """
         secret = keyspace.new_secret(tenant_id)
         digest = keyspace.key_digest(secret)
@@ -58,6 +60,7 @@ class KeyAdmin(Directory):
         fields = {
             "tenant": (await self.tenant(tenant_id)).id,
             **({"label": label} if label else {}),
+            **({"project": project} if project else {}),
             "prefix": f"sk-{tenant_id}-…{secret[-4:]}",
             "status": "active",
             "created_at": iso(time.time()),
@@ -66,6 +69,7 @@ class KeyAdmin(Directory):
             **{name: limit for name, limit in (limits or {}).items() if limit is not None},
         }
         await self._spelt(keyspace.apikey(digest), fields)
+        await self._known_project(fields)
         written: list[KeyRecord] = []
 
         def build(found: Found) -> Edit:
@@ -89,7 +93,12 @@ class KeyAdmin(Directory):
             ends = min(ends, old.expires_at)
         limits = {name: str(limit) for name in LIMIT_FIELDS if (limit := getattr(old, name)) is not None}
         secret, new = await self.create_key(
-            old.tenant, label=old.label, expires_at=old.expires_at, scopes=old.scopes, limits=limits
+            old.tenant,
+            label=old.label,
+            expires_at=old.expires_at,
+            scopes=old.scopes,
+            limits=limits,
+            project=old.project,
         )
         ended = await self._set_key(old.digest, "key rotate", {"expires_at": iso(ends)}, f"{old.id} to {new.id}")
         return secret, new, ended
@@ -101,6 +110,7 @@ class KeyAdmin(Directory):
                 raise AdminError(f"'{field}' of a key cannot be set; what can: {', '.join(SETTABLE)}.", field)
         digest = await self.find_digest(reference)
         await self._spelt(keyspace.apikey(digest), changes)
+        await self._known_project(changes)
         return await self._set_key(digest, "key set", changes, digest[:12], expect)
 
     async def revoke_key(self, reference: str, *, expect: str | None = None) -> KeyRecord | RecordError:
@@ -146,6 +156,12 @@ class KeyAdmin(Directory):
 
         await edits.edit(self._store, self.log, key, build)
         return written[0]
+
+    async def _known_project(self, changes: Changes) -> None:
+        """Raises AdminError where the changes name a project that is none."""
+        for name in {value for field, value in changes.items() if schedule.sets(field) == "project" and value}:
+            if not (keyspace.is_name(name) and (await self._store.hashes(keyspace.project(name)))[0]):
+                raise AdminError(f"There is no project '{name}'.", "project")
 
     async def _spelt(self, key: str, changes: Changes) -> None:
         """Raises RecordError for a model or a class that was never served, unless such may be named."""

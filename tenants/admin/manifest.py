@@ -13,12 +13,17 @@ from tenants.changes import edits
 from tenants.changes.edits import AdminError, Conflict
 from tenants.records import completeness, keyspace, schedule
 from tenants.records.fields import json_names, listed
-from tenants.records.hashes import RawHash, parse_tenant, parse_tier
+from tenants.records.hashes import RawHash, parse_project, parse_tenant, parse_tier
 from tenants.records.prices import Plan, parse_plan
 
 Fields = dict[str, str]
-Kind = Literal["plan", "tier", "tenant"]
-KINDS = {"plans": keyspace.PLAN, "tiers": keyspace.TIER, "tenants": keyspace.TENANT}
+Kind = Literal["plan", "tier", "project", "tenant"]
+KINDS = {
+    "plans": keyspace.PLAN,
+    "tiers": keyspace.TIER,
+    "projects": keyspace.PROJECT,
+    "tenants": keyspace.TENANT,
+}
 """Sections of the file, and the prefix of their records. A plan's name is its newest version.
 API keys are not in it: they are made once, and shown once."""
 
@@ -78,7 +83,7 @@ def parse(text: str) -> dict[str, dict[str, Fields]]:
 def read(document: Any) -> dict[str, dict[str, Fields]]:
     """As `parse`, of a document that is read already: two levels of names, then texts, numbers and lists of texts."""
     if not isinstance(document, dict) or set(document) - set(KINDS):
-        raise AdminError("the file must hold `plans:`, `tiers:` and `tenants:` and nothing else.")
+        raise AdminError("the file must hold `plans:`, `tiers:`, `projects:` and `tenants:` and nothing else.")
     wanted: dict[str, dict[str, Fields]] = {}
     for section in KINDS:
         records = document.get(section) or {}
@@ -95,7 +100,12 @@ def read(document: Any) -> dict[str, dict[str, Fields]]:
 
 
 def _validate(wanted: Mapping[str, Mapping[str, Fields]]) -> None:
-    parsers = (("plans", _parse_plan), ("tiers", parse_tier), ("tenants", parse_tenant))
+    parsers = (
+        ("plans", _parse_plan),
+        ("tiers", parse_tier),
+        ("projects", parse_project),
+        ("tenants", parse_tenant),
+    )
     for section, parser in parsers:
         for name, fields in wanted[section].items():
             if not (keyspace.is_name(name) or (section == "plans" and keyspace.is_plan(name))):
@@ -146,7 +156,7 @@ def export(records: Mapping[str, Mapping[str, Fields]]) -> str:
             name: {field: _scalar(value) for field, value in sorted(fields.items())} for name, fields in r.items()
         }
         for section, r in records.items()
-        if r or section != "plans"
+        if r or section not in ("plans", "projects")
     }
     return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
@@ -179,6 +189,9 @@ def plan(wanted: Mapping[str, Mapping[str, Fields]], stored: Stored, *, prune: b
     missing = {f["tier"] for f in wanted["tenants"].values()} - wanted["tiers"].keys() - there["tiers"].keys()
     if missing:
         raise AdminError(f"there is no tier '{min(missing)}', neither in the file nor in the store.")
+    named = {f["project"] for f in wanted["tenants"].values() if f.get("project")}
+    if missing := named - wanted["projects"].keys() - there["projects"].keys():
+        raise AdminError(f"there is no project '{min(missing)}', neither in the file nor in the store.")
     steps = [
         step
         for section in KINDS
@@ -235,7 +248,7 @@ def _versions(wanted: Mapping[str, Fields], stored: Mapping[str, Fields]) -> dic
 
 
 def _kind_of(section: str) -> Kind:
-    kinds: dict[str, Kind] = {"plans": "plan", "tiers": "tier", "tenants": "tenant"}
+    kinds: dict[str, Kind] = {"plans": "plan", "tiers": "tier", "projects": "project", "tenants": "tenant"}
     return kinds[section]
 
 
@@ -266,6 +279,12 @@ async def _do(admin: TenantAdmin, step: Step) -> None:
             await admin.create_tier(step.name, changes)
         case "set", "tier":
             await admin.set_tier(step.name, changes, expect=step.version)
+        case "create", "project":
+            await admin.create_project(step.name, changes)
+        case "set", "project":
+            await admin.set_project(step.name, changes, expect=step.version)
+        case "delete", "project":
+            await admin.delete_project(step.name, expect=step.version)
         case "create", "tenant":
             await admin.create_tenant(step.name, tier=changes["tier"] or "", fields=changes)
         case "set", "tenant":

@@ -34,6 +34,8 @@ class Right(StrEnum):
     TENANTS = "tenants"
     TIERS = "tiers"
     MODELS = "models"
+    USAGE = "usage"
+    SETTINGS = "settings and webhooks"
     PEOPLE = "admin keys"
 
 
@@ -49,7 +51,7 @@ class Role(StrEnum):
 ROLES: Mapping[Role, frozenset[Right]] = {
     Role.VIEWER: frozenset({Right.READ}),
     Role.SUPPORT: frozenset({Right.READ, Right.KEYS, Right.STATUS, Right.FOCUS}),
-    Role.BILLING: frozenset({Right.READ, Right.STATUS, Right.TENANTS, Right.TIERS}),
+    Role.BILLING: frozenset({Right.READ, Right.STATUS, Right.TENANTS, Right.TIERS, Right.USAGE}),
     Role.OWNER: frozenset(Right),
 }
 

@@ -8,14 +8,19 @@ from typing import Any
 from tenants.admin.operators import Operator
 from tenants.records import keyspace
 from tenants.records.fields import iso
-from tenants.records.hashes import dump_tenant, dump_terms
+from tenants.records.hashes import dump_project, dump_tenant, dump_terms
 from tenants.records.prices import ANY, UNITS, Plan
-from tenants.records.schema import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, TierRecord
+from tenants.records.schema import LIMIT_FIELDS, KeyRecord, ProjectRecord, RecordError, TenantRecord, TierRecord
 
 
 def tenant_fields(record: TenantRecord) -> dict[str, Any]:
     """A tenant, as the strings of its record."""
     return {"id": record.id, **dump_tenant(record)}
+
+
+def project_fields(record: ProjectRecord) -> dict[str, Any]:
+    """A project, as the strings of its record."""
+    return {"project": record.id, **dump_project(record)}
 
 
 def tier_fields(record: TierRecord) -> dict[str, Any]:
@@ -34,13 +39,20 @@ def plan_fields(plan: Plan) -> dict[str, Any]:
     return {"plan": plan.reference, **({"currency": plan.currency} if plan.currency else {}), **prices}
 
 
-def key(record: KeyRecord) -> dict[str, Any]:
-    """A key without its secret, which nobody has."""
+def key(record: KeyRecord, most_days: int | None = None) -> dict[str, Any]:
+    """A key without its secret, which nobody has.
+
+    Args:
+        most_days: the age beyond which it is due to be rotated; None: it never is.
+    """
     moments = {"created_at": record.created_at, "expires_at": record.expires_at, "last_used": record.last_used}
     scopes = None if record.scopes is None else sorted(record.scopes)
     head = {"id": record.id, "tenant": record.tenant, "label": record.label, "prefix": record.prefix}
+    head |= {"project": record.project} if record.project else {}
     times = {name: moment(when) or None for name, when in moments.items()}
-    return {**head, "scopes": scopes, **limits(record), "status": key_status(record), **times}
+    now = time.time()
+    age = {"age_days": record.age_days(now), "rotation_due": record.old(now, most_days)}
+    return {**head, "scopes": scopes, **limits(record), "status": key_status(record), **times, **age}
 
 
 def broken_key(error: RecordError) -> dict[str, Any]:

@@ -15,19 +15,23 @@ from tenants.store.store import READ_BATCH, TenantStore
 
 COMPLETE = "~complete"
 """Member that says that all records of an older store have been put in."""
-_PARENTS = {keyspace.TENANT: ("tier", keyspace.TIER), keyspace.APIKEY: ("tenant", keyspace.TENANT)}
-KINDS = (keyspace.PLAN, keyspace.TIER, keyspace.TENANT, keyspace.APIKEY, keyspace.ADMIN_KEY)
+_PARENTS = {
+    keyspace.TENANT: (("tier", keyspace.TIER), ("project", keyspace.PROJECT)),
+    keyspace.APIKEY: (("tenant", keyspace.TENANT), ("project", keyspace.PROJECT)),
+}
+KINDS = (keyspace.PLAN, keyspace.TIER, keyspace.PROJECT, keyspace.TENANT, keyspace.APIKEY, keyspace.ADMIN_KEY)
 
 
 def members(key: str, fields: Mapping[str, str]) -> set[str]:
     """What the index holds of a record."""
     if not fields:
         return set()
-    for prefix, (field, parents) in _PARENTS.items():
-        if key.startswith(prefix):
+    found = {key}
+    for prefix, parents in _PARENTS.items():
+        for field, kind in parents if key.startswith(prefix) else ():
             named = {value for name, value in fields.items() if schedule.sets(name) == field and value}
-            return {key, *(f"of:{parents}{parent}>{key}" for parent in named)}
-    return {key}
+            found |= {f"of:{kind}{parent}>{key}" for parent in named}
+    return found
 
 
 def moves(key: str, raw: RawHash, known: Mapping[str, str] | None, after: RawHash) -> list[Command]:
@@ -78,19 +82,20 @@ async def _complete(store: TenantStore) -> None:
     if await store.execute("ZSCORE", keyspace.INDEX, COMPLETE) is not None:
         return
     for kind in KINDS:
-        field = _PARENTS.get(kind, ("", ""))[0]
+        fields = [field for field, _ in _PARENTS.get(kind, ())]
         keys = sorted({key async for key in store.scan(kind)})
         for start in range(0, len(keys), READ_BATCH):
             page = keys[start : start + READ_BATCH]
-            answers = await store.pipeline([("HMGET", key, field) for key in page]) if field else [[None]] * len(page)
-            for command in put(page, [_row(field, answer) for answer in answers]):
+            asked = [("HMGET", key, *fields) for key in page] if fields else []
+            answers = await store.pipeline(asked) if asked else [None] * len(page)
+            for command in put(page, [_row(fields, answer) for answer in answers]):
                 await store.execute(*command)
     await store.execute("ZADD", keyspace.INDEX, 0, COMPLETE)
 
 
-def _row(field: str, answer: Any) -> RawHash:
-    value = answer[0] if isinstance(answer, list) else None
-    return {field.encode(): value} if value else {b"-": b""}
+def _row(fields: Sequence[str], answer: Any) -> RawHash:
+    values = answer if isinstance(answer, list) else []
+    return {field.encode(): value for field, value in zip(fields, values, strict=False) if value} or {b"-": b""}
 
 
 def _parent_fields(raw: RawHash) -> dict[str, str]:

@@ -9,7 +9,21 @@ import typer
 from tenants.admin import installation as installed
 from tenants.admin import views
 from tenants.admin.admin import TenantAdmin
-from tenants.command import installation, keys, manifest, models, operators, plans, receipts, show, tiers, usage
+from tenants.command import (
+    exports,
+    installation,
+    keys,
+    manifest,
+    models,
+    operators,
+    plans,
+    projects,
+    receipts,
+    settings,
+    show,
+    tiers,
+    usage,
+)
 from tenants.command.console import (
     Assignments,
     At,
@@ -37,8 +51,13 @@ app.add_typer(tiers.app, name="tier")
 app.add_typer(plans.prices, name="price")
 app.add_typer(plans.plans, name="plan")
 app.add_typer(keys.app, name="key")
+app.add_typer(projects.app, name="project")
 app.add_typer(operators.app, name="admin-key")
 app.add_typer(usage.app, name="usage")
+app.add_typer(settings.app, name="settings")
+app.add_typer(settings.webhooks, name="webhook")
+usage.app.command("export")(exports.export)
+usage.app.command("send")(exports.send)
 app.command()(installation.init)
 app.command()(manifest.apply)
 app.command()(manifest.export)
@@ -212,7 +231,7 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     async def read(admin: TenantAdmin, store: TenantStore) -> Any:
         reports = await ServedModels(store).reports()
         strangers = await installed.strangers(store, reports)
-        problems = await admin.check()
+        problems = await admin.check() + await admin.old_keys()
         return [*problems, *strangers, *await installed.unmarked(store)], levels.drifted(reports)
 
     problems, drifted = run(context, read)

@@ -175,6 +175,11 @@ def complete_tier(incomplete: str) -> list[str]:
     return _names(keyspace.TIER, incomplete)
 
 
+def complete_project(incomplete: str) -> list[str]:
+    """Project ids that begin with a word."""
+    return _names(keyspace.PROJECT, incomplete)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Assignments = Annotated[list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="Fields to set.")]
 At = Annotated[

@@ -8,6 +8,7 @@ import typer
 
 from tenants.admin import views
 from tenants.admin.admin import TenantAdmin
+from tenants.admin.settings import read_settings
 from tenants.command import show
 from tenants.command.console import (
     Assignments,
@@ -35,7 +36,8 @@ def create_key(
     label: Annotated[str, typer.Option(help="A note for people.")] = "",
     expires: Annotated[str | None, typer.Option(help="A span such as 30d, 12h, 45m, or a date.")] = None,
     scopes: Annotated[
-        str | None, typer.Option(help="Comma list of inference, entitlements (read only), model:<id>; default: all.")
+        str | None,
+        typer.Option(help="Comma list of inference, entitlements (read only), usage, model:<id>; none: all."),
     ] = None,
     limit: Annotated[
         list[str] | None, typer.Option(metavar="FIELD=VALUE", help="A limit of this key, such as rpm=60; repeat it.")
@@ -67,13 +69,14 @@ def rotate_key(
 
 @app.command("list")
 def list_keys(context: typer.Context, tenant: TenantId, as_json: Json = False) -> None:
-    """List a tenant's keys."""
+    """List a tenant's keys; one older than `tenants settings` allows is said to be due."""
 
-    async def read(admin: TenantAdmin, _: TenantStore) -> Any:
+    async def read(admin: TenantAdmin, store: TenantStore) -> Any:
         await admin.tenant(tenant)
-        return await admin.keys(tenant)
+        return await admin.keys(tenant), (await read_settings(store)).key_max_age_days
 
-    show.keys(run(context, read), as_json)
+    found, most_days = run(context, read)
+    show.keys(found, as_json, most_days)
 
 
 @app.command("set")

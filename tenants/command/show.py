@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,9 +19,9 @@ from tenants.admin import views
 from tenants.admin.manifest import Step
 from tenants.admin.operators import Operator
 from tenants.records.fields import iso
-from tenants.records.hashes import dump_tenant, dump_terms
+from tenants.records.hashes import dump_project, dump_tenant, dump_terms
 from tenants.records.prices import Plan
-from tenants.records.schema import KeyRecord, RecordError, TenantRecord, TierRecord
+from tenants.records.schema import KeyRecord, ProjectRecord, RecordError, TenantRecord, TierRecord
 from tenants.reports.jobs import BEFORE, Job
 from tenants.reports.levels import ServedLevels, level_fields
 
@@ -93,7 +94,22 @@ def plans(records: Mapping[str, Plan | RecordError], as_json: bool) -> None:
     print_table(("plan", "currency", "prices in millionths"), rows)
 
 
-def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
+def projects(records: Mapping[str, ProjectRecord | RecordError], as_json: bool) -> None:
+    """Table or JSON of projects."""
+    if as_json:
+        return print_json(
+            [views.broken(r) if isinstance(r, RecordError) else views.project_fields(r) for r in records.values()]
+        )
+    rows = []
+    for name, record in records.items():
+        if isinstance(record, RecordError):
+            rows.append((name, f"invalid: {record.field}: {record.problem}"))
+        else:
+            rows.append((name, ", ".join(f"{field}={value}" for field, value in dump_project(record).items())))
+    print_table(("project", "limits"), rows)
+
+
+def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool, most_days: int | None = None) -> None:
     """Table or JSON of keys, the newest first."""
     found = sorted(
         (record for record in records.values() if isinstance(record, KeyRecord)),
@@ -101,15 +117,21 @@ def keys(records: Mapping[str, KeyRecord | RecordError], as_json: bool) -> None:
     )
     broken = [record for record in records.values() if isinstance(record, RecordError)]
     if as_json:
-        return print_json([*(views.key(record) for record in found), *(views.broken_key(error) for error in broken)])
+        return print_json(
+            [*(views.key(record, most_days) for record in found), *(views.broken_key(error) for error in broken)]
+        )
     # Days are enough for people; --json has the seconds.
     moments = [[views.moment(m)[:10] for m in (own.expires_at, own.last_used)] for own in found]
     rows = [
-        (own.id, own.prefix, views.key_status(own), *times, own.label, _terms(own))
+        (own.id, own.prefix, _status(own, most_days), *times, own.label, _terms(own))
         for own, times in zip(found, moments, strict=True)
     ]
     rows += [(views.key_id(error), "", "invalid", "", "", "", f"{error.field}: {error.problem}") for error in broken]
     print_table(("id", "prefix", "status", "expires", "last used", "label", "scopes and limits"), rows, whole=5)
+
+
+def _status(own: KeyRecord, most_days: int | None) -> str:
+    return f"{views.key_status(own)}, rotate" if own.old(time.time(), most_days) else views.key_status(own)
 
 
 def operators(found: Mapping[str, Operator], as_json: bool) -> None:

@@ -1,20 +1,19 @@
-"""`tenants usage`: what was used, and every request of a time for whoever bills it."""
+"""`tenants usage`: what was used, and what an admin corrects or erases of it."""
 
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from tenants.admin.admin import TenantAdmin
+from tenants.admin.corrections import Corrections, What
 from tenants.changes.edits import AdminError
-from tenants.command import usage_tables
-from tenants.command.console import Json, TenantId, complete_tenant, failure, run
-from tenants.metering.events import read_events
-from tenants.metering.usage import days_between, last_days, read_spent, read_usage
+from tenants.command import show, usage_tables
+from tenants.command.console import Json, TenantId, Yes, assignments, complete_tier, failure, run
+from tenants.metering.usage import asked_days, read_spent, read_usage
 from tenants.records.prices import Plan, spoken
 from tenants.records.schema import RecordError
 from tenants.store.store import TenantStore
@@ -32,11 +31,8 @@ class _ShowIsMeant(TyperGroup):
 app = typer.Typer(cls=_ShowIsMeant, help="Show usage, and export it request by request.", no_args_is_help=True)
 
 
-class Format(StrEnum):
-    """Of an export."""
-
-    CSV = "csv"
-    JSONL = "jsonl"
+MOST_DAYS = 4000
+"""Of one question."""
 
 
 @app.command("show")
@@ -57,13 +53,13 @@ def show_usage(
     if month and (first or last):
         raise failure("--month goes without --from and --to.")
     if month:
-        periods = [_day(f"{month}-01", "--month").isoformat()[:7]]
-    elif first:
-        periods = days_between(_day(first, "--from"), _day(last, "--to") if last else None)
+        periods = [parse_day(f"{month}-01", "--month").isoformat()[:7]]
     else:
-        periods = last_days(days, _day(last, "--to") if last else None)
-    if not periods or len(periods) > 4000:
-        raise failure("--from must not be after --to, nor more than ten years before it.")
+        begins, ends = parse_day(first, "--from") if first else None, parse_day(last, "--to") if last else None
+        try:
+            periods = asked_days(begins, ends, days, most=MOST_DAYS)
+        except ValueError as error:
+            raise failure(str(error).replace("`from`", "--from").replace("`to`", "--to")) from None
 
     async def read(admin: TenantAdmin, store: TenantStore) -> Any:
         found = await read_usage(store, tenant, *periods, key_id=key)
@@ -96,34 +92,52 @@ async def _budgets(admin: TenantAdmin, store: TenantStore, tenant: str) -> list[
     ]
 
 
-@app.command("export")
-def export_events(
+@app.command("adjust")
+def adjust(
     context: typer.Context,
-    first: Annotated[str, typer.Option("--from", metavar="DATE", help="First UTC day, 2030-01-31.")],
-    tenants: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TENANT...", help="Of these; none: of all.", autocompletion=complete_tenant),
-    ] = None,
-    last: Annotated[str, typer.Option("--to", metavar="DATE", help="Last UTC day; default: today.")] = "",
-    form: Annotated[Format, typer.Option("--format", help="csv has a header; jsonl is an object a line.")] = Format.CSV,
+    tenant: TenantId,
+    amounts: Annotated[
+        list[str], typer.Argument(metavar="COUNTER=AMOUNT", help="requests=-3 tokens_out=-900; below 0 takes away.")
+    ],
+    why: Annotated[str, typer.Option(help="For the audit log, and for whoever imports the event.")],
+    model: Annotated[str, typer.Option(help="Model id.")],
+    level: Annotated[str, typer.Option(help="The level that it was counted at, 0.9.")],
+    on: Annotated[str, typer.Option(metavar="DATE", help="UTC day, 2030-01-31; default: today.")] = "",
+    tier: Annotated[str, typer.Option(help="The tier that it was counted for.", autocompletion=complete_tier)] = "-",
+    key: Annotated[str, typer.Option(help="Id of the key that it was counted for.")] = "-",
+    number: Annotated[
+        str, typer.Option("--id", help="Of a correction whose answer was lost: it is booked unless it was.")
+    ] = "",
+    as_json: Json = False,
 ) -> None:
-    """Print every settled request of a time, each once; its id never changes, so that a second import can tell.
-
-    A tenant's last 100,000 requests or so are kept, for 35 days.
-    """
-    begin, end = _day(first, "--from"), _day(last, "--to") if last else datetime.now(UTC).date()
-    if begin > end:
-        raise failure("--from must not be after --to.")
-
-    async def write(_: TenantAdmin, store: TenantStore) -> None:
-        with usage_tables.exported(form is Format.CSV) as put:
-            async for event in read_events(store, begin, end, tenants or ()):
-                put(event)
-
-    run(context, write)
+    """Correct a line of a tenant's usage: an audited entry, and an event of its own kind for whoever bills it."""
+    wanted = {name: _whole(name, text or "") for name, text in assignments(amounts).items()}
+    day = parse_day(on, "--on") if on else datetime.now(UTC).date()
+    what = What(tenant, day, model, level, tier, key)
+    told, booked = run(context, lambda admin, store: Corrections(store, admin).adjust(what, wanted, why, number=number))
+    said = f"Corrected usage of {tenant} on {day}: {told}." if booked else f"{told} was booked before; nothing changes."
+    show.done({"id": told, "booked": booked}, said, as_json)
 
 
-def _day(text: str, option: str) -> date:
+@app.command("erase")
+def erase(context: typer.Context, tenant: TenantId, yes: Yes = False, as_json: Json = False) -> None:
+    """Erase a tenant for good: its record and keys, all its usage, its events. The audit log stays."""
+    if not yes:
+        typer.confirm(f"Erase {tenant} with all its usage? What is not billed yet cannot be.", abort=True, err=True)
+    erased = run(context, lambda admin, store: Corrections(store, admin).erase(tenant))
+    told = ", ".join(f"{count} {what}" for what, count in erased.items())
+    show.done({"erased": tenant, **erased}, f"Erased {tenant}: {told}.", as_json)
+
+
+def _whole(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise failure(f"{name} takes a whole number such as -3, not '{text[:40]}'.") from None
+
+
+def parse_day(text: str, option: str) -> date:
+    """A day that an option names. Fails in one line."""
     try:
         return date.fromisoformat(text)
     except ValueError:

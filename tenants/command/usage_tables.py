@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 
 from tenants.command.show import print_json, print_table
-from tenants.metering.events import Event
 from tenants.metering.usage import COUNTERS, Usage
 
 WHAT = ("model", "level", "tier", "key")
@@ -69,14 +66,3 @@ def _finest(period: Usage) -> Iterator[tuple[tuple[str, ...], list[int]]]:
         rest = [counts[name] - sum(own.counts[name] for own in sold) for name in COUNTERS]
         if any(rest):
             yield (model, "", "", ""), rest
-
-
-@contextmanager
-def exported(as_csv: bool) -> Iterator[Callable[[Event], None]]:
-    """Print events as they come: CSV with a header, or a JSON object a line."""
-    if as_csv:
-        writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Event)], lineterminator="\n")
-        writer.writeheader()
-        yield lambda event: writer.writerow(asdict(event))
-    else:
-        yield lambda event: print(json.dumps(asdict(event), ensure_ascii=False))

@@ -146,8 +146,15 @@ class EntitlementCache:
             raise Unauthenticated("No API key was given; send it as `Authorization: Bearer <key>`.", code=INVALID)
         if len(api_key) > LONGEST_KEY:
             raise _unknown_key()
-        digest = keyspace.key_digest(api_key)
-        resolution = self._cached(digest) or await self._refreshed(digest, api_key)
+        return await self.known(keyspace.key_digest(api_key), keyspace.named_tenant(api_key))
+
+    async def known(self, digest: str, tenant: str | None) -> Entitlements:
+        """As `authenticate`, of a key whose SHA-256 alone is at hand: of work that goes on after its request.
+
+        Args:
+            tenant: whose it is likely to be; None: nobody knows.
+        """
+        resolution = self._cached(digest) or await self._refreshed(digest, tenant)
         # Asked at every use: a key may run out while it is cached.
         if resolution.expires_at is not None and time.time() >= resolution.expires_at:
             raise _unknown_key()
@@ -167,10 +174,10 @@ class EntitlementCache:
             raise _unknown_key()
         return None
 
-    async def _refreshed(self, digest: str, api_key: str) -> Resolution:
+    async def _refreshed(self, digest: str, tenant: str | None) -> Resolution:
         task = self._fetching.get(digest)
         if task is None:
-            task = self._fetching[digest] = asyncio.create_task(self._fetch(digest, keyspace.named_tenant(api_key)))
+            task = self._fetching[digest] = asyncio.create_task(self._fetch(digest, tenant))
             task.add_done_callback(lambda _: self._fetching.pop(digest, None))
         # One client that hangs up must not fail the others that wait for the same answer.
         found = await asyncio.shield(task)

@@ -11,7 +11,16 @@ from policies.terms import Share, Tier
 from tenants.records.hashes import RawHash
 from tenants.records.ladders import NEVER, REFUSE, Ladder
 from tenants.records.prices import Plan
-from tenants.records.schema import LIMIT_FIELDS, MODEL_SCOPE, KeyRecord, LimitFields, TenantRecord, Terms, TierRecord
+from tenants.records.schema import (
+    LIMIT_FIELDS,
+    MODEL_SCOPE,
+    KeyRecord,
+    LimitFields,
+    ProjectRecord,
+    TenantRecord,
+    Terms,
+    TierRecord,
+)
 
 
 class Limits(LimitFields):
@@ -29,6 +38,7 @@ class Entitlements:
     `model_limits` the tenant's for single models, beside both. `plan` is the version of the price list that it signed;
     without one nothing costs anything. `show_cost`: its answers say what they cost.
     `when_exhausted` and `when_busy` are the levels that its answers step down to.
+    `background`: its work now waits behind all other.
     """
 
     tenant: str
@@ -45,10 +55,14 @@ class Entitlements:
     status: str
     version: str
     model_limits: Mapping[str, LimitFields] = field(default_factory=dict)
+    key_created_at: float | None = None
+    projects: Mapping[str, Limits] = field(default_factory=dict)
+    """Limits that are shared with others, by project: the tenant's and this key's, beside their own."""
     plan: Plan | None = None
     show_cost: bool = False
     when_exhausted: Ladder = REFUSE
     when_busy: Ladder = NEVER
+    background: bool = False
 
     def may_use(self, model: str) -> bool:
         """Whether `model` exists for this key: its tenant has it, and its scopes do not leave it out."""
@@ -61,6 +75,10 @@ class Entitlements:
         """Whether this key may call models at all, and not only read what it may do."""
         return self.scopes is None or bool(self._named_models())
 
+    def may_read_usage(self) -> bool:
+        """Whether this key may read what its tenant has used."""
+        return self.scopes is None or "usage" in self.scopes
+
     def _named_models(self) -> frozenset[str]:
         return frozenset(s for s in self.scopes or () if s == "inference" or s.startswith(MODEL_SCOPE))
 
@@ -68,13 +86,22 @@ class Entitlements:
         """The tenant's standing focus on `model`."""
         return self.standing_focus.get(model, {})
 
+    def names(self, model: str) -> bool:
+        """Whether a level, a limit or a standing focus is of `model` by this name."""
+        return model in self.tier.utility_by_model or model in self.model_limits or model in self.standing_focus
+
     def share(self) -> Share:
         """Whose work a request is, for fair batching."""
-        return Share(flow=self.tenant, weight=self.limits.weight)
+        return Share(flow=self.tenant, weight=self.limits.weight, background=self.background)
 
 
 def merge(
-    tenant: TenantRecord, tier: TierRecord, key: KeyRecord, version: str, plan: Plan | None = None
+    tenant: TenantRecord,
+    tier: TierRecord,
+    key: KeyRecord,
+    version: str,
+    plan: Plan | None = None,
+    projects: Iterable[ProjectRecord] = (),
 ) -> Entitlements:
     """Resolve records to one: a tenant's field goes before its tier's, and one for a model before one for all."""
     own, base = tenant.overrides, tier.terms
@@ -112,6 +139,8 @@ def merge(
         status=tenant.status,
         version=version,
         model_limits=_model_limits(own, base),
+        key_created_at=key.created_at,
+        projects={p.id: Limits(**p.model_dump(exclude={"id"})) for p in projects},
         plan=plan,
         show_cost=pick("show_cost", False),
         when_exhausted=pick("when_exhausted", REFUSE),

@@ -12,7 +12,7 @@ from policies.terms import Tier
 from tenants.live import entitlements
 from tenants.live.entitlements import Entitlements, Limits
 from tenants.records import keyspace, schedule
-from tenants.records.hashes import RawHash, parse_key, parse_tenant, parse_tier
+from tenants.records.hashes import RawHash, parse_key, parse_project, parse_tenant, parse_tier
 from tenants.records.prices import Plan, parse_plan
 from tenants.records.schema import RecordError
 from tenants.store.store import TenantStore
@@ -64,6 +64,8 @@ async def resolve(store: TenantStore, digest: str, likely: tuple[str, ...] = ())
         expires_at = record.expires_at
         tenant = parse_tenant(record.tenant, await reader.need(keyspace.tenant(record.tenant)))
         tier = parse_tier(tenant.tier, await reader.need(keyspace.tier(tenant.tier)))
+        names = dict.fromkeys(filter(None, (tenant.project, record.project)))
+        projects = [parse_project(name, await reader.need(keyspace.project(name))) for name in names]
         plan = await _plan(reader, entitlements.plan_of(tenant, tier))
     except RecordError as problem:
         return Resolution(BROKEN, (*reader.used, *({problem.key} - set(reader.used))), expires_at, problem)
@@ -72,7 +74,7 @@ async def resolve(store: TenantStore, digest: str, likely: tuple[str, ...] = ())
         return Resolution(SUSPENDED, tuple(reader.used), expires_at, changes_at=changes_at)
     # What a record has become by itself is another version of it.
     come = [(key, _folded(raw)) for key, raw in reader.used.items()]
-    merged = entitlements.merge(tenant, tier, record, entitlements.digest(come), plan)
+    merged = entitlements.merge(tenant, tier, record, entitlements.digest(come), plan, projects)
     return Resolution(_shared(merged, come), tuple(reader.used), expires_at, changes_at=changes_at)
 
 

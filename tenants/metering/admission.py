@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from policies.errors import Unavailable
 from tenants.live.entitlements import Entitlements
@@ -20,14 +21,19 @@ from tenants.metering.questions import Questions
 from tenants.metering.refusals import Refusals
 from tenants.metering.settlement import Sold
 from tenants.metering.settler import Settler
+from tenants.metering.shared import SharedLease, projects_of
+from tenants.metering.usage import Usage, read_usage
 from tenants.metering.wanted import Rung, Tokens, Wanted, rungs_of
 from tenants.records import keyspace
 from tenants.records.prices import FREE
+from tenants.records.schema import RecordError
+from tenants.store import errors
 from tenants.store.store import TenantStore
 
 logger = logging.getLogger(__name__)
 
 LEASE_S = 300.0
+L = TypeVar("L", bound=Lease)
 NOTHING = Wanted(0, 0, Tokens(), (Rung(1.0, FREE),))
 
 
@@ -38,6 +44,9 @@ class Admission:
         stale_grace_s: how long requests are admitted under limits of this process alone while the store is away, in a
             Cluster the node of their tenant's counters.
         held_dir: folder where settlements that the store cannot take are kept; None keeps them in memory alone.
+
+    Attributes:
+        observe: told of every judgement.
     """
 
     def __init__(self, store: TenantStore, *, stale_grace_s: float = 300.0, held_dir: str | Path | None = None) -> None:
@@ -47,6 +56,7 @@ class Admission:
         self.questions = Questions(store, self.settler.ended)
         self.local = LocalLimits()
         self.last_known = LastKnown()
+        self.observe: Callable[[Entitlements, Judgement], None] | None = None
         self._store = store
         self._grace = stale_grace_s
         self._away_since: dict[str, float] = {}
@@ -79,21 +89,30 @@ class Admission:
             LimitExceeded: `rate_limit_exceeded`, `concurrency_limit_exceeded` or `quota_exceeded`.
             Unavailable: the store has been away for longer than the grace.
         """
-        held_to = meters.limits_of(entitlements, model)
         top = entitlements.tier.level(model) if level is None else level
-        sold = Sold(
-            tenant=entitlements.tenant,
-            key=entitlements.key_id,
-            model=model,
-            tier=entitlements.tier.name,
-            level=top,
-            focused=focused,
-            parts=tuple(meters.parts(held_to)),
-            periods=tuple(meters.periods(held_to)),
-        )
-        rungs = rungs_of(entitlements, model, top, floor=floor, waiting=waiting, answerable=answerable)
         asked = tokens if isinstance(tokens, Tokens) else Tokens(tokens, tokens)
-        return Lease(self, entitlements, held_to, sold, Wanted(requests, images, asked, rungs), lease_s)
+        rungs = rungs_of(entitlements, model, top, floor=floor, waiting=waiting, answerable=answerable)
+        wanted = Wanted(requests, images, asked, rungs)
+
+        def lease(kind: type[L], own: Entitlements) -> L:
+            held_to = meters.limits_of(own, model)
+            sold = Sold(
+                tenant=own.tenant,
+                key=own.key_id,
+                model=model,
+                tier=own.tier.name,
+                level=top,
+                focused=focused,
+                parts=tuple(meters.parts(held_to)),
+                periods=tuple(meters.periods(held_to)),
+            )
+            return kind(self, own, held_to, sold, wanted, lease_s)
+
+        if not entitlements.projects:
+            return lease(Lease, entitlements)
+        return lease(SharedLease, entitlements).share(
+            {name: lease(Lease, own) for name, own in projects_of(entitlements).items()}
+        )
 
     async def look(self, entitlements: Entitlements) -> Judgement:
         """What is used of a tenant's limits; of this process's own counts while the store is away."""
@@ -123,7 +142,19 @@ class Admission:
 
     async def remaining(self, entitlements: Entitlements) -> dict[str, float]:
         """What is left of each limit that is set, by name."""
-        return limits.remaining(await self.look(entitlements))
+        left = limits.remaining(await self.look(entitlements))
+        for own in projects_of(entitlements).values():
+            for field, amount in limits.remaining(await self.look(own)).items():
+                left[field] = min(left.get(field, amount), amount)
+        return left
+
+    async def usage(self, tenant: str, *days: str) -> list[Usage]:
+        """What a tenant has used on UTC days. Raises Unavailable, also where a counter is broken."""
+        try:
+            return await read_usage(self._store, tenant, *days)
+        except RecordError as error:
+            logger.error("usage cannot be read: %s", error)
+            raise Unavailable("The usage of this tenant is broken; ask the operator.", code=errors.BROKEN) from None
 
     async def start(self) -> None:
         """Take over the settlements that gateways of this machine left behind."""

@@ -17,6 +17,7 @@ from tenants.records.schema import RecordError
 from tenants.store.store import TenantStore
 
 PAGE = 1000
+REQUEST, ADJUSTMENT = "request", "adjustment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,13 @@ class Event:
         at: UTC, of its admission; usage is booked under this time.
         key: the API key's id.
         focus: whether the answer was steered.
-        requests: 0 where it failed by our doing; nothing of it is billed then.
+        requests: 0 where it failed by our doing; nothing of it is billed then. Of a correction the amounts are what it
+            adds, below 0 what it takes away.
         status: served, refused (by what it asked for), left (by its client), or late, away, failed (by our doing).
         cost: micro-units of the currency of the plan that its tenant had signed.
         ms: from its admission to its end.
         reason: why its level was below what it asked for: budget, quota, busy; "" where it was not.
+        kind: `request`, or `adjustment`: a correction by an admin, booked under `at`, for the reason in `note`.
     """
 
     id: str
@@ -50,6 +53,8 @@ class Event:
     status: str
     ms: int
     reason: str
+    kind: str = REQUEST
+    note: str = ""
 
 
 async def read_events(store: TenantStore, first: date, last: date, tenants: Sequence[str] = ()) -> AsyncIterator[Event]:
@@ -75,6 +80,30 @@ async def read_events(store: TenantStore, first: date, last: date, tenants: Sequ
                 event, at = _event(key, name.decode(), fields)
                 if begins <= at < ends:
                     yield event
+            cursor = f"({page[-1][0].decode()}"
+
+
+async def read_new(
+    store: TenantStore, seen: Mapping[str, str], tenants: Sequence[str] = ()
+) -> AsyncIterator[tuple[str, Event]]:
+    """What was entered behind the places that were seen of each tenant's stream, each with its place.
+
+    Whoever keeps the places of what he has taken gets every event, late ones and corrections too, and each once.
+
+    Args:
+        seen: the place up to which a tenant's stream was taken; absent: nothing was.
+        tenants: as of `read_events`.
+
+    Raises:
+        RecordError: an entry is no event.
+        Unavailable: the store is away.
+    """
+    keys = [keyspace.events(tenant) for tenant in tenants]
+    for key in keys or sorted({key async for key in store.scan(keyspace.EVENTS)}):
+        cursor = f"({place}" if (place := seen.get(keyspace.tenant_of_events(key))) else "-"
+        while page := await store.execute("XRANGE", key, cursor, "+", "COUNT", PAGE):
+            for name, raw in page:
+                yield name.decode(), _event(key, name.decode(), _fields(raw))[0]
             cursor = f"({page[-1][0].decode()}"
 
 
@@ -105,6 +134,8 @@ def _event(key: str, name: str, fields: Mapping[str, str]) -> tuple[Event, float
             status=fields["status"],
             ms=int(fields["ms"]),
             reason=fields.get("reason", ""),
+            kind=fields.get("kind", REQUEST),
+            note=fields.get("note", ""),
         )
     except (KeyError, ValueError, OverflowError):
         raise RecordError(key, name, "is no event") from None

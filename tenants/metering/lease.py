@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from policies.errors import Unavailable
 from tenants.live.entitlements import Entitlements
 from tenants.metering import limits
-from tenants.metering.limits import Judgement
+from tenants.metering.limits import Judgement, Reading
 from tenants.metering.meters import Counter, Limit
 from tenants.metering.outcome import Outcome, outcome_of
 from tenants.metering.settlement import Settlement, Sold, State
@@ -39,7 +39,19 @@ class Lease:
 
     __slots__ = (
         *("id", "sold", "reason", "tokens", "cost"),
-        *("_admission", "_own", "_limits", "_wanted", "_lease_s", "_judgement", "_used", "_state", "_began", "_broke"),
+        *(
+            "_admission",
+            "_own",
+            "_limits",
+            "_wanted",
+            "_lease_s",
+            "_judgement",
+            "_used",
+            "_state",
+            "_began",
+            "_broke",
+            "_most_cost",
+        ),
     )
 
     def __init__(
@@ -57,6 +69,7 @@ class Lease:
         self.reason = ""
         self.tokens = wanted.tokens.most
         self.cost = 0
+        self._most_cost: int | None = None
         self._admission = admission
         self._own = entitlements
         self._limits = held_to
@@ -88,6 +101,56 @@ class Lease:
         if self._broke.ours and self._broke is not Outcome.LATE:
             self.cost = 0
 
+    def want(self, wanted: Wanted) -> None:
+        """Ask for something else than at first."""
+        self._wanted, self.tokens = wanted, wanted.tokens.most
+
+    @property
+    def granted_cost(self) -> int:
+        """Micro-units that it may cost at most: where answers go on beyond a budget, what that has left."""
+        return self._judgement.cost if self._most_cost is None else min(self._judgement.cost, self._most_cost)
+
+    def cost_at_most(self, cost: int) -> None:
+        """Cost no more than another that had to be asked has left."""
+        self._most_cost = cost
+
+    def become(self, level: float, reason: str) -> None:
+        """Be answered at a lower level than it was admitted at: another that had to be asked has no more left."""
+        rungs, rung = self._wanted.rungs, self._judgement.rung
+        while level < self.sold.level and rung < len(rungs):
+            if rungs[rung].level == level:
+                self._judgement = replace(self._judgement, rung=rung)
+                self.sold, self.reason = replace(self.sold, level=level), reason
+                return
+            rung += 1
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What the last answer said of each limit."""
+        return self._judgement.readings
+
+    def check_refused(self) -> None:
+        """Raises LimitExceeded where the store has just refused what is like it; asks no store."""
+        known = self._admission.refusals.find(self.sold.tenant, self._limits, self._wanted)
+        if known is not None:
+            self._judgement = known
+            raise limits.exceeded(known)
+
+    def reject(self) -> None:
+        """Count it among its tenant's refused requests."""
+        self._admission.settler.reject(self.sold.tenant, self.sold.parts, self.sold.model)
+
+    def give_back(self) -> None:
+        """Undo an admission that nobody used: all that it took is free again, its place in a rate too."""
+        if self._state is State.ADMITTED:
+            self._state = State.RETURNED
+        elif self._state is State.UNSURE:
+            self._state = State.UNDONE
+        if self._state is not State.HELD:
+            self._put()
+        here = self._state is not State.RETURNED
+        self._admission.local.end(self.sold.tenant, self._limits, self._reserved(), here=here)
+
     def headers(self) -> dict[str, str]:
         """The `x-ratelimit-*` headers of the limits that are set, as of the admission or of the refusal."""
         return limits.headers(self._judgement)
@@ -98,8 +161,10 @@ class Lease:
             self._judgement = known
         else:
             await self._ask()
+        if self._admission.observe is not None:
+            self._admission.observe(self._own, self._judgement)
         if self._judgement.forbidden_by is not None:
-            self._admission.settler.reject(self.sold.tenant, self.sold.parts, self.sold.model)
+            self.reject()
             raise limits.exceeded(self._judgement)
         self._take(self._judgement)
         self._admission.local.start(self.sold.tenant, self._limits, self._reserved(), here=self._here)
@@ -169,7 +234,7 @@ class Lease:
         """In micro-units; never more than was reserved, by which budgets were judged."""
         tariff = self._wanted.rungs[self._judgement.rung].tariff
         exact = tariff.cost(requests=requests, images=images, tokens_in=tokens_in, tokens_out=tokens_out)
-        return min(exact, self._judgement.cost)
+        return min(exact, self.granted_cost)
 
     def _abandon(self) -> None:
         """Undo an admission that the store may have made without our hearing of it."""

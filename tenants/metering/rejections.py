@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from policies.errors import Unavailable
-from tenants.metering.settlement import today
-from tenants.metering.usage import TTL_S
+from tenants.metering.settlement import DAY_S, today
 from tenants.records import keyspace
 from tenants.store.store import TenantStore
 
@@ -30,13 +29,13 @@ class Rejections:
         for part in parts:
             self._counted[tenant, part, model] += 1
 
-    async def send(self, now: float) -> None:
-        """Send what is counted, if that is due at loop time `now`. What the store does not take is sent again."""
+    async def send(self, now: float, days: int) -> None:
+        """Send what is counted, if due at loop time `now`, to be kept for `days`; what is not taken, again later."""
         if not self._counted or now < self.due:
             return
         counted, self._counted = self._counted, Counter()
         self.due = now + EVERY_S
-        calls = [(own, command) for own, amount in counted.items() for command in _commands(*own, amount)]
+        calls = [(own, command) for own, amount in counted.items() for command in _commands(*own, amount, days)]
         try:
             answers = await self._store.pipeline([command for _, command in calls], partial=True)
         except BaseException:
@@ -46,12 +45,12 @@ class Rejections:
             self._counted[own] += counted[own]
 
 
-def _commands(tenant: str, part: str, model: str, amount: int) -> list[tuple[str | int, ...]]:
+def _commands(tenant: str, part: str, model: str, amount: int, days: int) -> list[tuple[str | int, ...]]:
     commands: list[tuple[str | int, ...]] = []
     for period in (today(), today()[:7]):
         key = f"{keyspace.usage(tenant)}{part}:{period}"
         commands += [("HINCRBY", key, field, amount) for field in ("rejected", f"rejected:{model}")]
-        commands.append(("EXPIRE", key, TTL_S))
+        commands.append(("EXPIRE", key, days * DAY_S))
     return commands
 
 

@@ -1,16 +1,17 @@
 -- End requests of one tenant: book what each used, give back the rest, write its event, leave a tombstone; once, however
 -- often sent. Everything is read and validated before the first write: all of them are booked, or none is.
 -- KEYS  stems (meters.lua): 1 request:{t}, 2 running:{t}, 3 reserved:{t}, 4 window:{t}, 5 usage:{t}, 6 events:{t}
--- ARGV  JSON: names of an event's values, and requests, each a list of
+-- ARGV  JSON: names of an event's values; usage_s and events_s, how long usage and events are kept; and requests, each a
+--       list of
 --       id; at, the unix second to book under where the store knows nothing of it; model;
 --       whether it may be booked without a record of it; how long its tombstone stays, in seconds;
 --       parts of the owners that have usage of their own, '' first; periods to book in (day, month, ...);
 --       amounts by counter, all of the request, not the difference; values of its event (none: no event);
---       what it was sold as, <model>:<level>:<tier>:<key> ('': nothing)
+--       what it was sold as, <model>:<level>:<tier>:<key> ('': nothing); whether it was admitted and never began
 -- Answer, of each: 1 booked, 0 booked before, -1 the store has no record of it and it may not be booked without
-local USAGE_TTL = 400 * 86400
+local USAGE_TTL = asked.usage_s
 local MOST_EVENTS = 100000
-local EVENTS_TTL = 35 * 86400
+local EVENTS_TTL = asked.events_s
 
 -- What is added to each hash of usage, by field.
 local hashes = {}
@@ -59,7 +60,7 @@ local function pairs_of(own)
 end
 
 local reserved, windows, ended = {}, {}, {}
--- Requests stay in their minute, whatever became of them; tokens that were not used leave it.
+-- Requests stay in their minute, whatever became of them, unless they never began; tokens that were not used leave it.
 local function give_back(name, at, change)
   local key, second = KEYS[4] .. name, text(at)
   local own = windows[key]
@@ -85,16 +86,20 @@ local function release(request, own)
     ended[part] = ended[part] or {}
     table.insert(ended[part], request.id)
   end
-  local change = (request.amounts.tokens_in or 0) + (request.amounts.tokens_out or 0) - own.tokens
   for _, name in ipairs(own.windows) do
-    if change ~= 0 and string.sub(name, -7) == ':tokens' then give_back(name, own.at, change) end
+    local counter = string.match(name, ':(%l+)$')
+    local change = request.undone and -own[counter] or 0
+    if counter == 'tokens' then
+      change = (request.amounts.tokens_in or 0) + (request.amounts.tokens_out or 0) - own.tokens
+    end
+    if change ~= 0 then give_back(name, own.at, change) end
   end
 end
 
 local answers, booked = {}, {}
 for i, raw in ipairs(asked.requests) do
   local request = { id = raw[1], at = raw[2], model = raw[3], tombstone_s = raw[5], parts = raw[6], periods = raw[7],
-    amounts = raw[8], event = raw[9], sold = raw[10] }
+    amounts = raw[8], event = raw[9], sold = raw[10], undone = raw[11] }
   local own = read_request(KEYS[1] .. ':' .. request.id)
   if own and own.state == 'settled' then
     answers[i] = 0

@@ -15,11 +15,14 @@ from policies.errors import Unavailable
 from tenants.metering import meters
 from tenants.metering.outcome import Outcome
 from tenants.records import keyspace
+from tenants.records.settings import DEFAULTS, Settings
 from tenants.store import errors
 
 DAY_S = 86_400
 SHORT_TOMBSTONE_S = 3_600
 LONG_TOMBSTONE_S = 7 * DAY_S
+RETURNED_TOMBSTONE_S = 300
+"""A project that is used up returns what its tenants had admitted, request by request."""
 
 
 class State(StrEnum):
@@ -33,6 +36,8 @@ class State(StrEnum):
     """It was not asked: the request was served under local limits."""
     UNDONE = "undone"
     """It was asked, its answer was lost, and the request was not served."""
+    RETURNED = "returned"
+    """It said yes, and the request was not served: another that had to be asked said no."""
 
 
 class Answer(Enum):
@@ -78,6 +83,7 @@ STEPS: dict[State, dict[Answer, Step]] = {
     State.UNSURE: _ALWAYS | {Answer.MISSING: Step.LOST},
     State.HELD: _ALWAYS | {Answer.MISSING: Step.LOST},
     State.UNDONE: _ALWAYS | {Answer.MISSING: Step.DONE},
+    State.RETURNED: _ALWAYS | {Answer.MISSING: Step.DONE},
 }
 """The next step by what the store knew and what it said."""
 TOMBSTONE_S = {
@@ -85,6 +91,7 @@ TOMBSTONE_S = {
     State.UNSURE: LONG_TOMBSTONE_S,
     State.HELD: LONG_TOMBSTONE_S,
     State.UNDONE: LONG_TOMBSTONE_S,
+    State.RETURNED: RETURNED_TOMBSTONE_S,
 }
 """How long the store remembers that it booked a request: of the few that an outage met, as long as they may be held."""
 
@@ -167,13 +174,14 @@ class Settlement:
         own, stays = self.sold, TOMBSTONE_S[self.state]
         # While a tombstone would still be there, its absence says that nothing was booked.
         may_book = not self.sent_at or now - self.sent_at < stays
-        if self.state is State.UNDONE:
-            return [self.id, self.at, own.model, may_book, stays, own.parts, own.periods, {}, [], ""]
+        if self.state in (State.UNDONE, State.RETURNED):
+            return [self.id, self.at, own.model, may_book, stays, own.parts, own.periods, {}, [], "", True]
         amounts = {name: amount for name in AMOUNTS if (amount := getattr(self, name))}
         if self.status.ours and not self.requests:
             amounts["failed"] = 1
-        event = list(self._event().values())
-        return [self.id, self.at, own.model, may_book, stays, own.parts, own.periods, amounts, event, own.label]
+        # A project's usage is that of its tenants, whose events say it.
+        event = list(self._event().values()) if keyspace.is_name(own.tenant) else []
+        return [self.id, self.at, own.model, may_book, stays, own.parts, own.periods, amounts, event, own.label, False]
 
     def _event(self) -> dict[str, str | int]:
         own = self.sold
@@ -194,10 +202,17 @@ class Settlement:
         return list(self._event())
 
 
-def call(settlements: Sequence[Settlement], now: float) -> tuple[Sequence[str], Sequence[Any]]:
-    """Keys and argument of `settle.lua` for settlements of one tenant."""
+def call(
+    settlements: Sequence[Settlement], now: float, kept: Settings = DEFAULTS
+) -> tuple[Sequence[str], Sequence[Any]]:
+    """Keys and argument of `settle.lua` for settlements of one tenant, whose usage and events are kept so long."""
     first = settlements[0]
-    asked = {"names": first.event_names(), "requests": [settlement.argument(now) for settlement in settlements]}
+    asked = {
+        "names": first.event_names(),
+        "usage_s": kept.usage_days * DAY_S,
+        "events_s": kept.events_days * DAY_S,
+        "requests": [settlement.argument(now) for settlement in settlements],
+    }
     return [stem(first.tenant) for stem in STEMS], (json.dumps(asked),)
 
 

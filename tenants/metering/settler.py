@@ -17,6 +17,7 @@ from policies.errors import Unavailable
 from tenants.metering.journal import Journal
 from tenants.metering.rejections import Rejections
 from tenants.metering.settlement import STEPS, Answer, Settlement, State, Step, answer_of, call
+from tenants.records.settings import DEFAULTS
 from tenants.store import scripts, tasks
 from tenants.store.store import TenantStore
 
@@ -57,6 +58,7 @@ class Settler:
         journal: Journal | None = None,
         booked: Callable[[str], None] = lambda tenant: None,
     ) -> None:
+        self.kept = DEFAULTS
         self._store = store
         self._limit = limit
         self._journal = journal
@@ -107,6 +109,10 @@ class Settler:
         """Requests of this process that ended but are not settled, so that the next admission can pass over them."""
         own = self._ended.get(tenant)
         return list(islice(own, MOST_ENDED)) if own else []
+
+    def pending(self, tenant: str, request_id: str) -> bool:
+        """Whether a request that ended is not settled yet."""
+        return request_id in self._ended.get(tenant, ())
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until all is settled that can be; False if that takes longer than `timeout_s`."""
@@ -177,7 +183,7 @@ class Settler:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            await self._rejections.send(loop.time())
+            await self._rejections.send(loop.time(), self.kept.usage_days)
             if batch := self._next(loop.time()):
                 await self._send(batch, loop.time())
             else:
@@ -284,7 +290,7 @@ class Settler:
     async def _booked(self, groups: list[list[Settlement]], now: float) -> list[list[Answer]]:
         """What the store says to each settlement of each group, a group by one script."""
         try:
-            raw = await self._store.run_many(_SETTLE, [call(own, now) for own in groups], partial=True)
+            raw = await self._store.run_many(_SETTLE, [call(own, now, self.kept) for own in groups], partial=True)
         except Unavailable as error:
             raw = [error] * len(groups)
         return [

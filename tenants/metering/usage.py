@@ -12,8 +12,6 @@ from tenants.records import keyspace
 from tenants.records.schema import RecordError
 from tenants.store.store import TenantStore
 
-TTL_S = 400 * 86_400
-"""How long usage is kept."""
 COUNTERS = ("requests", "images", "tokens_in", "tokens_out", "cost", "rejected", "failed", "tokens_reserved")
 """`rejected` are requests beyond a limit, `failed` those that we failed at: neither is in `requests`, nor billed.
 `cost` is in micro-units of the plan's currency. `tokens_reserved` belongs to requests that still run, or whose process
@@ -87,9 +85,19 @@ def last_days(days: int, until: date | None = None) -> list[str]:
     return [(last - timedelta(days=i)).isoformat() for i in range(days)]
 
 
-def days_between(first: date, last: date | None = None) -> list[str]:
-    """The UTC days from `first` to `last` (today), both included, the newest first; none where they are reversed."""
-    return last_days(((last or datetime.now(UTC).date()) - first).days + 1, last)
+def asked_days(first: date | None, last: date | None, days: int, *, most: int) -> list[str]:
+    """The UTC days that somebody asks for by `from`, `to` and how many, the newest first.
+
+    Raises:
+        ValueError: they are reversed, out of reach, or more than `most`; in words for who asked.
+    """
+    if any(day is not None and not 1970 <= day.year <= 9000 for day in (first, last)):
+        raise ValueError("`from` and `to` must lie between the years 1970 and 9000.")
+    last = last or datetime.now(UTC).date()
+    days = (last - first).days + 1 if first else days
+    if not 1 <= days <= most:
+        raise ValueError(f"`from` must not be after `to`, nor more than {most} days before it.")
+    return last_days(days, last)
 
 
 async def read_spent(store: TenantStore, tenant: str, billing_day: int = 1) -> tuple[int, int]:
@@ -97,7 +105,7 @@ async def read_spent(store: TenantStore, tenant: str, billing_day: int = 1) -> t
     today = datetime.now(UTC).date()
     month = today if today.day >= billing_day else today.replace(day=1) - timedelta(days=1)
     first = month.replace(day=billing_day)
-    days = days_between(first, today)
+    days = last_days((today - first).days + 1, today)
     keys = [keyspace.usage_period(tenant, day) for day in days]
     costs = [dict(_numbers(*day)).get("cost", 0) for day in zip(keys, await store.hashes(*keys), strict=True)]
     return costs[0], sum(costs)

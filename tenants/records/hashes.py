@@ -9,12 +9,13 @@ from pydantic import BaseModel, ValidationError
 
 from tenants.records import completeness, keyspace, schedule
 from tenants.records.fields import iso, listed
-from tenants.records.schema import LIMIT_FIELDS, KeyRecord, RecordError, TenantRecord, Terms, TierRecord
+from tenants.records.schema import LIMIT_FIELDS, KeyRecord, ProjectRecord, RecordError, TenantRecord, Terms, TierRecord
 
 RawHash = Mapping[bytes, bytes]
 """A hash as the server answers it."""
 _TERM_FIELDS = frozenset(Terms.model_fields) - {"utility_by_model", "limits_by_model"}
-_TENANT_FIELDS = frozenset({"name", "tier", "status", "focus_locked"})
+_TENANT_FIELDS = frozenset({"name", "tier", "status", "focus_locked", "project"})
+_PROJECT_FIELDS = frozenset(ProjectRecord.model_fields) - {"id"}
 _KEY_FIELDS = frozenset(KeyRecord.model_fields) - {"digest"}
 _Record = TypeVar("_Record", bound=BaseModel)
 
@@ -53,6 +54,20 @@ def parse_key(digest: str, raw: RawHash) -> KeyRecord:
     return _validate(KeyRecord, key, {**values, "digest": digest})
 
 
+def parse_project(project_id: str, raw: RawHash, now: float | None = None) -> ProjectRecord:
+    """Parse `project:<id>`. Raises RecordError, naming key and field."""
+    key = keyspace.project(project_id)
+    values = decode(key, raw)
+    _refuse_unknown(key, values, _PROJECT_FIELDS)
+    return _validate(ProjectRecord, key, {**values, "id": project_id})
+
+
+def dump_project(record: ProjectRecord) -> dict[str, str]:
+    """The fields of `project:<id>`, as the strings that `parse_project` reads."""
+    set_ = {name: getattr(record, name) for name in sorted(record.model_fields_set - {"id"})}
+    return {name: _NONE_WORDS[name] if value is None else _text(value) for name, value in set_.items()}
+
+
 def dump_terms(terms: Terms) -> dict[str, str]:
     """The fields that are set, as the strings that `parse_tier` reads."""
     fields = {f"utility:{model}": _text(level) for model, level in terms.utility_by_model.items()}
@@ -71,6 +86,8 @@ def dump_terms(terms: Terms) -> dict[str, str]:
 def dump_tenant(record: TenantRecord) -> dict[str, str]:
     """The fields of `tenant:<id>`, as the strings that `parse_tenant` reads."""
     fields = {"name": record.name, "tier": record.tier, "status": record.status}
+    if record.project:
+        fields["project"] = record.project
     if record.focus_locked:
         fields["focus_locked"] = "true"
     for model, terms in record.standing_focus.items():
@@ -81,6 +98,8 @@ def dump_tenant(record: TenantRecord) -> dict[str, str]:
 def dump_key(record: KeyRecord) -> dict[str, str]:
     """The fields of `apikey:<sha256>`, as the strings that `parse_key` reads."""
     fields = {"tenant": record.tenant, "label": record.label, "prefix": record.prefix, "status": record.status}
+    if record.project:
+        fields["project"] = record.project
     if record.scopes is not None:
         fields["scopes"] = _text(record.scopes)
     limits = {name: getattr(record, name) for name in LIMIT_FIELDS}

@@ -11,9 +11,10 @@ TENANT = "tenant:"
 APIKEY = "apikey:"
 PLAN = "plan:"
 """A version of a price list: `plan:<name>@<version>`."""
+PROJECT = "project:"
 INSTALLATION = "installation"
 """That this store is an installation's, and which: without it nobody's key is called unknown."""
-TRACKED_PREFIXES = (TIER, TENANT, APIKEY, PLAN, INSTALLATION)
+TRACKED_PREFIXES = (TIER, TENANT, APIKEY, PLAN, PROJECT, INSTALLATION)
 """What entitlements are resolved from: the prefixes whose edits the server announces."""
 
 ADMIN_KEY = "adminkey:"
@@ -36,6 +37,12 @@ NOISE_SECRET_ID = "noise-secret-id"
 """Which noise secret the installation's replicas serve with: 16 hex digits, no secret."""
 RECEIPT_SECRET = "secret:receipts"
 SEED_GUARD = "seed:demo"
+SETTINGS = "settings"
+"""What an admin has set for the whole installation."""
+WEBHOOKS = "webhooks"
+"""Hash of names to addresses: where alerts are sent."""
+WEBHOOK_SECRET = "secret:webhook:"
+"""Before a webhook's name: what its messages are signed with. Apart from its record: admins write and never read it."""
 
 _RANDOM = 43
 """Characters of 256 bits in URL-safe base 64."""
@@ -72,6 +79,15 @@ def tenant(tenant_id: str) -> str:
     return TENANT + tenant_id
 
 
+def project(project_id: str) -> str:
+    return PROJECT + project_id
+
+
+def shared(project_id: str) -> str:
+    """What a project is called where a tenant's counters are named: no tenant may be called so."""
+    return f"project:{project_id}"
+
+
 def apikey(digest: str) -> str:
     return APIKEY + digest
 
@@ -90,6 +106,32 @@ def named_tenant(secret: str) -> str | None:
     """The tenant that a key of the form of `new_secret` names, whosever it is; None for one of another form."""
     name = secret[3 : -_RANDOM - 1] if secret.startswith("sk-") and secret[-_RANDOM - 1 : -_RANDOM] == "-" else ""
     return name if is_name(name) else None
+
+
+def webhook_secret(name: str) -> str:
+    return WEBHOOK_SECRET + name
+
+
+ALERT = "alert:{alerts}:"
+"""Before all that is known of alerts; one hash tag, so that one script may touch them all."""
+
+
+def alert_seen(subject: str) -> str:
+    """That an alert was raised; it expires when it may be raised again."""
+    return f"{ALERT}seen:{subject}"
+
+
+def alert_body(number: str) -> str:
+    """An alert's message (JSON)."""
+    return f"{ALERT}body:{number}"
+
+
+ALERTS_DUE = f"{ALERT}due"
+"""Sorted set of deliveries, `<id> <webhook>`, by the unix second at which each is to be tried next."""
+ALERTS_TRIED = f"{ALERT}tried"
+"""Hash of deliveries to how often each was tried."""
+ALERTS_LEADER = f"{ALERT}leader"
+"""Which gateway delivers alerts; it expires with it."""
 
 
 def admin_key(digest: str) -> str:
@@ -202,6 +244,42 @@ def events(tenant_id: str) -> str:
 def tenant_of_events(key: str) -> str:
     """Whose stream of `events` this is."""
     return key[len(EVENTS) + 1 : -1]
+
+
+BATCHES_OPEN = "batches-open"
+"""Sorted set of the batches that have not ended, `<tenant> <id>` by the second of their making: gateways look here."""
+FILE_BYTES = "file-bytes"
+"""Hash of tenant to the bytes of its files, for the bound over all of them."""
+
+
+def files(tenant_id: str) -> str:
+    """Hash of a tenant's files, id to what they are (JSON)."""
+    return f"files:{{{tenant_id}}}"
+
+
+def file_part(tenant_id: str, file_id: str, number: int) -> str:
+    """A piece of a file; it expires with the file."""
+    return f"file:{{{tenant_id}}}:{file_id}:{number}"
+
+
+def batches(tenant_id: str) -> str:
+    """Sorted set of a tenant's batches, id by the second of their making."""
+    return f"batches:{{{tenant_id}}}"
+
+
+def open_batches(tenant_id: str) -> str:
+    """The same of those that have not ended."""
+    return f"batches:{{{tenant_id}}}:open"
+
+
+def batch(tenant_id: str, batch_id: str) -> str:
+    """Hash of a batch: what was asked, its status, its counts, and which gateway has it until when."""
+    return f"batch:{{{tenant_id}}}:{batch_id}"
+
+
+def batch_results(tenant_id: str, batch_id: str) -> str:
+    """Hash of a batch's results, the number of their line to one line of output; gone once its files are written."""
+    return f"batch:{{{tenant_id}}}:{batch_id}:results"
 
 
 STORE_ID = "store-id"

@@ -91,10 +91,20 @@ class Terms(LimitFields):
     models: Names = None
 
 
-SCOPES = ("inference", "entitlements")
-"""What a key may do: call models, or only read what it may do."""
+SCOPES = ("inference", "entitlements", "usage")
+"""What a key may do: call models, only read what it may do, or read what its tenant has used."""
 MODEL_SCOPE = "model:"
 """Before a model's id: the key may call that model."""
+
+
+def _is_project(value: str) -> str:
+    if value and not keyspace.is_name(value):
+        raise ValueError("expected a project's id")
+    return value
+
+
+Project = Annotated[str, AfterValidator(_is_project)]
+"""The project whose limits hold too; "": none."""
 
 
 class _Scheduled(BaseModel):
@@ -125,9 +135,17 @@ class TenantRecord(_Scheduled):
     name: str
     tier: str
     status: Literal["active", "suspended"] = "active"
+    project: Project = ""
     focus_locked: bool = False
     standing_focus: Mapping[str, Mapping[str, Strength]] = Field(default_factory=dict)
     overrides: Terms = Field(default_factory=Terms)
+
+
+class ProjectRecord(LimitFields):
+    """`project:<id>`: limits that its tenants and keys share, beside their own."""
+
+    id: str
+    billing_day: Annotated[int, Field(ge=1, le=28)] = 1
 
 
 class KeyRecord(LimitFields):
@@ -135,6 +153,7 @@ class KeyRecord(LimitFields):
 
     digest: str
     tenant: str
+    project: Project = ""
     label: str = ""
     prefix: str = ""
     scopes: Names = None
@@ -163,6 +182,17 @@ class KeyRecord(LimitFields):
     def id(self) -> str:
         """What support and `tenants key revoke` call this key: the first 12 digits of its hash."""
         return self.digest[:12]
+
+    def age_days(self, now: float) -> int | None:
+        """Whole days since it was made; None where that is not known."""
+        return None if self.created_at is None else int((now - self.created_at) // 86_400)
+
+    def old(self, now: float, days: int | None) -> bool:
+        """Whether it is in use and older than so many days; one of unknown age is."""
+        if days is None or self.status != "active" or self.expired(now):
+            return False
+        age = self.age_days(now)
+        return age is None or age > days
 
     def expired(self, now: float) -> bool:
         """Whether the key has run out at `now`, in unix seconds."""

@@ -12,20 +12,36 @@ from tenants.records.prices import ANY, UNITS
 from tenants.records.schema import LIMIT_FIELDS, MODEL_SCOPE
 from tenants.store.store import TenantStore
 
-Catalog = Mapping[str, frozenset[str] | None]
-"""Model to its classes; None where it answers in words, of which any may be meant."""
+_ALIAS = "alias_of"
 
 
-async def enter(store: TenantStore, model: str, classes: Iterable[str] | None) -> None:
-    """Say, as a replica, what a model's classes are; None for one that answers in words."""
+class Catalog(dict[str, "frozenset[str] | None"]):
+    """Model to its classes; None where it answers in words, of which any may be meant.
+
+    Attributes:
+        aliases: other names that clients may call models by, to the model of each. No record goes by one.
+    """
+
+    def __init__(
+        self, models: Mapping[str, frozenset[str] | None] | None = None, aliases: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(models or {})
+        self.aliases = dict(aliases or {})
+
+
+async def enter(store: TenantStore, model: str, classes: Iterable[str] | None, aliases: Iterable[str] = ()) -> None:
+    """Say, as a replica, what a model's classes are, None for one that answers in words; and its other names."""
     listed = None if classes is None else sorted(classes)
-    await store.execute("HSET", keyspace.CATALOG, model, json.dumps(listed))
+    others = [word for name in aliases for word in (name, json.dumps({_ALIAS: model}))]
+    await store.execute("HSET", keyspace.CATALOG, model, json.dumps(listed), *others)
 
 
 async def read(store: TenantStore) -> Catalog:
     """Every model that has ever been served; none in a store that no replica has seen."""
     raw = (await store.hashes(keyspace.CATALOG))[0]
-    return {name.decode("utf-8", "replace"): _classes(value) for name, value in raw.items()}
+    entries = {name.decode("utf-8", "replace"): _listed(value) for name, value in raw.items()}
+    aliases = {name: str(listed[_ALIAS]) for name, listed in entries.items() if isinstance(listed, dict)}
+    return Catalog({name: _classes(listed) for name, listed in entries.items() if name not in aliases}, aliases)
 
 
 def misspelt(catalog: Catalog, fields: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
@@ -46,7 +62,10 @@ def misspelt(catalog: Catalog, fields: Mapping[str, str | None]) -> Iterator[tup
         elif target == "scopes":
             models = [s.removeprefix(MODEL_SCOPE) for s in names_of(value) if s.startswith(MODEL_SCOPE)]
         for name in models:
-            if name not in catalog:
+            if name in catalog.aliases and name not in catalog:
+                of = catalog.aliases[name]
+                yield field, f"'{name}' is another name of the model {of}, and records go by its id: write {of}"
+            elif name not in catalog:
                 yield field, f"no model '{name}' has been served{_meant(name, catalog)}"
         if kind == "focus" and (classes := catalog.get(model)) is not None and term not in classes:
             yield field, f"{model} has no class '{term}'{_meant(term, classes)}"
@@ -68,11 +87,18 @@ def _meant(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
-def _classes(value: bytes) -> frozenset[str] | None:
+def _listed(value: bytes) -> list[str] | dict[str, str] | None:
+    """An entry as it was written; None of one that was not."""
     try:
         listed = json.loads(value)
     except ValueError:
         return None
+    if isinstance(listed, dict) and _ALIAS in listed:
+        return listed
+    return listed if isinstance(listed, list) else None
+
+
+def _classes(listed: object) -> frozenset[str] | None:
     if not isinstance(listed, list):
         return None
     names = {str(name) for name in listed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from policies.errors import Unavailable
 from policies.terms import Share, Tier
 
 MODEL = ModelInfo(id="text", task=Task.TEXT, classes=None, floor=0.1, context=1000, created=1)
+EMBEDDER = ModelInfo(id="embed", task=Task.EMBEDDING, classes=None, floor=0.01, context=1000, dimensions=2, created=1)
 QUESTION: list[Any] = [{"role": "user", "content": "Hi"}]
 LOGPROBS = (
     TokenLogprob("Hel", -0.5, (("Hel", -0.5), ("Hol", -1.5)), 0),
@@ -37,6 +39,7 @@ class Script:
         self.broken: list[Exception] = []
         self.fails = False
         self.model = MODEL
+        self.standing: dict[str, dict[str, float]] = {}
         self.said: list[str] = []
         """Pieces that an answer has in place of its greeting."""
         self.reads: asyncio.Event | None = None
@@ -44,12 +47,12 @@ class Script:
 
     async def authenticate(self, context: Any, api_key: str) -> Any:
         context.entitlements = SimpleNamespace(
-            tenant="own", tier=self.tier, share=lambda: Share(flow="own"), show_cost=False
+            tenant="own", tier=self.tier, show_cost=False, share=lambda: Share(flow="own"), focus=self.standing.get
         )
         return context.entitlements
 
     def entitle(self, entitlements: Any, model_id: str) -> ModelInfo:
-        return self.model
+        return EMBEDDER if model_id == EMBEDDER.id else self.model
 
     def models_for(self, entitlements: Any) -> list[ModelInfo]:
         return [self.model]
@@ -66,9 +69,13 @@ class Script:
         try:
             lease = SimpleNamespace(settle=self.settled.update, short=self.short, broke=self.broken.append)
             deadline = asyncio.get_running_loop().time() + 120
-            yield SimpleNamespace(stream=self.stream, lease=lease, deadline=deadline)
+            yield SimpleNamespace(stream=self.stream, call=self.call, lease=lease, deadline=deadline)
         finally:
             self.released += 1
+
+    async def call(self, method: str, prompts: list[list[int]], field: str) -> list[bytes]:
+        """Of each text its number of tokens, and one."""
+        return [array("f", [len(ids), 1.0]).tobytes() for ids in prompts]
 
     async def stream(
         self, method: str, prompts: list[list[int]], field: str, params: dict[str, Any]

@@ -54,6 +54,8 @@ class Application:
     process: subprocess.Popen[bytes] | None = None
     created: list[str] = field(default_factory=list)
     printed: list[str] = field(default_factory=list)
+    page: str = ""
+    """The origin whose pages may call, by `cors_origins`; nothing listens there."""
     met: dict[str, tuple[int, Any]] = field(default_factory=dict)
     """What was answered while `/readyz` said `partial`: status, and body or error code."""
 
@@ -163,12 +165,14 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     config["http_options"]["port"] = port
     base_url = f"http://127.0.0.1:{port}"
     config["applications"][0]["args"]["store"] |= {"data_dir": str(folder / "data"), "public_url": base_url}
+    page = f"http://127.0.0.1:{free_port()}"
+    config["applications"][0]["args"].setdefault("gateway", {})["cors_origins"] = [page]
     paragraphs = BUNDLED.read_text().split("\n\n")
     (folder / "few.txt").write_text("\n\n".join(paragraphs[:MIN_PARAGRAPHS]))
     (text,) = [model for model in config["applications"][0]["args"]["models"] if model["id"] == TEXT]
     text["calibration"] = str(folder / "few.txt")
     (folder / "serve_config.yaml").write_text(yaml.safe_dump(config))
-    application = Application(folder / "serve_config.yaml", base_url, folder / "data")
+    application = Application(folder / "serve_config.yaml", base_url, folder / "data", page=page)
     try:
         application.start()
         yield application

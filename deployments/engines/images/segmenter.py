@@ -19,6 +19,7 @@ from deployments.engines.images.decoding import encode_label_map, encode_mask
 from deployments.engines.images.duplicates import MOST_STEPS, Duplicate
 from deployments.engines.images.engine import VisionEngine
 from deployments.engines.images.items import ItemLogits
+from deployments.engines.images.runs import run_lengths
 from deployments.engines.images.sample import UpsamplingReadout, readout_points
 from deployments.engines.live import Kept
 from policies.answers import highest
@@ -78,6 +79,25 @@ class LabelMap(NamedTuple):
         return {"labels": labels, "map": base64.b64encode(self.map).decode()}
 
 
+class Runs(NamedTuple):
+    """One class that a picture shows, its mask as COCO's run-length encoding.
+
+    Attributes:
+        size: height and width in pixels.
+        counts: the runs, compressed.
+    """
+
+    label: str
+    score: float | None
+    size: tuple[int, int]
+    counts: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As `pycocotools.mask.decode` takes its `segmentation`."""
+        segmentation = {"size": list(self.size), "counts": self.counts}
+        return {"label": self.label, "score": self.score, "segmentation": segmentation}
+
+
 class ImageSegmenter(VisionEngine):
     """A semantic segmenter; an audit row is a pixel of the answer, of which the audit takes some."""
 
@@ -110,6 +130,12 @@ class ImageSegmenter(VisionEngine):
         pixels, there = self._labelled(item, modulation, size)
         regions = tuple(Region(k, self.classes[k], score) for k, score in there.items())
         return LabelMap(regions, encode_label_map(pixels, len(self.classes)))
+
+    @torch.inference_mode()
+    def runs(self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]) -> list[Runs]:
+        """As `answer`, in runs of pixels."""
+        pixels, there = self._labelled(item, modulation, size)
+        return [Runs(self.classes[k], score, size, run_lengths(pixels == k)) for k, score in there.items()]
 
     def _labelled(
         self, item: ItemLogits, modulation: Modulation, size: tuple[int, int]

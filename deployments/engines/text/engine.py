@@ -127,8 +127,8 @@ class TextEngine:
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         key = seed_key(self.draw_secret, seed, choice)
         seat = Seat(setting, params, key, prompt, held, features=features, flow=share.flow, matcher=matcher)
-        request = Request(share.flow, prompt, params, seat, salted_id(share.flow), meter or Meter())
-        self.line.push(share.flow, share.weight, request.pages, request)
+        request = Request(share.lane, prompt, params, seat, salted_id(share.flow, params.reads), meter or Meter())
+        self.line.push(share.lane, share.pull, request.pages, request)
         request.meter.open()
         try:
             self._admit()
@@ -209,11 +209,12 @@ class TextEngine:
             accepted = self._manager.add_request(
                 request.prompt,
                 request_id=request.id,
-                max_new_tokens=request.params.max_tokens,
+                max_new_tokens=request.params.drawn,
                 streaming=True,
                 eos_token_id=-1 if request.params.ignore_eos else None,
                 seat=request.number,
                 flow=request.flow,
+                reads=request.params.reads,
             )
         finally:
             if accepted is None:

@@ -23,6 +23,7 @@ from deployments.engines.live import Kept
 from deployments.engines.memory import free_share
 from deployments.engines.text.admission import SEATS_PER_ROW
 from deployments.engines.text.calibration import calibration_steps
+from deployments.engines.text.echo import Echo
 from deployments.engines.text.ending import Ending
 from deployments.engines.text.engine import TextEngine
 from deployments.engines.text.grammars.grammars import Grammars
@@ -169,7 +170,14 @@ class Generator(CalibratedEngine):
             NotEntitled: log-probabilities, or what measures logits, beyond the disclosure.
         """
         check_text_disclosure(modulation.disclosure, logprobs=params.logprobs, probes=params.probes)
-        check_context(self.context, len(prompt), params.max_tokens, param=param)
+        check_context(self.context, len(prompt), params.drawn, param=param)
+        if params.reads and modulation.focus:
+            raise InvalidRequest(
+                "echo with logprobs tells of a prompt at its level, without focus; leave one of the three out."
+                f" In force are: {', '.join(modulation.focus)}.",
+                param="echo",
+                code="invalid_value",
+            )
         self.language_model.encoder.checked([token for token, _ in params.logit_bias], "logit_bias")
         self.language_model.encoder.checked(list(params.stop_token_ids), "stop_token_ids")
         for field, asked in (("ignore_eos", params.ignore_eos), ("min_tokens", params.min_tokens > 0)):
@@ -220,13 +228,22 @@ class Generator(CalibratedEngine):
         setting = await asyncio.to_thread(self.setting, modulation)
         grammar = params.grammar
         matcher = None if grammar is None else await self.grammars.matcher(grammar, share)
-        text = self._transcript(prompt, params, modulation.disclosure.digits)
-        seen, most, ending = 0, params.logprobs or 0, Ending(params, self.language_model.end_tokens)
+        most, rounded = params.logprobs or 0, _rounding(modulation.disclosure.digits)
+        echo = Echo(self.tokenizer.backend_tokenizer, prompt, self.encode("")) if params.echo else None
+        text = self._transcript(prompt, params, rounded, len(echo.text) if echo else 0)
+        seen, ending = 0, Ending(params, self.language_model.end_tokens)
         run = self.engine.run(prompt, params, setting, share, choice, matcher=matcher, meter=meter)
         async with aclosing(run) as steps:
             async for step in steps:
                 if matcher is not None and matcher.fault is not None:
                     raise _unfollowed(matcher)
+                if echo is not None and (step.tokens or step.last):
+                    of_prompt = echo.logprobs(step.echoed, most, rounded) if params.reads else ()
+                    reason = None if params.max_tokens else "length"
+                    yield TextDelta(echo.text, 0, reason, step.read, 0, logprobs=of_prompt, cached_tokens=step.cached)
+                    if reason is not None:
+                        return
+                    echo = None
                 told, taken, stopped = ending.take(step.tokens)
                 seen += taken
                 piece = text.push(told, step.records[: len(told)], most)
@@ -237,14 +254,17 @@ class Generator(CalibratedEngine):
                 if reason is not None:
                     return
 
-    def _transcript(self, prompt: list[int], params: SamplingParams, digits: int | None) -> Transcript:
+    def _transcript(
+        self, prompt: list[int], params: SamplingParams, rounded: Callable[[float], float], before: int
+    ) -> Transcript:
         return Transcript(
             self.tokenizer.backend_tokenizer,
             prompt,
             params.stop,
             self.language_model.end_tokens,
-            lambda logprob: logprob if digits is None else round(logprob, digits),
+            rounded,
             params.min_tokens,
+            before=before,
         )
 
     def healthy(self, most_s: float = math.inf) -> None:
@@ -259,6 +279,10 @@ class Generator(CalibratedEngine):
         """Stop the engine for good; what is running or waiting fails as unavailable."""
         self.engine.close()
         self.grammars.close()
+
+
+def _rounding(digits: int | None) -> Callable[[float], float]:
+    return lambda logprob: logprob if digits is None else round(logprob, digits)
 
 
 def _unfollowed(matcher: Matcher) -> InvalidRequest:

@@ -97,6 +97,7 @@ def start_manager(
     take_older_calls(manager.batch_processor.cache, model.model)
     scheduler: FairScheduler = manager.batch_processor.scheduler
     scheduler.on_read, scheduler.on_cancelled, scheduler.shares = on_read, on_cancelled, shares
+    scheduler.on_step = seats.scheduled
     scheduler.guests = Guests(_sizes(device))
     faults = Faults(manager, seats)
     manager.start()

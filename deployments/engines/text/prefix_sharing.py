@@ -11,9 +11,11 @@ _HEX = 8
 _LARGEST = 2**31 - 1
 
 
-def salted_id(flow: str) -> str:
-    """A new request's id, which carries its tenant's salt."""
-    return hashlib.blake2b(flow.encode(), digest_size=_WORDS * _HEX // 2).hexdigest() + uuid.uuid4().hex
+def salted_id(flow: str, alone: bool = False) -> str:
+    """A new request's id, which carries its tenant's salt; or one of its own, with which it shares no pages at all."""
+    own = uuid.uuid4().hex
+    salt = own if alone else flow
+    return hashlib.blake2b(salt.encode(), digest_size=_WORDS * _HEX // 2).hexdigest() + own
 
 
 def salt_pages(cache: Any) -> None:

@@ -22,6 +22,8 @@ class Progress:
         last: whether that is all.
         records: one for each of them where log-probabilities were asked for, else none.
         cached: of `read`, those that the model had in its cache.
+        echoed: one for each token of the prompt but its first, where their log-probabilities were asked for, once it
+            has been read.
     """
 
     read: int
@@ -29,6 +31,7 @@ class Progress:
     last: bool
     records: list[LogprobRecord]
     cached: int = 0
+    echoed: list[LogprobRecord] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -50,7 +53,7 @@ class Request:
     @property
     def pages(self) -> int:
         """Of the whole answer, which are reserved before the first token."""
-        return pages_of(len(self.prompt) + self.params.max_tokens)
+        return pages_of(len(self.prompt) + self.params.drawn)
 
     def read(self, left: int, step: int) -> None:
         """All but `left` tokens of the prompt are in a step, which has `step` of them, or read before it."""
@@ -65,7 +68,8 @@ class Request:
         told, self.told = self.told, len(answer)
         self.meter.read(self.prompt, len(self.prompt))
         records = self.seat.records[told : self.told]
-        self.events.put_nowait(Progress(len(self.prompt), answer[told:], last, records, self.cached or 0))
+        told_of = (records, self.cached or 0, self.seat.read)
+        self.events.put_nowait(Progress(len(self.prompt), answer[told:], last, *told_of))
 
 
 def failed() -> ServiceError:

@@ -20,7 +20,7 @@ class SamplingParams:
     """How one answer is drawn.
 
     Attributes:
-        max_tokens: most tokens of the answer, at least 1.
+        max_tokens: most tokens of the answer, at least 1; 0 where it is an echo alone.
         temperature: 0 is greedy.
         top_p: nucleus, in (0, 1].
         top_k: most likely tokens to draw from; 0 is all.
@@ -37,6 +37,7 @@ class SamplingParams:
         logit_bias: (token, added to its logit) pairs.
         logprobs: log-probabilities of the answer's tokens with so many of the likeliest beside each; None: none.
         grammar: what the answer must be; None: anything.
+        echo: whether the prompt comes before the answer; with `logprobs` its tokens' log-probabilities, too.
     """
 
     max_tokens: int
@@ -55,6 +56,17 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     grammar: Grammar | None = None
+    echo: bool = False
+
+    @property
+    def reads(self) -> bool:
+        """Whether the prompt's own tokens have log-probabilities."""
+        return self.echo and self.logprobs is not None
+
+    @property
+    def drawn(self) -> int:
+        """Most tokens that are drawn: one at least, at which a prompt has been read."""
+        return max(1, self.max_tokens)
 
     @property
     def random(self) -> bool:

@@ -17,6 +17,8 @@ from deployments.engines.text.token_shares import TokenShares
 
 PAGE = 128
 """Tokens of a cache page: small, since a page is reserved whole."""
+ECHO_TOKENS = 256
+"""Tokens of a step in which a prompt's own log-probabilities are made: each has a row of logits."""
 FAIR = "fair"
 """Our scheduler's name among transformers'."""
 
@@ -48,6 +50,8 @@ class FairScheduler(FIFOScheduler):
     """
 
     on_read: Callable[[str, int, int], None] | None = None
+    on_step: Callable[[list[FutureRequestState]], None] | None = None
+    """Told of the sequences of each step, in their order."""
     on_cancelled: Callable[[str], None] | None = None
     shares: TokenShares
     guests: Guests
@@ -67,6 +71,8 @@ class FairScheduler(FIFOScheduler):
     ) -> tuple[list[FutureRequestState] | None, bool, int, int]:
         """The next step, as the base class has it."""
         self._step += 1
+        if any(map(_echoes, [*self.active_requests.values(), *self.waiting_requests.values()])):
+            token_budget = min(token_budget, ECHO_TOKENS)
         candidates = self._in_turn(token_budget)
         self.in_step = [Before.of(state) for state in candidates]
         asked = [(_flow(s), s.status == RequestStatus.DECODING, _tokens(s)) for s in candidates]
@@ -86,6 +92,8 @@ class FairScheduler(FIFOScheduler):
             self.shares.charge(_flow(future.state), future.query_length)
         if not scheduled and failed:
             return None, fast, 0, 0
+        if self.on_step:
+            self.on_step(scheduled)
         return scheduled, fast, queries, read
 
     def _in_turn(self, token_budget: int) -> list[RequestState]:
@@ -154,6 +162,11 @@ def _flow(state: RequestState) -> str:
 def _tokens(state: RequestState) -> int:
     """Tokens that a sequence would have processed next."""
     return 1 if state.status == RequestStatus.DECODING else len(state.remaining_prefill_tokens)
+
+
+def _echoes(state: RequestState) -> bool:
+    """Whether a sequence's prompt is being read for its own log-probabilities."""
+    return bool(state.logit_processor_kwargs.get("reads")) and state.status != RequestStatus.DECODING
 
 
 def pages_of(tokens: int) -> int:

@@ -16,7 +16,7 @@ from policies.head.slots import Setting
 
 @dataclass(frozen=True)
 class LogprobRecord:
-    """Log-probabilities of one drawn token, of the modulated logits.
+    """Log-probabilities of one token, of the modulated logits.
 
     Attributes:
         chosen: scalar, the token's own.
@@ -46,6 +46,7 @@ class Seat:
         prompt: its tokens before the answer.
         held: what its setting needs, from `Head.prepare`: while it waits for its turn others do not displace it.
         records: one for each drawn token, where the parameters ask for log-probabilities.
+        read: of the tokens of the prompt but its first, where the parameters ask for theirs; in order.
         features: [H] inputs of the final layer, one for each drawn token, where a list is given: what calibrates.
         flow: whose it is, for the live rows.
         matcher: keeps it to its grammar, where it has one.
@@ -59,6 +60,7 @@ class Seat:
     prompt: list[int]
     held: list[Future[Tensor]] = field(default_factory=list)
     records: list[LogprobRecord] = field(default_factory=list)
+    read: list[LogprobRecord] = field(default_factory=list)
     features: list[Tensor] | None = None
     flow: str = ""
     matcher: Matcher | None = None

@@ -14,6 +14,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from deployments.engines.live import LiveRows
 from deployments.engines.text.draws import DrawPlan, DrawTables
 from deployments.engines.text.grammars.masks import Masks
+from deployments.engines.text.prompt_rows import PromptRows
 from deployments.engines.text.seat import LogprobRecord, Seat
 from deployments.engines.text.step_counts import StepCounts
 from policies.answers import highest
@@ -56,7 +57,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         counts: LevelAudit,
         ends: Collection[int] = (),
     ) -> None:
-        self.supported_kwargs: dict[str, type] = {"seat": int, "flow": str}
+        self.supported_kwargs: dict[str, type] = {"seat": int, "flow": str, "reads": bool}
         self.ignored_kwargs: tuple[str, ...] = ()
         self._final, self._device = final, final.weight.device
         self._nobody, self._rows = seats, rows
@@ -75,6 +76,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         self._row_seats: list[int] = []
         self._planned: list[int] = []
         self._slots: Tensor | None = None
+        self._prompts = PromptRows(self._device)
         self._steps = StepCounts(seats, self._device)
         self._places: dict[int, tuple[int, int, str]] = {}
         self.head: Head | None = None
@@ -83,6 +85,7 @@ class Seats(ContinuousBatchingLogitsProcessor):
         self._features: Tensor | None = None
         self._hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._read),
             final.register_forward_pre_hook(self._remember),
         ]
 
@@ -158,27 +161,43 @@ class Seats(ContinuousBatchingLogitsProcessor):
         """No seat."""
         int32_tensor.fill_(-1)
 
+    def scheduled(self, states: Sequence[FutureRequestState]) -> None:
+        """The sequences of the next step, in their order."""
+        places = [(s.state.logit_processor_kwargs["seat"], s.state.position_offset, s.query_length) for s in states]
+        self._prompts.plan(places, self._taken)
+
     def prepare_tensor_args(self, requests_with_new_token: list[FutureRequestState]) -> Tensor:
         """Seat numbers of the step's rows, int32; as many rows more as there can be have none."""
         self._row_seats = [request.state.logit_processor_kwargs["seat"] for request in requests_with_new_token]
         padding = [-1] * (self._rows - len(self._row_seats))
         return torch.tensor(self._row_seats + padding, dtype=torch.int32)
 
-    def _begin(self, _model: nn.Module, _inputs: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+    def _begin(
+        self, _model: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a step's forward, on its stream: what has changed is written, and each row gets its slot."""
         if "logits_processor_args" not in given:
-            return  # not the engine: `generate` on the same model
+            return None  # not the engine: `generate` on the same model
         slots = given["logits_processor_args"][0].long()
+        more = self._prompts.begin(len(slots))
         with self._lock:
             self._in_step = True
             self._slots = torch.where(slots < 0, self._nobody, slots)
             if self.head is not None:
-                self.head.seats = self._slots
-            if self._changed or self._planned != self._row_seats:
-                self._changed, self._planned = False, self._row_seats
-                self._seat({n: self._taken[n] for n in self._row_seats if n in self._taken})
+                self.head.seats = self._slots if more is None else torch.cat([self._slots, more.slots])
+            numbers = [*self._row_seats, *self._prompts.numbers]
+            if self._changed or self._planned != numbers:
+                self._changed, self._planned = False, numbers
+                self._seat({n: self._taken[n] for n in numbers if n in self._taken})
         self._masks.advance()
         self._begun = True
+        if more is None:
+            return None
+        return inputs, given | {"logits_to_keep": torch.cat([given["logits_to_keep"], more.rows])}
+
+    def _read(self, _model: nn.Module, _inputs: tuple[Any, ...], answer: Any) -> None:
+        """After it: rows of prompts are taken off the logits, which from here on are those of next tokens."""
+        answer.logits = self._prompts.taken(answer.logits)
 
     def between_steps(self) -> None:
         """In the engine's thread: the last step stands, and none has begun."""
@@ -264,6 +283,11 @@ class Seats(ContinuousBatchingLogitsProcessor):
         last = None
         if self.head is not None:
             last, self.head.last, self.head.seen = self.head.last, None, None
+        if more := self._prompts.ended():
+            features = None if features is None or len(features) != rows + more else features[:rows]
+            if self.head is not None and last is not None:
+                last = last.first(rows)
+                self.head.focus.first(rows)
         if features is None or len(features) != rows or (self.head is not None and last is None):
             raise RuntimeError("the final layer's input does not match its logits: the head is not in the path")
         return features, last

@@ -23,6 +23,7 @@ class Transcript:
         silent: tokens that no log-probability is told of: those that end an answer.
         rounded: a log-probability as the tenant may see it.
         least: tokens in whose text no stop is looked for.
+        before: characters that were told before the answer.
     """
 
     def __init__(
@@ -33,11 +34,12 @@ class Transcript:
         silent: frozenset[int],
         rounded: Round,
         least: int = 0,
+        before: int = 0,
     ) -> None:
         self._least = least
         self._silent, self._rounded = silent, rounded
         self._text, self._stops = Detokenizer(tokenizer, prompt), StopMatcher(stops)
-        self._read = self._told = 0
+        self._read = self._told = before
         self._held: list[tuple[int, TokenLogprob]] = []
 
     @property

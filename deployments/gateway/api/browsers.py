@@ -40,7 +40,7 @@ class Browsers:
         return CORSMiddleware(
             self._app,
             allow_origins=list(origins),
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=EXPOSED,
             max_age=3600,

@@ -13,7 +13,9 @@ from deployments.gateway import context as request_context
 from deployments.gateway import service
 from deployments.gateway.api.direct import Handler, Reader, direct
 from deployments.gateway.api.tolerance import Leniency, leniency
+from deployments.gateway.batches.lines import BATCH_LINE, Caller
 from policies.errors import InvalidRequest
+from tenants.live.entitlements import Entitlements
 
 IGNORED = "x-ignored-parameters"
 """Names what of a request asked for nothing, and was dropped."""
@@ -43,11 +45,13 @@ class KeyedRoute(APIRoute):
         async def keyed(request: Request) -> Response:
             gateway, intake = request.app.state.gateway, request.app.state.intake
             context = request.state.context
-            own = await gateway.authenticate(context, _api_key(request))
+            own = await _caller(gateway, context, request)
+            # A batch's lines have their own part of what a tenant may have under way, and refused.
+            flow = own.share().lane
             read = Leniency(strict=gateway.settings.now.strict)
             leniency.set(read)
-            async with intake.charged(own.tenant, request.headers):
-                async with intake.read(request, own.tenant):
+            async with intake.charged(flow, request.headers):
+                async with intake.read(request, flow):
                     if self.body_field is not None:
                         check_json(request.headers.get("content-type", ""))
                     try:
@@ -63,11 +67,16 @@ class KeyedRoute(APIRoute):
 def check_json(content_type: str) -> None:
     """Refuse a body that is declared to be something else. Raises InvalidRequest."""
     if not is_json(content_type):
-        said = f"'{content_type[:100]}'" if content_type else "not given"
         raise InvalidRequest(
-            f"The body's content type is {said}; send JSON, with the header 'Content-Type: application/json'.",
+            f"The body's content type is {said_kind(content_type)}; send JSON, with the header"
+            " 'Content-Type: application/json'.",
             code="invalid_content_type",
         )
+
+
+def said_kind(content_type: str) -> str:
+    """What a body is declared to be, for a message."""
+    return f"'{content_type[:100]}'" if content_type else "not given"
 
 
 def is_json(content_type: str) -> bool:
@@ -76,7 +85,15 @@ def is_json(content_type: str) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-def _api_key(request: Request) -> str:
+async def _caller(gateway: service.Gateway, context: request_context.RequestContext, request: Request) -> Entitlements:
+    """Whose key a request has; of a batch's line, of which only this process can say so, whose it had."""
+    if isinstance(line := request.scope.get(BATCH_LINE), Caller):
+        return await gateway.authenticate_again(context, line.digest, line.tenant)
+    return await gateway.authenticate(context, api_key(request))
+
+
+def api_key(request: Request) -> str:
+    """The key that a request came with; "": none."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()

@@ -30,6 +30,9 @@ _EXPECTED = {
     "dict_type": "an object",
     "list_type": "a list",
     "string_type": "a string",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
 }
 """What pydantic's complaints about a value's type ask for."""
 
@@ -66,8 +69,10 @@ def from_validation(details: list[Any]) -> errors.InvalidRequest:
     if first["type"] in ("extra_forbidden", UNSUPPORTED):
         instead = first["msg"] if first["type"] == UNSUPPORTED else "Leave it out."
         return errors.InvalidRequest(f"Unsupported parameter: '{param}'. {instead}", param=param, code=UNSUPPORTED)
+    if first["type"] == "missing" and param is None:
+        return errors.InvalidRequest("The body is empty; send a JSON object.", code="missing")
     if first["type"] == "missing":
-        return errors.InvalidRequest(f"Missing required parameter: '{param or 'body'}'.", param=param, code="missing")
+        return errors.InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing")
     if first["type"] in _EXPECTED:
         said = f"{_kind(first['input'])} was sent; send {_EXPECTED[first['type']]}"
         return errors.InvalidRequest(f"Invalid '{param or 'body'}': {said}.", param=param, code="invalid_type")

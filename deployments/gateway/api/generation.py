@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
@@ -16,9 +16,10 @@ from deployments.contracts.catalog import ModelInfo, TextDelta
 from deployments.contracts.grammar import Grammar
 from deployments.contracts.text_rules import beyond_context, check_context, check_text_disclosure, probes_of
 from deployments.gateway.api.dependencies import Context, Gateway
+from deployments.gateway.api.sampled import Sampled
 from deployments.gateway.api.streams import COMMENT_EVERY_S, LeasedStream, Waited
-from deployments.gateway.api.text_answers import ChatShape, CompletionShape, Tally
-from deployments.gateway.api.text_schemas import GenerationRequest
+from deployments.gateway.api.tasks import check_task
+from deployments.gateway.api.text_answers import Tally
 from deployments.gateway.ticket import Cost, Ticket
 from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
@@ -32,9 +33,21 @@ _LEAST_ANSWER = 16
 """Tokens that an answer of the default length may be cut to, where a limit leaves no more."""
 
 
+class Form(Protocol):
+    """How answers look."""
+
+    def whole(self, deltas: Sequence[TextDelta], tally: Tally) -> dict[str, Any]:
+        """All answers of a request, from all their pieces."""
+
+    def events(
+        self, deltas: AsyncIterator[TextDelta | None], tally: Tally, usage: Literal["none", "last", "each"], /
+    ) -> AsyncIterator[str]:
+        """The answers as server-sent events, an error inside them; where None comes, a comment."""
+
+
 @dataclass(frozen=True)
 class Generation:
-    """What chat and completion differ in.
+    """What chats, completions and responses differ in.
 
     Attributes:
         prompt: messages, or texts to continue (a string, or token ids).
@@ -49,14 +62,21 @@ class Generation:
     field: str
     max_tokens: int | None
     logprobs: int | None
-    shape: ChatShape | CompletionShape
+    shape: Form
     grammar: Grammar | None = None
 
+    @property
+    def chats(self) -> bool:
+        """Whether the prompt is a conversation, not texts."""
+        return isinstance(self.prompt[0], dict)
 
-async def generate(
-    gateway: Gateway, context: Context, model_id: str, body: GenerationRequest, asked: Generation
-) -> Response:
-    """One way for chat and completion: check, admit, generate, and answer as a whole or as events."""
+    def most(self, default: int) -> int:
+        """Most tokens of an answer, whatever room there is for it."""
+        return default if self.max_tokens is None else self.max_tokens
+
+
+async def generate(gateway: Gateway, context: Context, model_id: str, body: Sampled, asked: Generation) -> Response:
+    """One way for chats, completions and responses: check, admit, generate, and answer as a whole or as events."""
     info = gateway.entitle(context.caller, model_id)
     _check_terms(context.caller, info, body, asked)
     needs = partial(_check_disclosure, body, asked)
@@ -64,10 +84,10 @@ async def generate(
     _check_length(info, asked, settings)
     prompts = await gateway.encode(context, info, asked.prompt)
     longest = [_most(info, asked, len(ids), settings) for ids in prompts]
-    least = [most if asked.max_tokens else min(most, _LEAST_ANSWER) for most in longest]
+    least = [min(most, _LEAST_ANSWER) if asked.max_tokens is None else most for most in longest]
     read = sum(map(len, prompts))
     # Never less than what is used, so that no limit is exceeded.
-    cost = Cost(tokens=Tokens(read + body.n * sum(longest), read + body.n * sum(least), read))
+    cost = Cost(tokens=Tokens(read + body.answers * sum(longest), read + body.answers * sum(least), read))
     tally = Tally()
     async with AsyncExitStack() as stack:
         ticket = await stack.enter_async_context(
@@ -75,9 +95,9 @@ async def generate(
         )
         if context.caller.show_cost:
             tally.cost = lambda: ticket.lease.cost
-        most = asked.max_tokens or settings.default_max_tokens
+        most = asked.most(settings.default_max_tokens)
         if ticket.lease.short:
-            most = max(longest) + -ticket.lease.short // (body.n * len(prompts))
+            most = max(longest) + -ticket.lease.short // (body.answers * len(prompts))
         params = body.params(most, asked.logprobs, asked.grammar) | {"whole": not body.stream}
         deltas = await stack.enter_async_context(aclosing(_metered(ticket, prompts, asked.field, params, tally)))
         if body.stream:
@@ -96,31 +116,28 @@ def _most(info: ModelInfo, asked: Generation, tokens: int, settings: GatewaySett
     Raises:
         InvalidRequest: the context has no room beside the prompt; or, where that is strict, not for all of them.
     """
-    wanted = asked.max_tokens or settings.default_max_tokens
+    wanted = asked.most(settings.default_max_tokens)
     if info.context is None:
         return wanted
     check_context(info.context, tokens, asked.max_tokens or 1 if settings.strict else 1, param=asked.field)
     return min(wanted, info.context - tokens)
 
 
-def _check_terms(entitlements: Entitlements, info: ModelInfo, body: GenerationRequest, asked: Generation) -> None:
+def _check_terms(entitlements: Entitlements, info: ModelInfo, body: Sampled, asked: Generation) -> None:
     """Refuse another task's model, and what a tenant's level does not disclose."""
-    if info.task is not Task.TEXT:
-        raise InvalidRequest(
-            f"'{info.id}' does {info.task}; send images to POST /models/{info.id}.", param="model", code="wrong_task"
-        )
+    check_task(info, Task.TEXT)
     own = entitlements.tier.level(info.id, info.floor)
     level = own if body.utility is None else min(own, round_level(body.utility))
     _check_disclosure(body, asked, entitlements.tier.disclosure(level))
 
 
-def _check_disclosure(body: GenerationRequest, asked: Generation, disclosed: Disclosure) -> None:
+def _check_disclosure(body: Sampled, asked: Generation, disclosed: Disclosure) -> None:
     """Refuse what a level does not disclose. Raises NotEntitled."""
     check_text_disclosure(
         disclosed,
         logprobs=asked.logprobs,
         probes=probes_of(body.logit_bias, body.repetition_penalty, asked.grammar),
-        count_param="top_logprobs" if asked.field == "messages" else "logprobs",
+        count_param="top_logprobs" if asked.chats else "logprobs",
     )
 
 
@@ -129,13 +146,14 @@ def _check_length(info: ModelInfo, asked: Generation, settings: GatewaySettings)
     if info.context is None:
         return
     if settings.strict and asked.max_tokens is not None and asked.max_tokens > info.context:
+        name = "max_output_tokens" if asked.field == "input" else "max_tokens"
         raise InvalidRequest(
-            f"max_tokens is {asked.max_tokens}, but the context of {info.id} is {info.context} tokens.",
-            param="max_tokens",
+            f"{name} is {asked.max_tokens}, but the context of {info.id} is {info.context} tokens.",
+            param=name,
             code="context_length_exceeded",
         )
     each = info.characters or MAX_CHARACTERS_PER_TOKEN
-    for text in [asked.prompt] if asked.field == "messages" else [[text] for text in asked.prompt]:
+    for text in [asked.prompt] if asked.chats else [[text] for text in asked.prompt]:
         characters = sum(map(characters_of, text))
         if characters > each * info.context:
             said = f"your {asked.field} hold {characters} characters, of which a token has at most {each}"
@@ -154,7 +172,7 @@ async def _metered(
             async for delta in deltas:
                 tally.add(delta)
                 ticket.lease.settle(tokens_in=tally.prompt, tokens_out=tally.completion)
-                if delta.tokens or delta.finish_reason:
+                if delta.tokens or delta.finish_reason or delta.text:
                     yield delta
         except Exception as error:  # which a stream that has begun tells its client inside itself
             ticket.lease.broke(error)

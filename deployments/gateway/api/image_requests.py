@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from deployments.gateway.api import parameters
-from deployments.gateway.api.dependencies import is_json
+from deployments.gateway.api.dependencies import is_json, said_kind
 from deployments.gateway.api.intake import check_elements
 from deployments.gateway.api.schemas import FocusField, StrictModel, UtilityField, short
 from deployments.gateway.api.tolerance import Unserved
@@ -22,6 +22,8 @@ from policies.errors import InvalidRequest
 
 MOST_PICTURES = 64
 _FORM = re.compile(rb"[A-Za-z_][\w.]*=")
+_BEGINNING, _SHORTEST = 256, 8
+"""Bytes by which text is told from a picture: each format has others among its first."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -33,10 +35,10 @@ class ImageParameters(StrictModel):
     top_k: int | None = Field(
         default=None, ge=1, description="Classification: most labels to answer, as far as the tier discloses them."
     )
-    format: Literal["masks", "labelmap"] = Field(
+    format: Literal["masks", "labelmap", "rle"] = Field(
         default="masks",
         description="Segmentation: `masks` is a list with a mask for each class, `labelmap` one PNG whose pixels are"
-        " the numbers of their classes.",
+        " the numbers of their classes, `rle` the list with each mask as COCO's run-length encoding.",
     )
     focus: FocusField = Field(default_factory=dict)
     utility: UtilityField = None
@@ -91,6 +93,8 @@ async def read_pictures(request: Request) -> Pictures:
     if not is_json(kind) and not _looks_like_json(kind, body):
         _check_bytes(kind, body)
         return Pictures([body], False, _validate(ImageParameters, given))
+    if not body.strip():
+        raise InvalidRequest("The body is empty; send a JSON object with 'inputs'.", param="inputs", code="missing")
     check_elements(body)
     value = _json(body)
     parsed = _validate(ImageRequest, value)
@@ -129,6 +133,19 @@ def _check_bytes(kind: str, body: bytes) -> None:
             param="inputs",
             code="invalid_content_type",
         )
+    if not kind.startswith("image/") and _is_text(body):
+        raise InvalidRequest(
+            f"The body is text, and its content type is {said_kind(kind)}; send the image file itself as the body, or"
+            " JSON with 'inputs' in base64.",
+            param="inputs",
+            code="invalid_content_type",
+        )
+
+
+def _is_text(body: bytes) -> bool:
+    """Whether a body begins as no picture's file does: by letters without a control character."""
+    begin = body[:_BEGINNING].translate(None, b"\r\n\t")
+    return len(begin) >= _SHORTEST and begin.isascii() and begin.decode().isprintable()
 
 
 def _decoded(text: str, name: str) -> bytes:

@@ -35,11 +35,15 @@ HELD_S, MOST_HELD = 1.0, 32
 """Seconds that a tenant which has used up its bad requests waits to be told so, and how many of its requests do at a
 time: a client that asks again at every refusal then asks once a second."""
 _ELEMENTS, _CONTAINERS = (b",", b"[", b"{", b":"), (b"[", b"{")
+_FORM_BYTES = 2**14
+"""What a form has beside its file."""
 _TEXT = re.compile(r"(/models/.+)?/v1/")
 
 
 def body_limit(settings: GatewaySettings, scope: Scope) -> int:
     """Most bytes of a body: those of text are JSON and small, a picture is neither."""
+    if scope["path"] == "/v1/files":
+        return settings.batch_file_bytes + _FORM_BYTES
     return settings.max_text_bytes if _TEXT.match(scope["path"]) else settings.max_body_bytes
 
 

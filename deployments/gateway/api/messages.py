@@ -49,12 +49,16 @@ _CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": Text
 class CalledFunction(StrictModel):
     """A function that was called."""
 
+    unserved: ClassVar[Mapping[str, Unserved]] = parameters.CALLED_FUNCTION
+    where: ClassVar[str] = "messages[].tool_calls[].function."
+
     name: str = Field(description="Its name.")
     arguments: str | dict[str, Any] = Field(description="Its arguments: an object, in JSON.")
 
     @field_validator("arguments")
     @classmethod
-    def _object(cls, arguments: Any) -> Any:
+    def read(cls, arguments: str | dict[str, Any]) -> dict[str, Any]:
+        """Arguments as an object. Raises ValueError where they are none."""
         try:
             read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
         except (ValueError, RecursionError):

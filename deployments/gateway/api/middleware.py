@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.gateway.api.errors import error_response
+from deployments.gateway.batches.lines import BATCH_LINE
 from deployments.gateway.context import RequestContext
 from policies.errors import PayloadTooLarge, ServiceError
 from tenants.records.receipts import HEADER
@@ -39,8 +41,8 @@ class ReceiptHeaders:
                 if context.limits is not None and not any(name.startswith("x-ratelimit-") for name in context.headers):
                     context.headers.update(context.limits())
                 own = dict(context.headers)
-                # A refusal or a failure after admission gave no answer, so that nothing is signed of it.
-                if message["status"] < 400 and context.sign is not None and (signed := context.sign()):
+                # A refusal gave no answer, so that nothing is signed of it; a failure of ours says on what terms.
+                if not 400 <= message["status"] < 500 and context.sign is not None and (signed := context.sign()):
                     own[HEADER] = signed
                 if context.headers:
                     own["x-overhead-duration-ms"] = f"{context.overhead_ms():.1f}"
@@ -116,6 +118,26 @@ class Unexpected:
                 raise
             logger.exception("request failed: %s %s", scope["method"], scope["path"])
             await error_response(ServiceError("The server failed on this request."))(scope, receive, send)
+
+
+class Calls:
+    """Counts the calls that clients wait for, to the end of their answers: beside them a batch's lines take their time.
+
+    Args:
+        under_way: to be entered while a call is.
+    """
+
+    def __init__(self, app: ASGIApp, *, under_way: Callable[[], AbstractContextManager[None]]) -> None:
+        self._app, self._under_way = app, under_way
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or BATCH_LINE in scope or _APART.match(scope["path"]):
+            return await self._app(scope, receive, send)
+        with self._under_way():
+            await self._app(scope, receive, send)
+
+
+_APART = re.compile("/v1/(files|batches)|/admin/")
 
 
 class HeadAsGet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -17,8 +16,7 @@ from deployments.gateway.api.text_answers import ChatShape, CompletionShape
 from deployments.gateway.api.text_responses import ChatCompletion, Completion
 from deployments.gateway.api.text_schemas import ChatByUrl, ChatRequest, CompletionByUrl, CompletionRequest
 from deployments.gateway.api.tool_calls import CallReader
-from deployments.gateway.api.tools import form_of
-from policies.errors import InvalidRequest
+from deployments.gateway.api.tools import offered
 from policies.terms import Tier
 
 router = APIRouter(tags=["text"], dependencies=KEY_REQUIRED, route_class=KeyedRoute, responses=ERRORS)
@@ -27,7 +25,7 @@ router = APIRouter(tags=["text"], dependencies=KEY_REQUIRED, route_class=KeyedRo
 @router.post("/v1/chat/completions", response_model=ChatCompletion, summary="Chat")
 async def chat(body: ChatRequest, gateway: Gateway, context: Context) -> Response:
     """OpenAI's chat completions, with `focus` (words and phrases to favour or avoid) and a lower `utility`."""
-    return await _chat(gateway, context, _named(gateway, context, body.model), body)
+    return await _chat(gateway, context, named(gateway, context, body.model), body)
 
 
 @router.post("/models/{model_id:path}/v1/chat/completions", response_model=ChatCompletion, summary="Chat, by model URL")
@@ -39,7 +37,7 @@ async def chat_by_url(model_id: str, body: ChatByUrl, gateway: Gateway, context:
 @router.post("/v1/completions", response_model=Completion, summary="Completion")
 async def complete(body: CompletionRequest, gateway: Gateway, context: Context) -> Response:
     """OpenAI's text completions, with `focus` and a lower `utility`."""
-    return await _complete(gateway, context, _named(gateway, context, body.model), body)
+    return await _complete(gateway, context, named(gateway, context, body.model), body)
 
 
 @router.post("/models/{model_id:path}/v1/completions", response_model=Completion, summary="Completion, by model URL")
@@ -55,13 +53,19 @@ async def models(gateway: Gateway, context: Context) -> ModelList:
     return ModelList(data=[_card(info, tier, name) for info in infos for name in (info.id, *info.aliases)])
 
 
+@router.get("/models/{model_id:path}/v1/models", response_model=ModelList, tags=["models"], summary="The URL's model")
+async def models_by_url(model_id: str, gateway: Gateway, context: Context) -> ModelList:
+    """The model that the URL names, for clients that list the models of their base URL."""
+    return ModelList(data=[await model(model_id, gateway, context)])
+
+
 @router.get("/v1/models/{model_id:path}", response_model=ModelCard, tags=["models"], summary="One model")
 async def model(model_id: str, gateway: Gateway, context: Context) -> ModelCard:
     """One model that this key may use."""
     return _card(gateway.entitle(context.caller, model_id), context.caller.tier, model_id)
 
 
-def _named(gateway: Gateway, context: Context, model_id: str) -> str:
+def named(gateway: Gateway, context: Context, model_id: str) -> str:
     """`dummy`, as `huggingface_hub.InferenceClient` calls a model that nobody named, is the only text model."""
     if model_id != "dummy":
         return model_id
@@ -89,7 +93,7 @@ async def _complete(gateway: Gateway, context: Context, model_id: str, body: Com
     asked = Generation(
         prompt=body.prompts,
         field="prompt",
-        max_tokens=body.max_tokens or DEFAULT_COMPLETION_TOKENS,
+        max_tokens=DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
         shape=CompletionShape(model_id, body.logprobs is not None),
         grammar=body.grammar(),
@@ -101,18 +105,8 @@ async def _chat(gateway: Gateway, context: Context, model_id: str, body: ChatReq
     offer, turns, grammar = body.offer(), [message.turn() for message in body.messages], body.grammar()
     reader: Callable[[], CallReader] | None = None
     if offer.offered or any(message.of_tools for message in body.messages):
-        form = form_of(gateway.entitle(context.caller, model_id))
-        turns = [offer.turn(form), *turns]
-        called = offer.grammar(form)
-        if called is not None and grammar is not None:
-            raise InvalidRequest(
-                f"{called.param} asks for a call, and {grammar.param} for an answer of a form; leave one out.",
-                param=grammar.param,
-                code="invalid_value",
-            )
-        grammar = called or grammar
-        if offer.offered:
-            reader = partial(CallReader, form, offer.names)
+        info = gateway.entitle(context.caller, model_id)
+        turns, grammar, reader = offered(offer, info, turns, grammar)
     asked = Generation(
         prompt=turns,
         field="messages",

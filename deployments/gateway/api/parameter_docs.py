@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from deployments.config import REPOSITORY
-from deployments.gateway.api import text_schemas
+from deployments.gateway.api import embeddings, response_items, response_schemas, text_schemas
 from deployments.gateway.api.image_requests import ImageParameters, ImageRequest
 from deployments.gateway.api.messages import ChatMessage, TextPart
 from deployments.gateway.api.schemas import StrictModel
@@ -39,12 +39,26 @@ def _sections() -> dict[str, Fields]:
         "Chat alone": {name: field for name, field in chat.items() if name not in both},
         "Turns of a chat": {**_fields(ChatMessage), **_fields(TextPart)},
         "Completions alone": {name: field for name, field in completion.items() if name not in both},
+        "Responses": _of(
+            response_schemas.ResponseRequest,
+            response_schemas.TextOptions,
+            response_schemas.Format,
+            response_schemas.FunctionTool,
+            response_schemas.ResponseStreamOptions,
+        ),
+        "Items of a response's input": _of(*response_items.KINDS.values(), response_items.ItemText),
+        "Embeddings": _fields(embeddings.EmbeddingRequest),
         "Pictures": {**_fields(ImageRequest), **_fields(ImageParameters, "parameters.")},
     }
 
 
+def _of(*models: type[StrictModel]) -> Fields:
+    return {name: field for model in models for name, field in _fields(model).items()}
+
+
 def _fields(model: type[StrictModel], where: str = "") -> Fields:
-    known: Mapping[str, FieldInfo | Unserved] = {**model.model_fields, **dict(sorted(model.unserved.items()))}
+    served = {field.alias or name: field for name, field in model.model_fields.items()}
+    known: Mapping[str, FieldInfo | Unserved] = {**served, **dict(sorted(model.unserved.items()))}
     return {(where or model.where) + name: field for name, field in known.items()}
 
 

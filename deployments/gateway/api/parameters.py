@@ -131,9 +131,69 @@ COMPLETION: Table = {
     **_each("store metadata prompt_cache_key safety_identifier", WHATEVER),
     "service_tier": CHAT["service_tier"],
     "best_of": CHAT["best_of"],
-    "echo": only(False, instead="The prompt is not answered: put it before the text."),
     "suffix": only("", instead="Nothing is served that fills in a middle."),
     "add_special_tokens": only(True),
+}
+
+_STORED = "Nothing is stored: send the whole conversation in input."
+_TEXT_FORMAT = "Use text.format."
+RESPONSE: Table = {
+    **_SHARED,
+    **_each("store max_tool_calls prompt_cache_key prompt_cache_options prompt_cache_retention", WHATEVER),
+    **_each("safety_identifier reasoning image background_options", WHATEVER),
+    "service_tier": CHAT["service_tier"],
+    "background": only(False, instead="Nothing is stored that could be fetched later."),
+    "truncation": only("disabled", instead="Leave out what the context has no room for."),
+    "context_management": only([], instead="Leave out what the context has no room for."),
+    "access_programs": only({}),
+    "moderation": never(),
+    "previous_response_id": never(_STORED),
+    "conversation": never(_STORED),
+    "prompt": never("No prompts are stored: send instructions and input."),
+    "messages": never("Use input."),
+    "n": only(1, instead="Send the request as often as you want answers."),
+    **_each("max_tokens max_completion_tokens", never("Use max_output_tokens.")),
+    "logprobs": only(False, instead="Use include with message.output_text.logprobs, and top_logprobs."),
+    **_each("response_format guided_json guided_regex guided_choice structured_outputs", never(_TEXT_FORMAT)),
+    **_each("reasoning_effort verbosity", WHATEVER),
+}
+for _name in ("json_schema", "regex", "ebnf", "structural_tag", "guided_grammar"):
+    RESPONSE[_name] = never(_TEXT_FORMAT)
+RESPONSE["grammar"] = only("", instead=_TEXT_FORMAT)
+
+RESPONSE_TEXT: Table = {"verbosity": WHATEVER}
+RESPONSE_STREAM_OPTIONS: Table = _each("include_obfuscation include_usage", WHATEVER)
+_DIRECT = only({"type": "direct"})
+FUNCTION_TOOL: Table = {
+    "allowed_callers": only(["direct"], []),
+    **_each("defer_loading async", only(False)),
+    "output_schema": WHATEVER,
+    "function": never("A response's tools have name and parameters beside their type."),
+}
+ITEM_TEXT: Table = _each("annotations logprobs cache_control prompt_cache_breakpoint", WHATEVER)
+ITEM_MESSAGE: Table = {
+    **_each("id status phase", WHATEVER),
+    "tool_calls": only([], instead="Send function_call items."),
+}
+ITEM_CALL: Table = {
+    **_each("id status parsed_arguments", WHATEVER),
+    **_each("namespace", only("")),
+    "async": only(False),
+    "caller": _DIRECT,
+}
+ITEM_OUTPUT: Table = {**_each("id status name", WHATEVER), "namespace": only(""), "caller": _DIRECT}
+ITEM_REASONING: Table = _each("id summary content encrypted_content status", WHATEVER)
+
+EMBEDDING: Table = {
+    **_OPENAI,
+    **_each("priority", only(0)),
+    **_each("request_id rid keep_alive cache_salt", WHATEVER),
+    **_each("truncate_prompt_tokens input_type prompt_name task", never()),
+    **_each("truncate", only("NONE", False)),
+    **_each("add_special_tokens normalize", only(True)),
+    **_each("embedding_types output_dtype", only("float", ["float"], instead="Use encoding_format.")),
+    "utility": only(1, instead="An embedding has no level: it is served at 1.0 alone."),
+    "focus": only({}, instead="An embedding has no focus."),
 }
 
 STREAM_OPTIONS: Table = {"include_obfuscation": WHATEVER}
@@ -150,7 +210,10 @@ MESSAGE: Table = {
     "audio": never("Only text is read."),
 }
 
-CALLED_TOOL: Table = {"index": WHATEVER}
+CALLED_TOOL: Table = _each("index provider_specific_fields", WHATEVER)
+
+# OpenAI's client has them on what it parsed, and sends them back with the conversation.
+CALLED_FUNCTION: Table = _each("parsed_arguments provider_specific_fields", WHATEVER)
 
 TEXT_PART: Table = {
     **_each("cache_control prompt_cache_breakpoint", WHATEVER),

@@ -44,8 +44,12 @@ class Tally:
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": self.cached, "audio_tokens": 0},
-            **({} if self.cost is None else {"cost": self.cost()}),
+            **self.told_cost(),
         }
+
+    def told_cost(self) -> dict[str, int]:
+        """The cost as a part of any usage, where it is shown."""
+        return {} if self.cost is None else {"cost": self.cost()}
 
 
 class Shape(ABC):
@@ -185,7 +189,7 @@ class ChatShape(Shape):
     def logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         """OpenAI's list of objects."""
         content = [
-            _likely(token.text, token.logprob) | {"top_logprobs": [_likely(*other) for other in token.top]}
+            likely(token.text, token.logprob) | {"top_logprobs": [likely(*other) for other in token.top]}
             for token in tokens
         ]
         return {"content": content, "refusal": None}
@@ -207,16 +211,22 @@ class CompletionShape(Shape):
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{token.text: token.logprob, **dict(reversed(token.top))} for token in tokens],
+            "top_logprobs": [_with_likeliest(token) for token in tokens],
             "text_offset": [token.offset for token in tokens],
         }
+
+
+def _with_likeliest(token: TokenLogprob) -> dict[str, float] | None:
+    """Of a prompt's first token None."""
+    return None if token.logprob is None else {token.text: token.logprob, **dict(reversed(token.top))}
 
 
 def _reason(reason: str | None, called: bool) -> str | None:
     return "tool_calls" if called and reason == "stop" else reason
 
 
-def _likely(text: str, logprob: float) -> dict[str, Any]:
+def likely(text: str, logprob: float | None) -> dict[str, Any]:
+    """A token and how likely it was, as OpenAI has it."""
     return {"token": text, "logprob": logprob, "bytes": None if _REPLACEMENT in text else list(text.encode())}
 
 

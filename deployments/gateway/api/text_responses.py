@@ -94,16 +94,18 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities of a continuation, of its modulated logits; one entry of each list for each token."""
 
     tokens: list[str] = Field(description="Its text.")
-    token_logprobs: list[float] = Field(description="Natural logarithm of its probability.")
-    top_logprobs: list[dict[str, float]] = Field(description="The likeliest tokens at its place, and it.")
-    text_offset: list[int] = Field(description="Where it begins in the continuation.")
+    token_logprobs: list[float | None] = Field(
+        description="Natural logarithm of its probability; null of an echoed prompt's first."
+    )
+    top_logprobs: list[dict[str, float] | None] = Field(description="The likeliest tokens at its place, and it.")
+    text_offset: list[int] = Field(description="Where it begins in the text.")
 
 
 class CompletionChoice(BaseModel):
     """One continuation."""
 
     index: int = Field(description="From 0; the answers to the first prompt come first.")
-    text: str = Field(description="The continuation.")
+    text: str = Field(description="The continuation; with echo the prompt before it.")
     finish_reason: str = Field(description="stop or length.")
     logprobs: CompletionLogprobs | None = Field(default=None, description="Where asked for and disclosed.")
 

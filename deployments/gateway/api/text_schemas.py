@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from deployments.contracts.grammar import Grammar
 from deployments.gateway.api import parameters
 from deployments.gateway.api.messages import ChatMessage, mended
-from deployments.gateway.api.schemas import FocusField, StrictModel, UtilityField, short
+from deployments.gateway.api.sampled import Sampled
+from deployments.gateway.api.schemas import StrictModel, short
 from deployments.gateway.api.text_grammars import Constrained
 from deployments.gateway.api.tolerance import Unserved, is_strict
 from deployments.gateway.api.tools import Offer, ToolChoice, Tools
@@ -19,16 +20,7 @@ from policies.errors import InvalidRequest
 MAX_CHOICES = 128
 """Most answers of one request, over all its prompts; of `n`, OpenAI's own limit."""
 
-MOST_MESSAGES, MOST_BIASED = 1024, 1024
-MOST_STOPS, STOPS_OF_OPENAI = 32, 4
-SMALLEST_NUCLEUS = 1e-6
-"""A top_p of 0 asks for the likeliest token alone."""
-
-Penalty = Annotated[float, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Repetition = Annotated[float, Field(gt=0.0, le=2.0, allow_inf_nan=False)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Bias = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
+MOST_MESSAGES = 1024
 
 
 class StreamOptions(StrictModel):
@@ -43,11 +35,9 @@ class StreamOptions(StrictModel):
     )
 
 
-class GenerationRequest(Constrained):
+class GenerationRequest(Constrained, Sampled):
     """What chat and text completions share."""
 
-    model: str = Field(description="Model id; GET /v1/models lists them.", examples=["smollm2-135m-instruct"])
-    stream: bool = Field(default=False, description="Send the answer as server-sent events while it is made.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
     max_tokens: int | None = Field(
         default=None,
@@ -56,66 +46,6 @@ class GenerationRequest(Constrained):
         " `default_max_tokens` for chat, and 16 for a completion.",
     )
     n: int = Field(default=1, ge=1, le=MAX_CHOICES, description="Answers to each prompt.")
-    temperature: float | None = Field(
-        default=None,
-        ge=0.0,
-        le=2.0,
-        allow_inf_nan=False,
-        description="Sampling temperature; 0 is greedy, for which a utility level is defined. Left out, the model's own"
-        " (its generation_config), else 1.",
-    )
-    top_p: float | None = Field(
-        default=None,
-        ge=0.0,
-        le=1.0,
-        description="Nucleus sampling: probability mass to keep; 0 keeps the likeliest token. Left out, the model's"
-        " own, else 1.",
-    )
-    top_k: int | None = Field(
-        default=None,
-        ge=-1,
-        lt=2**31,
-        description="Likeliest tokens to draw from; 0 and -1 are all. Left out, the model's own, else 0. Not OpenAI's.",
-    )
-    min_p: Probability = Field(
-        default=0.0, description="Draw from tokens at least so likely beside the likeliest. Not OpenAI's."
-    )
-    seed: int | None = Field(
-        default=None, ge=-(2**63), lt=2**63, description="The same seed gives the same answer to the same request."
-    )
-    stop: str | list[str] | None = Field(
-        default=None, description=f"Up to {MOST_STOPS} strings that end the answer; they are not part of it."
-    )
-    stop_token_ids: Annotated[list[TokenId], short(MOST_STOPS)] = Field(
-        default_factory=list, description="Tokens that end the answer; they are not part of it. Not OpenAI's."
-    )
-    ignore_eos: bool = Field(default=False, description="Go on where the model would end. Not OpenAI's.")
-    min_tokens: int = Field(
-        default=0, ge=0, description="Tokens before which nothing ends the answer but its length. Not OpenAI's."
-    )
-    frequency_penalty: Penalty = Field(default=0.0, description="Taken off a token's logit each time it has come.")
-    presence_penalty: Penalty = Field(default=0.0, description="Taken off a token's logit once it has come.")
-    repetition_penalty: Repetition = Field(
-        default=1.0,
-        description="Divides a token's positive logit, and multiplies a negative one, once prompt or answer have it;"
-        " below level 1.0 it needs the tier's `logprobs`. Not OpenAI's.",
-    )
-    logit_bias: Annotated[dict[int, Bias], short(MOST_BIASED), Field(max_length=MOST_BIASED)] = Field(
-        default_factory=dict, description="Token id to what its logit is changed by; needs the tier's `logprobs`."
-    )
-    focus: FocusField = Field(default_factory=dict)
-    utility: UtilityField = None
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _stop_shape(cls, stop: Any) -> Any:
-        # A union's own errors would name its branches, not what to send.
-        if isinstance(stop, str):
-            return stop
-        most = STOPS_OF_OPENAI if is_strict() else MOST_STOPS
-        if isinstance(stop, list) and len(stop) <= most and all(isinstance(text, str) for text in stop):
-            return stop
-        raise ValueError(f"send a string or a list of up to {most} strings")
 
     @model_validator(mode="after")
     def _stream_options_with_stream(self) -> GenerationRequest:
@@ -124,10 +54,9 @@ class GenerationRequest(Constrained):
         return self
 
     @property
-    def stops(self) -> tuple[str, ...]:
-        """Stop strings, empty ones dropped."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(mended(stop) for stop in given if stop)
+    def answers(self) -> int:
+        """Answers to each prompt."""
+        return self.n
 
     @property
     def usage_in_stream(self) -> Literal["none", "last", "each"]:
@@ -135,27 +64,6 @@ class GenerationRequest(Constrained):
         if self.stream_options is None or not self.stream_options.include_usage:
             return "none"
         return "each" if self.stream_options.continuous_usage_stats else "last"
-
-    def params(self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None) -> dict[str, Any]:
-        """What the engine is told: its `SamplingParams` by name, and `n`."""
-        return {
-            "n": self.n,
-            "max_tokens": max_tokens,
-            "temperature": self.temperature,
-            "top_p": None if self.top_p is None else max(self.top_p, SMALLEST_NUCLEUS),
-            "top_k": None if self.top_k is None else max(self.top_k, 0),
-            "min_p": self.min_p,
-            "seed": self.seed,
-            "stop": self.stops,
-            "stop_token_ids": tuple(self.stop_token_ids),
-            "ignore_eos": self.ignore_eos,
-            "min_tokens": self.min_tokens,
-            "repetition_penalty": self.repetition_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "presence_penalty": self.presence_penalty,
-            "logit_bias": tuple(self.logit_bias.items()),
-            "logprobs": logprobs,
-        } | ({} if grammar is None else {"grammar": grammar})
 
 
 class ChatRequest(GenerationRequest):
@@ -224,13 +132,31 @@ class CompletionRequest(GenerationRequest):
         le=5,
         description="Log-probabilities, with so many likeliest; needs the tier's grant.",
     )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="Most tokens of an answer, as far as the context has room; left out, 16. With echo it may be 0.",
+    )
+    echo: bool = Field(
+        default=False,
+        description="Put the prompt before its answer; with logprobs, which then are told of its tokens, too, `n` is 1,"
+        " and there is no focus.",
+    )
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _a_number(cls, logprobs: Any) -> Any:
+        # Chat's form of it; Python counts true as 1, and a client that says false wants none, not no alternatives.
+        if logprobs is True:
+            raise ValueError("send how many of the likeliest to tell, 0 to 5, not true")
+        return None if logprobs is False else logprobs
 
     @field_validator("prompt", mode="before")
     @classmethod
     def _prompt_shape(cls, prompt: Any) -> Any:
-        if _is_text(prompt):
+        if is_text(prompt):
             return prompt
-        if isinstance(prompt, list) and 0 < len(prompt) <= MAX_CHOICES and all(map(_is_text, prompt)):
+        if isinstance(prompt, list) and 0 < len(prompt) <= MAX_CHOICES and all(map(is_text, prompt)):
             return prompt
         raise ValueError(f"send a text (a string, or a list of token ids) or a list of 1 to {MAX_CHOICES} of them")
 
@@ -240,6 +166,19 @@ class CompletionRequest(GenerationRequest):
             asked = f"{len(self.prompts)} prompts with n of {self.n}"
             raise _invalid("n", f"{asked} are more than the {MAX_CHOICES} answers that one request may ask for.")
         return self
+
+    @model_validator(mode="after")
+    def _echoed(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise _invalid("max_tokens", "max_tokens is at least 1; with echo it may be 0.")
+        if self.echo and self.logprobs is not None and (self.n > 1 or self.focus):
+            name = "n" if self.n > 1 else "focus"
+            raise _invalid(name, f"echo with logprobs tells of a prompt once, without focus; leave {name} out.")
+        return self
+
+    def params(self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None) -> dict[str, Any]:
+        """What the engine is told, and whether the prompt is."""
+        return super().params(max_tokens, logprobs, grammar) | ({"echo": True} if self.echo else {})
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -263,7 +202,7 @@ def _invalid(param: str, message: str) -> InvalidRequest:
     return InvalidRequest(message, param=param, code="invalid_value")
 
 
-def _is_text(prompt: Any) -> bool:
+def is_text(prompt: Any) -> bool:
     """A string or token ids, and not empty."""
     if isinstance(prompt, list):
         return bool(prompt) and set(map(type, prompt)) == {int} and min(prompt) >= 0  # no loop: of a hundred thousand

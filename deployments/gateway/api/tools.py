@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -13,6 +14,8 @@ from deployments.contracts.grammar import MOST_CHARACTERS, Grammar, GrammarKind
 from deployments.contracts.schemas import check_schema
 from deployments.contracts.tools import TOOLS_ROLE, CallForm
 from deployments.gateway.api.schemas import StrictModel, short
+from deployments.gateway.api.tool_calls import CallReader
+from deployments.prompts.tool_turns import Turns
 from policies.errors import InvalidRequest
 
 MOST_TOOLS = 128
@@ -71,13 +74,21 @@ class Offer:
         tools: those of the request.
         choice: whether, and which of them, has to be called; None: as the model likes.
         parallel: whether one answer may have several calls.
+        places: where the request has the schema of each one's arguments, for refusals.
 
     Raises:
         InvalidRequest: a choice without tools, or of one that is not there; names the field.
     """
 
-    def __init__(self, tools: Sequence[Tool], choice: str | NamedTool | None, parallel: bool) -> None:
+    def __init__(
+        self,
+        tools: Sequence[Tool],
+        choice: str | NamedTool | None,
+        parallel: bool,
+        places: Sequence[str] | None = None,
+    ) -> None:
         self._tools, self._parallel = tools, parallel
+        self._places = places or [f"tools[{at}].function.parameters" for at in range(len(tools))]
         self._named = choice.function.name if isinstance(choice, NamedTool) else None
         self._required = choice == "required" or self._named is not None
         names = [tool.function.name for tool in tools]
@@ -110,7 +121,7 @@ class Offer:
         rules, calls = [], []
         for at, tool in enumerate(self._tools):
             if self._named in (None, tool.function.name):
-                rules.append(f"a{at}: %json {_arguments(at, tool.function)}")
+                rules.append(f"a{at}: %json {_arguments(self._places[at], tool.function)}")
                 calls.append(f"{_literal(_opening(form, tool.function.name))} a{at}")
         close = _literal("}" if form is CallForm.LLAMA else "}\n</tool_call>")
         several = self._parallel and self._named is None and form is not CallForm.LLAMA
@@ -119,6 +130,29 @@ class Offer:
         if len(text) > MOST_CHARACTERS:
             raise _invalid("tools", f"tools that have to be called take at most {MOST_CHARACTERS} characters.")
         return Grammar(GrammarKind.LARK, text, "tool_choice")
+
+
+def offered(
+    offer: Offer, info: ModelInfo, turns: Turns, grammar: Grammar | None
+) -> tuple[Turns, Grammar | None, Callable[[], CallReader] | None]:
+    """A conversation that is told of its tools, the grammar that its answer must be, and what reads calls from it.
+
+    Args:
+        grammar: what the request says beside its tools that the answer must be.
+
+    Raises:
+        InvalidRequest: the model calls no tools, or two fields say what the answer must be.
+    """
+    form = form_of(info)
+    called = offer.grammar(form)
+    if called is not None and grammar is not None:
+        raise InvalidRequest(
+            f"{called.param} asks for a call, and {grammar.param} for an answer of a form; leave one out.",
+            param=grammar.param,
+            code="invalid_value",
+        )
+    reader = partial(CallReader, form, offer.names) if offer.offered else None
+    return [offer.turn(form), *turns], called or grammar, reader
 
 
 def form_of(info: ModelInfo) -> CallForm:
@@ -142,13 +176,12 @@ def _opening(form: CallForm, name: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": '
 
 
-def _arguments(at: int, function: Function) -> str:
+def _arguments(param: str, function: Function) -> str:
     schema = function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
     text = json.dumps({"type": "object"} | schema)
     try:
         check_schema(text)
     except ValueError as error:
-        param = f"tools[{at}].function.parameters"
         raise _invalid(param, f"Invalid schema in {param}: {error}.") from None
     return text
 

@@ -15,6 +15,7 @@ from deployments.contracts.catalog import ModelInfo
 from deployments.gateway.api.dependencies import KEY_REQUIRED, Context, Gateway, KeyedRoute
 from deployments.gateway.api.image_requests import ImageParameters, ImageRequest, Pictures, read_pictures
 from deployments.gateway.api.schemas import ERRORS
+from deployments.gateway.api.tasks import check_task
 from deployments.gateway.ticket import Cost, Ticket
 from policies.errors import InvalidRequest
 
@@ -39,6 +40,19 @@ class Label(BaseModel):
     )
 
 
+class RunLengths(BaseModel):
+    """A mask as COCO has it; `pycocotools.mask.decode` reads it."""
+
+    size: list[int] = Field(description="Height and width in pixels.")
+    counts: str = Field(description="Lengths of runs down the columns, compressed.")
+
+
+class Runs(Label):
+    """One class of a segmentation in runs."""
+
+    segmentation: RunLengths = Field(description="Where the class is.")
+
+
 class Region(Label):
     """One class of a label map."""
 
@@ -55,7 +69,7 @@ class LabelMap(BaseModel):
     )
 
 
-Answer = list[Label] | LabelMap
+Answer = list[Label] | list[Runs] | LabelMap
 
 _BODY = {
     "requestBody": {
@@ -88,10 +102,7 @@ async def infer(
 ) -> Response:
     """An image as the body, or JSON with `inputs` in base64, one or a list, and `parameters`."""
     info = gateway.entitle(context.caller, model_id)
-    if info.task is Task.TEXT:
-        raise InvalidRequest(
-            f"'{info.id}' generates text; use POST /v1/chat/completions.", param="model", code="wrong_task"
-        )
+    check_task(info, Task.CLASSIFICATION, Task.SEGMENTATION)
     sent = await read_pictures(request)
     terms, cost, settings = sent.parameters, Cost(images=len(sent.files)), gateway.settings.now
     _check_task(info, terms)

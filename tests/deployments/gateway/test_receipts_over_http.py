@@ -9,7 +9,7 @@ import pytest
 
 from deployments.config import Task
 from deployments.contracts.catalog import ModelInfo
-from policies.errors import Unavailable
+from policies.errors import InvalidRequest, Unavailable
 from tenants.admin import installation
 from tenants.records.receipts import ReceiptError, Signer
 from tests.deployments.gateway_support import Running, Scripted
@@ -39,12 +39,20 @@ async def test_an_answer_carries_a_receipt_of_what_it_was_given_at(
     assert said.time.endswith("Z") and len(said.time) == 20
 
 
-async def test_what_was_not_answered_carries_no_receipt(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    headers = await answering(running, Unavailable("The replica is away."))
+@pytest.mark.parametrize(("error", "status"), [(Unavailable("It is away."), 503), (RuntimeError("a bug"), 500)])
+async def test_a_failure_of_ours_says_on_what_terms_it_came(running: Running, error: Exception, status: int) -> None:
+    headers = await answering(running, error)
     failed = await running.client.post("/models/m", content=b"x", headers=headers)
-    assert failed.status_code == 503 and failed.headers["x-utility"] == "0.9"
+    assert failed.status_code == status and failed.headers["x-utility"] == "0.9"
+    signer = Signer((await installation.receipt_secret(running.admin._store)).encode())
+    assert signer.verify(failed.headers["x-receipt"]).level == 0.9
+
+
+async def test_what_was_refused_carries_no_receipt(running: Running) -> None:
+    headers = await answering(running, InvalidRequest("This is no picture.", param="inputs"))
+    refused = await running.client.post("/models/m", content=b"x", headers=headers)
     listed = await running.client.get("/v1/models", headers=headers)
-    for answer in (failed, listed):
+    for answer in (refused, listed):
         assert "x-receipt" not in answer.headers
 
 

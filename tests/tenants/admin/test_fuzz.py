@@ -113,8 +113,8 @@ TERMS = {
 }
 ALL_FIELDS = {
     "tier": {**FULL, **TERMS, "weight": "2", "utility:m": "0.5"},
-    "tenant": {**FULL, **TERMS, "utility": "0.8", "utility:m": "0.4", "focus_locked": "true"},
-    "apikey": {**FULL, "scopes": "model:m", "expires_at": "2100-01-01"},
+    "tenant": {**FULL, **TERMS, "utility": "0.8", "utility:m": "0.4", "focus_locked": "true", "project": "team"},
+    "apikey": {**FULL, "scopes": "model:m", "expires_at": "2100-01-01", "project": "team"},
 }
 
 
@@ -185,6 +185,7 @@ async def test_a_key_that_points_at_another_tenants_name_in_disguise_gets_nothin
 async def prepared(admin: TenantAdmin, kind: str) -> tuple[str, str]:
     """A key of `acme`, and the record of a kind behind it."""
     key = await populate(admin)
+    await admin.create_project("team", {"rpm": "1000"})
     records = {"tier": keyspace.tier("silver"), "tenant": keyspace.tenant("acme")}
     return key, records.get(kind, keyspace.apikey(keyspace.key_digest(key)))
 

@@ -94,7 +94,8 @@ async def test_what_is_exported_applies_without_a_change_even_to_an_empty_store(
 )
 def test_a_mistake_in_the_file_is_named_before_anything_is_written(text: str, said: str) -> None:
     with pytest.raises((AdminError, RecordError), match=said):
-        manifest.plan(manifest.parse(text), manifest.Stored({"plans": {}, "tiers": {}, "tenants": {}}, {}))
+        nothing = {section: dict[str, dict[str, str]]() for section in manifest.KINDS}
+        manifest.plan(manifest.parse(text), manifest.Stored(nothing, {}))
 
 
 async def test_a_file_that_cannot_be_read_is_one_line(invoke: Run, tmp_path: Path) -> None:

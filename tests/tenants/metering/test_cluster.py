@@ -26,6 +26,7 @@ from tenants.store.connection import make_client
 from tenants.store.store import TenantStore
 from tests.tenants.clusters import running_cluster
 from tests.tenants.conftest import populate, refused, until
+from tests.tenants.metering.test_projects import share_a_limit
 from tests.tenants.requests import attempt, tenant, total
 
 Nodes = tuple[str, list[subprocess.Popen[bytes]]]
@@ -194,3 +195,11 @@ def test_a_malformed_cluster_url_is_refused_without_repeating_it(url: str) -> No
     with pytest.raises(ValueError) as caught:
         make_client(url, protocol=2)
     assert "pw" not in str(caught.value)
+
+
+async def test_limits_that_tenants_of_several_nodes_share_are_never_exceeded(store: TenantStore, nodes: Nodes) -> None:
+    first = Admission(store)
+    owners = ("t0", "t1", "t2", "t3", keyspace.shared("team"))
+    assert len({key_slot(owner.encode()) * 3 // 16384 for owner in owners}) > 1
+    await share_a_limit(nodes[0], store, first, {"quota_requests_day": 60, "tpm": 5000}, 60)
+    await first.aclose()

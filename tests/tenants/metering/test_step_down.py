@@ -253,7 +253,7 @@ async def test_the_store_and_a_gateway_alone_judge_alike(store: TenantStore, adm
         least = prompt + draw.randrange(1, 40)
         rungs = rungs_of(own, MODEL, 0.9, floor=0.1, waiting=0, answerable=lambda level: True)
         wanted = Wanted(1, draw.randrange(4), Tokens(least + draw.randrange(200), least, prompt), rungs)
-        known = await admission.questions.look(name, held_to, NOTHING)
+        known = await admission.look(own)
         alone = LocalLimits()
         alone.learn(name, known)
         here = alone.judge(name, held_to, wanted)

@@ -14,7 +14,7 @@ from tests.tenants.conftest import Run, prepare
 async def served(tenants: Run, store: TenantStore) -> None:
     await prepare(tenants)
     await catalog.enter(store, "segformer", ["pedestrian", "tench, Tinca tinca", "a=b"])
-    await catalog.enter(store, "cifar", ["cat", "dog"])
+    await catalog.enter(store, "cifar", ["cat", "dog"], ["resnet", "org/cifar"])
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,12 @@ async def served(tenants: Run, store: TenantStore) -> None:
         (["focus", "acme", "segformer", "pedestrain=0.5"], "did you mean 'pedestrian'?"),
         (["focus", "acme", "segfromer", "pedestrian=0.5"], "did you mean 'segformer'?"),
         (["tier", "set", "silver", "models=cifra"], "did you mean 'cifar'?"),
+        (
+            ["set", "acme", "utility:resnet=0.5"],
+            "'resnet' is another name of the model cifar",
+        ),
+        (["tier", "set", "silver", "models=org/cifar"], "write cifar"),
+        (["focus", "acme", "org/cifar", "cat=0.5"], "write cifar"),
         (["key", "create", "acme", "--scopes", "model:cifra"], "did you mean 'cifar'?"),
     ],
 )

@@ -131,7 +131,9 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
     [
         ("gateway", ("HSET", "tier:silver", "utility", "1.0")),
         ("gateway", ("DEL", "apikey:x")),
-        ("gateway", ("RPUSH", "audit:log", "{}")),
+        ("gateway", ("DEL", "audit:log")),
+        ("gateway", ("LTRIM", "audit:log", 1, 0)),
+        ("gateway", ("LRANGE", "audit:log", 0, -1)),
         *(
             (user, command)
             for user in ("admin", "installer")
@@ -173,7 +175,11 @@ async def test_a_gateway_serves_edits_limits_and_usage_with_the_documented_right
         ("installer", ("GET", "secret:noise")),
         ("installer", ("SET", "secret:noise", "0" * 64, "GET")),
         ("installer", ("SET", "calibration:f", "{}")),
-        ("admin", ("HSET", "usage:{acme}:2030-01-01", "requests", "0")),
+        ("admin", ("GET", "secret:webhook:ops")),
+        ("admin", ("XTRIM", "audit:models", "MAXLEN", 0)),
+        ("gateway", ("SET", "secret:webhook:ops", "x")),
+        ("gateway", ("HSET", "webhooks", "ops", "http://x")),
+        ("gateway", ("HSET", "settings", "usage_days", "1")),
         ("admin", ("FLUSHALL",)),
     ],
 )
@@ -210,15 +216,23 @@ async def test_the_command_does_all_it_can_with_an_admins_rights(server: TlsServ
     assert {k["status"] for k in json.loads(await tenants("key", "list", "acme", "--json"))} == {"active", "revoked"}
     await tenants("usage", "acme")
     assert (await tenants("usage", "export", "--from", "2020-01-01")).startswith("id,at,tenant")
+    what = ("--model", "m", "--level", "0.9", "--why", "a gift")
+    assert "Corrected" in await tenants("usage", "adjust", "acme", "requests=3", *what)
+    assert "adjustment" in await tenants("usage", "export", "--from", "2020-01-01")
+    await tenants("settings", "set", "key_max_age_days=90")
+    assert "90" in await tenants("settings", "show")
+    await tenants("webhook", "set", "ops", "https://example.com/hook")
+    await tenants("webhook", "test", "ops")
+    await tenants("webhook", "remove", "ops")
     file = await tenants("export")
     await tenants("apply", "-", "--prune", "--yes", text=file.replace("utility: 1.0", "utility: 0.9"))
     assert "0.9" in await tenants("tier", "show", "gold") and "acme" in await tenants("list")
     assert "valid" in await tenants("check")
     assert json.loads(await tenants("levels", "--json")) == {}
-    await tenants("delete", "acme", "--yes")
+    await tenants("usage", "erase", "acme", "--yes")
     await tenants("tier", "delete", "gold", "--yes")
     entries = json.loads(await tenants("audit", "--json"))
-    assert {entry["who"] for entry in entries} == {"admin", "installer"} and len(entries) == 19 + 2
+    assert {entry["who"] for entry in entries} == {"admin", "installer"} and len(entries) == 19 + 2 + 5
     assert "every line follows" in await tenants("audit", "--verify")
     assert denials(server) == []
 

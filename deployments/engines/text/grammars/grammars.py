@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
@@ -13,7 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 from deployments.contracts.grammar import Grammar, GrammarKind
 from deployments.contracts.schemas import check_schema
 from deployments.engines.text.grammars.library import grammar_of, limits
-from deployments.engines.text.grammars.matcher import Matcher
+from deployments.engines.text.grammars.matcher import TOO_SLOW, Matcher, Spent
 from deployments.engines.text.grammars.trials import Trials
 from deployments.queues.fair_pool import FairPool
 from policies.errors import InvalidRequest
@@ -29,6 +30,12 @@ _PLAIN = {"NoExtensionBias": "there is no text that fulfils it"}
 """What the library says of some faults is a name of its own."""
 
 
+@dataclass(frozen=True)
+class _Built:
+    matcher: LLMatcher
+    spent: Spent = field(default_factory=Spent)
+
+
 class Grammars:
     """What grammars need of one model. Nothing is made of its tokenizer before the first.
 
@@ -42,12 +49,10 @@ class Grammars:
     def __init__(self, model_id: str, tokenizer: Any, vocabulary: int, ends: Collection[int]) -> None:
         self._model_id, self._tokenizer = model_id, tokenizer
         self._vocabulary, self._ends = vocabulary, sorted(ends)
-        self._pool: FairPool[Grammar, LLMatcher | InvalidRequest] = FairPool(
-            self._built, workers=1, queue_bound=_WAITING
-        )
+        self._pool: FairPool[Grammar, _Built | InvalidRequest] = FairPool(self._built, workers=1, queue_bound=_WAITING)
         self._trials = Trials()
         self._tokens: LLTokenizer | None = None
-        self._kept: OrderedDict[tuple[GrammarKind, str], LLMatcher | str] = OrderedDict()
+        self._kept: OrderedDict[tuple[GrammarKind, str], _Built | str] = OrderedDict()
         self._lock = threading.Lock()
 
     async def matcher(self, grammar: Grammar, share: Share) -> Matcher:
@@ -61,27 +66,29 @@ class Grammars:
         if isinstance(built, InvalidRequest):
             raise built
         assert self._tokens is not None  # it was built with them
-        return Matcher(built.deep_copy(), self._tokens.vocab_size, self._ends, grammar.param)
+        return Matcher(built.matcher.deep_copy(), self._tokens.vocab_size, self._ends, grammar.param, built.spent)
 
     def close(self) -> None:
         """End the thread and the process."""
         self._pool.close()
         self._trials.close()
 
-    def _known(self, grammar: Grammar) -> LLMatcher | InvalidRequest | None:
+    def _known(self, grammar: Grammar) -> _Built | InvalidRequest | None:
         with self._lock:
             kept = self._kept.get(key := (grammar.kind, grammar.text))
             if kept is None:
                 return None
             self._kept.move_to_end(key)
+            if isinstance(kept, _Built) and kept.spent.too_much:
+                kept = self._kept[key] = TOO_SLOW
         return self._refused(grammar, kept) if isinstance(kept, str) else kept
 
-    def _built(self, grammar: Grammar) -> LLMatcher | InvalidRequest:
+    def _built(self, grammar: Grammar) -> _Built | InvalidRequest:
         """In the pool's thread: a grammar ready to be copied, or why there is none; both are kept."""
         if (known := self._known(grammar)) is not None:
             return known
         try:
-            made: LLMatcher | str = self._build(grammar.kind, grammar.text)
+            made: _Built | str = _Built(self._build(grammar.kind, grammar.text))
         except (ValueError, RecursionError) as error:
             made = str(error)
         with self._lock:

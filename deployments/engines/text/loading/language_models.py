@@ -116,7 +116,7 @@ def load_language_model(
         model=model,
         tokenizer=tokenizer,
         final=final,
-        context=_context(model.config.get_text_config()),
+        context=context_of(model.config.get_text_config()),
         end_tokens=ends | Chat(spec.id, OwnLibrary(tokenizer), ends).turn_end(),
         sampling=_sampling(model),
         fingerprint=_fingerprint(model, spec.dtype),
@@ -159,7 +159,7 @@ def _with_attention(where: str, options: dict[str, Any]) -> tuple[Any, dict[str,
     return loaded  # type: ignore[no-any-return]
 
 
-def _context(config: Any) -> int:
+def context_of(config: Any) -> int:
     """Most tokens of a sequence.
 
     Not past where LongRoPE changes its frequencies: it does so for all sequences of a step at once, by the longest.

@@ -8,19 +8,32 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from deployments.gateway.api import errors
-from deployments.gateway.api.admin import file, keys, models, people, plans, records, tenants, tiers
-from deployments.gateway.api.admin.identity import NeedsVersion
+from deployments.gateway.api.admin import (
+    file,
+    keys,
+    models,
+    people,
+    plans,
+    projects,
+    records,
+    settings,
+    tenants,
+    tiers,
+    usage,
+)
+from deployments.gateway.api.admin.identity import NeedsVersion, Tokens
 from tenants.changes.edits import AdminError, Changed, Conflict, Missing
 from tenants.records.schema import RecordError
 from tenants.store.store import TenantStore
 
 PREFIX = "/admin/v1"
 DESCRIPTION = """\
-All that the `tenants` command does but `tenants init` and `tenants trace`. Send an admin key as `Authorization: Bearer
-adm-...`; `tenants admin-key create NAME --role owner` makes the first.
+All that the `tenants` command does but `tenants init`, and what needs the models and the noise secret, which no gateway
+has: `tenants trace` and `tenants models check`. Send an admin key as `Authorization: Bearer adm-...`; `tenants
+admin-key create NAME --role owner` makes the first. Where an identity provider is configured, its tokens do as well.
 
 Roles: `viewer` reads; `support` also makes, limits, rotates and revokes API keys, suspends and activates, and sets
-standing focus; `billing` reads, suspends and activates, and changes tenants and tiers; `owner` does all.
+standing focus; `billing` reads, suspends and activates, changes tenants and tiers, corrects usage; `owner` does all.
 
 A plan, a tier, a tenant or an API key is answered with an `ETag`. To change or delete it send that in `If-Match` (428
 without, `*` for whatever is there): where somebody changed it meanwhile the answer is 412, and nothing is written.
@@ -34,18 +47,19 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
 )
 
 
-def build_admin(store: TenantStore) -> FastAPI:
+def build_admin(store: TenantStore, tokens: Tokens | None = None) -> FastAPI:
     """The HTTP surface of administration, to be mounted at `PREFIX`.
 
     Args:
-        store: connected as a user with the rights of `rights.USERS["admin"]`.
+        store: connected as a user with the rights of `acl.USERS["admin"]`.
+        tokens: tells whom an identity provider's tokens stand for; None: people have admin keys alone.
     """
     app = FastAPI(title="Administration of tenants", version=version("aim-serve"), description=DESCRIPTION)
-    app.state.store = store
+    app.state.store, app.state.tokens = store, tokens
     errors.install(app)
     app.add_exception_handler(AdminError, _refused)
     app.add_exception_handler(RecordError, _broken)
-    for module in (plans, tiers, tenants, keys, records, models, file, people):
+    for module in (plans, tiers, projects, tenants, usage, keys, records, models, file, settings, people):
         app.include_router(module.router)
     return app
 

@@ -25,6 +25,7 @@ class File(BaseModel):
 
     plans: dict[str, Fields] = {}
     tiers: dict[str, Fields] = {}
+    projects: dict[str, Fields] = {}
     tenants: dict[str, Fields] = {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Header, Query, Request, Response, Security
 from fastapi.security import HTTPBearer
@@ -22,6 +22,13 @@ _ETAG = re.compile(r'"([0-9a-f]{1,64})"')
 
 class NeedsVersion(AdminError):
     """A change without If-Match."""
+
+
+class Tokens(Protocol):
+    """Tells whom an identity provider's token stands for: `tenants.admin.oidc.Tokens`, an optional part."""
+
+    async def authenticate(self, token: str) -> Operator:
+        """Raises Unauthenticated, NotEntitled, Unavailable."""
 
 
 class Person:
@@ -48,14 +55,18 @@ async def person(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)] = None,
     unchecked: Annotated[bool, Query(description="Take models and classes too that were never served.")] = False,
 ) -> Person:
-    """Whose admin key the request has. Raises Unauthenticated, Unavailable."""
+    """Whose admin key, or whose token, the request has. Raises Unauthenticated, Unavailable."""
     if credentials is None:
         raise Unauthenticated(
             "No admin key was given; send it as `Authorization: Bearer adm-...`.", code="invalid_admin_key"
         )
     store: TenantStore = request.app.state.store
+    tokens: Tokens | None = request.app.state.tokens
+    given = credentials.credentials
+    if tokens is not None and given.count(".") == 2 and not given.startswith("adm-"):
+        return Person(store, await tokens.authenticate(given), unchecked)
     operators = Operators(store, AuditLog(store, "?", "http"))
-    return Person(store, await operators.authenticate(credentials.credentials), unchecked)
+    return Person(store, await operators.authenticate(given), unchecked)
 
 
 def if_match(

@@ -10,6 +10,7 @@ from deployments.gateway.api.admin.identity import Asker, Version, tagged
 from deployments.gateway.api.admin.schemas import REFUSALS, Fields, KeyId, Name, NewKey, Rotation, texts
 from tenants.admin import views
 from tenants.admin.operators import Right
+from tenants.admin.settings import read_settings
 from tenants.changes.edits import AdminError
 from tenants.records import keyspace
 from tenants.records.fields import parse_moment
@@ -33,7 +34,8 @@ async def list_keys(who: Asker, name: Name) -> dict[str, Any]:
     who.need(Right.READ)
     await who.admin.found(keyspace.tenant(name))
     found = (await who.admin.keys(name)).values()
-    return {"data": [views.broken_key(k) if isinstance(k, RecordError) else views.key(k) for k in found]}
+    days = (await read_settings(who.store)).key_max_age_days
+    return {"data": [views.broken_key(k) if isinstance(k, RecordError) else views.key(k, days) for k in found]}
 
 
 @router.post("/tenants/{name}/keys", status_code=201, summary="Create a key")

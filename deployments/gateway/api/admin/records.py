@@ -34,7 +34,8 @@ async def check(who: Asker) -> dict[str, Any]:
     """Every record that does not validate or leads nowhere, and every level that has drifted."""
     who.need(Right.READ)
     reports = await ServedModels(who.store).reports()
-    problems = await who.admin.check() + await installation.strangers(who.store, reports)
+    problems = await who.admin.check() + await who.admin.old_keys()
+    problems += await installation.strangers(who.store, reports)
     problems += await installation.unmarked(who.store)
     drifted = [show.drift(*level) for level in levels.drifted(reports)]
     return {"problems": [views.problem(found) for found in problems], "drifted": drifted}

@@ -56,7 +56,7 @@ class NewKey(BaseModel):
 
     label: str = Field(default="", max_length=1000)
     expires_at: str | None = Field(default=None, description="ISO 8601, or unix seconds.", max_length=64)
-    scopes: list[str] | None = Field(default=None, description="inference, entitlements, model:<id>; null: all.")
+    scopes: list[str] | None = Field(default=None, description="inference, entitlements, usage, model:<id>; null: all.")
     limits: dict[str, int] = Field(default_factory=dict, examples=[{"rpm": 60}])
 
 

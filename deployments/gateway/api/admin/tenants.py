@@ -1,19 +1,15 @@
-"""Tenants, their standing focus and their usage."""
+"""Tenants and their standing focus."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import date
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Response
 
 from deployments.gateway.api.admin.identity import Asker, Version, tagged
 from deployments.gateway.api.admin.schemas import NAME, REFUSALS, After, Fields, Limit, Name, NewTenant, texts
-from policies.errors import InvalidRequest
 from tenants.admin import views
 from tenants.admin.operators import Right
-from tenants.metering.usage import days_between, last_days, read_usage
 from tenants.records import keyspace, schedule
 from tenants.records.hashes import parse_tenant
 from tenants.records.schema import RecordError
@@ -104,26 +100,3 @@ async def set_focus(
     who.need(Right.FOCUS)
     await who.admin.set_focus(name, model, body, expect=version)
     return await show_focus(who, name, model, response)
-
-
-@router.get("/{name}/usage", summary="What a tenant has used")
-async def usage(
-    who: Asker,
-    name: Name,
-    first: Annotated[date | None, Query(alias="from", description="First UTC day.")] = None,
-    last: Annotated[date | None, Query(alias="to", description="Last UTC day; default: today.")] = None,
-    days: Annotated[int, Query(ge=1, le=400, description="How many days back, without `from`.")] = 7,
-    month: Annotated[str, Query(pattern=r"^(\d{4}-(0[1-9]|1[0-2]))?$", description="A month's total instead.")] = "",
-    key: Annotated[str, Query(pattern=r"^[0-9a-f]{0,64}$", description="Only what this key used.")] = "",
-) -> list[dict[str, Any]]:
-    """By UTC day and model."""
-    who.need(Right.READ)
-    if last is not None and (last.year < 1970 or last.year > 9000):
-        raise InvalidRequest("`to` lies out of reach.", param="to")
-    periods = [month] if month else days_between(first, last) if first else last_days(days, last)
-    if not periods or len(periods) > 4000:
-        raise InvalidRequest("`from` must not be after `to`, nor more than ten years before it.", param="from")
-    found = await read_usage(who.store, name, *periods, key_id=key)
-    if not any(any(period.total.values()) for period in found):
-        await who.admin.found(keyspace.tenant(name))  # a tenant that is gone may still have used something
-    return [asdict(period) for period in found]

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pycocotools import mask as coco
 from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -77,6 +78,20 @@ def test_a_label_map_has_the_masks_in_one_picture(
         assert [CLASSES[region.number] for region in whole.regions] == [segment.label for segment in masks]
         shown = np.asarray(read.convert("RGB")).reshape(-1, 3)
         assert len(np.unique(shown, axis=0)) == len(masks), "colours told apart"
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'
+@pytest.mark.parametrize("level", [1.0, 0.7])
+def test_runs_are_the_masks_by_cocos_own_reading(
+    engine: ImageSegmenter, images: list[Image.Image], level: float
+) -> None:
+    (item,) = engine.forward([engine.preprocess(images[-1])], [at(level)])
+    size = (images[-1].height, images[-1].width)
+    masks, runs = engine.answer(item, at(level), size), engine.runs(item, at(level), size)
+    assert [(run.label, run.score) for run in runs] == [(part.label, part.score) for part in masks]
+    for run, part in zip(runs, masks, strict=True):
+        read = coco.decode(run.to_json()["segmentation"])
+        assert np.array_equal(read * 255, np.asarray(Image.open(io.BytesIO(part.mask))))
 
 
 def test_a_label_map_of_many_classes_is_exact() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from deployments.contracts.grammar import Grammar, GrammarKind
 from deployments.engines.text.grammars.grammars import Grammars
 from deployments.engines.text.grammars.masks import Masks
-from deployments.engines.text.grammars.matcher import Matcher
+from deployments.engines.text.grammars.matcher import TOO_SLOW, Matcher
 from deployments.engines.text.grammars.trials import Trials
 from policies.errors import InvalidRequest
 from policies.terms import Share
@@ -228,3 +229,26 @@ async def test_answers_of_one_grammar_go_their_own_ways(grammars: Grammars) -> N
     one.take(letters["a"])
     two.take(letters["b"])
     assert one.fault is two.fault is None
+
+
+async def test_a_grammar_whose_masks_hold_up_the_steps_of_others_ends_and_is_refused_from_then_on(
+    monkeypatch: pytest.MonkeyPatch, grammars: Grammars
+) -> None:
+    slow, quick = [Grammar(GrammarKind.REGEX, text, "guided_regex") for text in ("[a-b]{90}", "[c-d]{90}")]
+    now = itertools.count()
+    letters = chat_tokenizer().backend_tokenizer.get_vocab()
+    bits = torch.empty(-(-VOCABULARY // 32), dtype=torch.int32)
+    one, other, beside = [await grammars.matcher(grammar, OWN) for grammar in (slow, slow, quick)]
+    for matcher, letter in ((beside, "c"), (one, "a")):
+        for _ in range(60):
+            matcher.fill(bits)
+            matcher.take(letters[letter])
+        monkeypatch.setattr("time.thread_time", lambda: next(now) * 0.02)  # of a processor, each time it is asked
+    assert one.fault == TOO_SLOW and beside.fault is None
+    other.fill(bits)
+    assert other.fault == TOO_SLOW, "answers of one grammar share what it may take"
+    monkeypatch.undo()
+    with pytest.raises(InvalidRequest, match="its masks take more of each step") as refused:
+        await grammars.matcher(slow, OWN)
+    assert refused.value.param == "guided_regex"
+    assert (await grammars.matcher(quick, OWN)).fault is None

@@ -58,6 +58,36 @@ async def test_what_is_not_supported_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"logprobs": 5}, "a number was sent; send true or false"),
+        ({"logprobs": "some"}, "a string was sent; send true or false"),
+        ({"logprobs": True, "top_logprobs": "all"}, "a string was sent; send a whole number"),
+        ({"max_tokens": 1.5}, "a number was sent; send a whole number"),
+        ({"temperature": "hot"}, "a string was sent; send a number"),
+        (
+            {"messages": [{"role": "user", "content": [7]}]},
+            "content[0]': a number was sent; send an object",
+        ),
+        ({"logit_bias": {"5": "x"}}, "'logit_bias.5': a string was sent; send a number"),
+    ],
+)
+async def test_a_value_of_another_kind_is_told_by_what_it_is(
+    client: openai.AsyncOpenAI, fields: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        await client.chat.completions.create(model="text", messages=QUESTION, extra_body=fields)
+    assert said in error.value.message
+
+
+async def test_a_completions_logprobs_is_a_number(client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="how many of the likeliest"):
+        await client.completions.create(model="text", prompt="a", extra_body={"logprobs": True})
+    none = await client.completions.create(model="text", prompt="a", extra_body={"logprobs": False})
+    assert none.choices[0].logprobs is None
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"prompt": ""}, "prompt"),

@@ -185,7 +185,8 @@ async def test_several_pictures_are_answered_in_order_and_counted(running: Runni
     [
         ("labels", "format=labelmap", "parameters.format"),
         ("masks", "top_k=3", "parameters.top_k"),
-        ("masks", "format=rle", "format"),
+        ("labels", "format=rle", "parameters.format"),
+        ("masks", "format=coco", "format"),
         ("labels", "function_to_apply=sigmoid", "function_to_apply"),
         ("masks", "subtask=panoptic", "subtask"),
         ("masks", "colour=red", "colour"),
@@ -216,7 +217,17 @@ async def test_a_body_that_is_no_picture_is_told_by_what_it_is(running: Running,
     form = await running.client.post("/models/labels", data={"inputs": encoded()}, headers=key)
     address = await running.client.post("/models/labels", json={"inputs": "https://a.example/a.png"}, headers=key)
     listed = await running.client.post("/models/labels", json=[encoded()], headers=key)
+    text = await running.client.post("/models/labels", content=b"<html>an error page</html>", headers=key)
+    words = await running.client.post(
+        "/models/labels", content=b"a few words", headers=key | {"content-type": "text/plain"}
+    )
+    nothing = await running.client.post(
+        "/models/labels", content=b"", headers=key | {"content-type": "application/json"}
+    )
     for answer, said in (
+        (text, "The body is text, and its content type is not given"),
+        (words, "The body is text, and its content type is 'text/plain'"),
+        (nothing, "The body is empty"),
         (upload, "multipart/form-data"),
         (form, "application/x-www-form-urlencoded"),
         (address, "nothing is fetched"),

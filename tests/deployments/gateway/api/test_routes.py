@@ -48,9 +48,15 @@ async def test_a_url_names_the_model(running: Running, models: Scripted, name: s
     client: Any = await client_of(running, f"/models/{name}/v1")
     assert (await client.completions.create(model="whatever", prompt="a")).choices[0].text == "Hello"
     url, key = f"/models/{name}/v1", {"authorization": f"Bearer {client.api_key}"}
-    for path, body in (("/chat/completions", {"messages": QUESTION}), ("/completions", {"prompt": "a"})):
+    bodies = {
+        "/chat/completions": {"messages": QUESTION},
+        "/completions": {"prompt": "a"},
+        "/responses": {"input": "a"},
+    }
+    for path, body in bodies.items():
         answer = await running.client.post(url + path, json=body, headers=key)
         assert answer.status_code == 200, answer.text
+    assert [model.root async for model in client.models.list()] == ["org/text"]
     missing = await running.client.post("/v1/chat/completions", json={"messages": QUESTION}, headers=key)
     assert missing.json()["error"]["param"] == "model"
 
@@ -61,6 +67,18 @@ async def test_an_alias_gives_no_right_that_its_model_does_not(running: Running,
     with pytest.raises(openai.PermissionDeniedError, match="org/text"):
         await client.chat.completions.create(model="gpt-4o-mini", messages=QUESTION)
     await running.admin.set_tenant("acme", {"models": "org/text", "utility:org/text": "0.8"})
+
+
+@pytest.mark.parametrize("field", ["utility:a/b", "rpm:a/b", "focus:a/b:ocean"])
+async def test_a_field_for_an_alias_is_an_error_and_not_passed_over(
+    running: Running, models: Scripted, field: str
+) -> None:
+    """Written by hand: the command refuses it, since no model of that name has been served."""
+    client = await client_of(running)
+    await running.admin._store.execute("HSET", "tenant:acme", field, "0.5" if field[:3] != "rpm" else "5")
+    for name in INFO.id, *INFO.aliases:
+        with pytest.raises(openai.PermissionDeniedError, match="'a/b', which is another name of the model 'org/text'"):
+            await client.chat.completions.create(model=name, messages=QUESTION)
 
 
 async def test_usage_tells_what_the_cache_had(running: Running, models: Scripted) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from deployments.contracts.tools import TOOLS_ROLE, CallForm
 from deployments.gateway.api.tool_calls import CallReader
@@ -143,6 +144,27 @@ async def test_a_call_that_is_asked_for_is_a_grammar_and_needs_its_grant(
     with pytest.raises(openai.PermissionDeniedError, match="'logprobs'") as refused:
         await client.chat.completions.create(**asked)
     assert refused.value.param == "tool_choice"
+
+
+class Clock(BaseModel):
+    """The time."""
+
+    zone: str
+
+
+async def test_what_openais_client_parsed_is_taken_back_as_it_is(client: openai.AsyncOpenAI, script: Script) -> None:
+    script.said = ['<tool_call>{"name": "Clock", "arguments": {"zone": "CET"}}</tool_call>']
+    tools: Any = [openai.pydantic_function_tool(Clock)]
+    asked: dict[str, Any] = {"model": "text", "messages": QUESTION, "tools": tools}
+    parsed = (await client.chat.completions.parse(**asked)).choices[0].message
+    async with client.chat.completions.stream(**asked) as stream:
+        streamed = (await stream.get_final_completion()).choices[0].message
+    for message in (parsed, streamed):
+        (call, *_) = message.tool_calls or []
+        assert call.function.parsed_arguments == Clock(zone="CET")
+        turns: Any = [*QUESTION, message, {"role": "tool", "tool_call_id": call.id, "content": "12:00"}]
+        await client.chat.completions.create(model="text", messages=turns, tools=tools)
+        assert script.encoded[-1][2]["tool_calls"][0]["function"] == {"name": "Clock", "arguments": {"zone": "CET"}}
 
 
 async def test_a_model_that_calls_no_tools_is_named(client: openai.AsyncOpenAI, script: Script) -> None:

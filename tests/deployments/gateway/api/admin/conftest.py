@@ -63,7 +63,8 @@ async def admin_store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
 
 @pytest_asyncio.fixture
 async def office(admin_store: TenantStore) -> AsyncIterator[Office]:
-    for prefix in ("plan:", "tier:", "tenant:", "apikey:", "adminkey:", "known:", "index"):
+    kinds = ("plan:", "project:", "tier:", "tenant:", "apikey:", "adminkey:", "known:", "index", "usage:", "events:")
+    for prefix in kinds:
         async for key in admin_store.scan(prefix):
             await admin_store.execute("DEL", key)
     app = FastAPI()

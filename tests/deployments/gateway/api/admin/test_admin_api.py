@@ -176,7 +176,7 @@ async def test_a_file_is_planned_then_applied_and_a_stale_one_is_refused(office:
         ("POST", "/admin-keys", {"name": "x", "role": "emperor"}, 400, "role"),
         ("POST", "/models/none/calibrate", {"source": "live"}, 400, None),
         ("POST", "/models/none/calibrate", {"source": "../x"}, 400, "source"),
-        ("GET", "/tenants/acme/usage?from=9999-12-31&to=0001-01-01", None, 400, "to"),
+        ("GET", "/tenants/acme/usage?from=9999-12-31&to=0001-01-01", None, 400, "from"),
         ("DELETE", "/tiers/gold", None, 409, None),
     ],
 )

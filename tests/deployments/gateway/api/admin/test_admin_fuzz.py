@@ -11,8 +11,21 @@ from tests.deployments.gateway.api.admin.conftest import Office
 from tests.deployments.gateway.api.admin.test_admin_api import prepared
 
 ROUNDS = 400
-NAMES = ["tier", "status", "name", "utility", "utility:m", "models", "focus:m:sky", "focus:", "sealed", *LIMIT_FIELDS]
+NAMES = [
+    "tier",
+    "status",
+    "name",
+    "utility",
+    "utility:m",
+    "models",
+    "focus:m:sky",
+    "focus:",
+    "sealed",
+    "project",
+    *LIMIT_FIELDS,
+]
 VALUES: list[Any] = [None, "", " ", "*", "gold", "active", "0", "-1", "1e999", "nan", "unlimited", "[", '["a"]', "é"]
+NAMES += ["project", "key_max_age_days", "usage_days", "events_days", "billing_day"]
 VALUES += [
     0,
     1,
@@ -38,8 +51,10 @@ async def test_junk_in_a_change_is_refused_whole_or_written_whole(office: Office
     await prepared(office)
     rng = random.Random(3)
     key = (await office.owner.post("/tenants/acme/keys")).json()["id"]
+    await office.owner.post("/projects", json={"project": "gold", "fields": {"rpm": 5}})
+    paths = ["/tiers/gold", "/tenants/acme", f"/keys/{key}", "/tenants/acme/focus/m", "/projects/gold", "/settings"]
     for _ in range(ROUNDS):
-        path = rng.choice(["/tiers/gold", "/tenants/acme", f"/keys/{key}", "/tenants/acme/focus/m"])
+        path = rng.choice(paths)
         names = [rng.choice([*NAMES, "".join(chr(rng.randrange(0xD900)) for _ in range(5))]) for _ in range(2)]
         body = {name: rng.choice(VALUES) for name in names[: rng.randrange(3)]}
         before = await office.version(path)

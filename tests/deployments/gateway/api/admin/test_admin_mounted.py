@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from deployments.config import GatewayArgs
 from deployments.serving.ingress import TenantGateway
@@ -10,7 +13,9 @@ from tenants.admin import installation
 from tenants.admin.operators import Operators, Role
 from tenants.store.store import TenantStore
 from tests.deployments.gateway_support import Running, opened
+from tests.tenants.admin.test_oidc import AUDIENCE, RSA_KEYS, Provider, jwk
 from tests.tenants.conftest import until
+from tests.tenants.receivers import receiving
 
 
 async def test_it_is_off_unless_configured(running: Running) -> None:
@@ -59,3 +64,56 @@ async def test_a_flushed_store_answers_503_to_good_and_to_wrong_keys(running: Ru
         ready = await running.client.get("/readyz")
         assert ready.status_code == 503 and "tenants init" in ready.text
         await installation.mark(owner)
+
+
+async def test_a_token_of_the_identity_provider_does_what_its_role_may_and_the_audit_names_its_person(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIM_ADMIN_REDIS_URL", running.valkey.url_of("admin"))
+    async with receiving("") as server:
+        provider = Provider(server, [jwk(RSA_KEYS[0], "one")])
+        roles = {"ops": "owner", "help": "support"}
+        oidc = {"issuer": server.url, "audience": AUDIENCE, "roles": roles, "role_claim": "realm.roles"}
+        gateway_args = GatewayArgs(admin_api=True, admin_oidc=oidc)  # type: ignore[arg-type]
+        args = running.args.model_copy(update={"gateway": gateway_args})
+        gateway = await opened(args)
+        own = Running(running.valkey, gateway, running.admin, args)
+        headers = {"Authorization": f"Bearer {provider.token()}"}
+        me = (await own.client.get("/admin/v1/me", headers=headers)).json()
+        assert (me["name"], me["role"]) == ("u-1 (oidc)", "support")
+        assert (await own.client.post("/admin/v1/tenants/acme/suspend", headers=headers)).status_code == 200
+        entry = (await running.admin.log.read(1))[0]
+        assert entry["who"] == "u-1 (oidc)" and entry["via"].startswith("http as support")
+        refused = await own.client.patch(
+            "/admin/v1/tenants/acme", json={"rpm": 1}, headers={**headers, "If-Match": "*"}
+        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "role_not_entitled")
+        for wrong in (provider.token(RSA_KEYS[1]), "a.b.c", provider.token(aud="other")):
+            answer = await own.client.get("/admin/v1/me", headers={"Authorization": f"Bearer {wrong}"})
+            assert answer.status_code == 401 and wrong not in answer.text
+            # A token is no API key.
+            assert (await own.client.get("/v1/models", headers={"Authorization": f"Bearer {wrong}"})).status_code == 401
+        await provider.tokens.aclose()
+        await own.client.aclose()
+        await TenantGateway.__del__(gateway)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"issuer": "http://example.com"}, "issuer"),
+        ({"algorithms": ["HS256"]}, "algorithms"),
+        ({"algorithms": ["none"]}, "algorithms"),
+        ({"algorithms": []}, "algorithms"),
+        ({"roles": {}}, "roles"),
+        ({"roles": {"x": "emperor"}}, "roles"),
+        ({"audience": ""}, "audience"),
+        ({"jwks_url": "http://example.com"}, "jwks_url"),
+        ({"leeway_s": 1e9}, "leeway_s"),
+    ],
+)
+def test_an_identity_provider_that_opens_a_door_is_refused(changes: dict[str, Any], field: str) -> None:
+    good = {"issuer": "https://id.example", "audience": AUDIENCE, "roles": {"ops": "owner"}}
+    with pytest.raises(ValidationError) as caught:
+        GatewayArgs(admin_oidc={**good, **changes})  # type: ignore[arg-type]
+    assert caught.value.errors()[0]["loc"][:2] == ("admin_oidc", field)
