@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,11 @@ def started(words: list[str], env: dict[str, str] | None = None) -> Iterator[sub
     try:
         yield process
     finally:
-        process.terminate()
+        # A store that it has started would outlive it.
+        tree = [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []
+        for one in tree:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
