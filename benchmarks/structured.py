@@ -1,11 +1,11 @@
 """Answers of a form: whether all that end are valid, by level, and what a grammar costs a step.
 
 Random schemas (our own generator over hypothesis: hypothesis-jsonschema does not run with the hypothesis of today),
-those that are refused by name left out, are each answered over the gateway's API at every level, streamed and whole in
-turn, eight at once by OpenAI's client; what ends with `stop` is judged by `jsonschema`, what `max_tokens` cuts is
-counted apart. Then the same prompts with and without a grammar, for the cost.
+those that are refused by name left out, are each answered over the gateway's API at a level, then at the next ones for
+as long as there is time, streamed and whole in turn, eight at once by OpenAI's client; what ends with `stop` is judged
+by `jsonschema`, what `max_tokens` cuts is counted apart. Then a prompt with and without a grammar, for the cost.
 
-Usage: python -u -m benchmarks.structured [--schemas N] [--tokens N] [--paragraphs N] [--calibration FILE]
+Usage: python -u -m benchmarks.structured [--schemas N] [--tokens N] [--minutes N] [--paragraphs N] [--calibration FILE]
 """
 
 from __future__ import annotations
@@ -68,9 +68,13 @@ async def said(client: openai.AsyncOpenAI, model: str, streamed: bool, **fields:
     return "".join(choice.delta.content or "" for choice in choices), str(choices[-1].finish_reason)
 
 
-async def validity(engine: Engine, own: list[Schema], tokens: int) -> None:
-    """Answer each schema at every level, and print what became of the answers."""
-    free = asyncio.Semaphore(TOGETHER)
+async def validity(engine: Engine, own: list[Schema], tokens: int, minutes: float) -> None:
+    """Answer each schema once, at the levels in turn, then each at the next one, and so on; print what became of them.
+
+    Args:
+        minutes: after which no answer is begun.
+    """
+    free, began = asyncio.Semaphore(TOGETHER), time.monotonic()
     clients = {level: client_of(engine, level) for level in LEVELS}
     came = {(level, streamed): Counter[str]() for level in LEVELS for streamed in (False, True)}
 
@@ -78,6 +82,8 @@ async def validity(engine: Engine, own: list[Schema], tokens: int) -> None:
         form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
         drawn = {"temperature": at % 4 // 2 * 1.0, "seed": at, "max_tokens": tokens, "response_format": form}
         async with free:
+            if time.monotonic() - began > 60 * minutes:
+                return
             try:
                 what = judged(schema, *await said(clients[level], engine.model.id, streamed, **drawn))
             except openai.APIError as error:
@@ -86,20 +92,13 @@ async def validity(engine: Engine, own: list[Schema], tokens: int) -> None:
         if what not in (VALID, CUT):
             print(level, "streamed" if streamed else "whole", what, json.dumps(schema), flush=True)
 
-    # Streamed and whole in turn: of a schema's answers one is of each kind at least, and of a level's answers half.
-    asked = [
-        one(at, schema, level, (at + turn) % 2 == 1)
-        for at, schema in enumerate(own)
-        for turn, level in enumerate(LEVELS)
-    ]
-    began, tenth = time.perf_counter(), max(1, len(asked) // 10)
-    for done, answer in enumerate(asyncio.as_completed(asked), 1):
-        await answer
-        if done % tenth == 0 or done == len(asked):
-            print(f"{done} of {len(asked)} answers in {time.perf_counter() - began:.0f} s:")
-            for (level, streamed), each in came.items():
-                kinds = ", ".join(f"{n} {what}" for what, n in each.most_common())
-                print(f"  level {level}, {'streamed' if streamed else 'whole'}: {kinds}", flush=True)
+    for turn in range(len(LEVELS)):
+        turned = [(LEVELS[(at + turn) % 3], bool((at // 3 + turn) % 2)) for at in range(len(own))]
+        await asyncio.gather(*(one(at, schema, *turned[at]) for at, schema in enumerate(own)))
+        print(f"{sum(map(Counter.total, came.values()))} answers in {time.monotonic() - began:.0f} s:", flush=True)
+        for (level, streamed), each in came.items():
+            kinds = ", ".join(f"{n} {what}" for what, n in each.most_common())
+            print(f"  level {level}, {'streamed' if streamed else 'whole'}: {kinds}", flush=True)
     for client in clients.values():
         await client.close()
 
@@ -145,13 +144,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schemas", type=int, default=500)
     parser.add_argument("--tokens", type=int, default=48, help="most of an answer")
+    parser.add_argument("--minutes", type=float, default=6.0, help="for the answers, of which none begins later")
     parser.add_argument("--paragraphs", type=int, default=MIN_PARAGRAPHS, help="of the bundled text, to calibrate on")
     parser.add_argument("--calibration", type=Path, help="a file to keep the calibration in, and to take it from")
     options = parser.parse_args()
     generator = Generator.load(text_spec(), torch.device("cpu"))
     try:
         calibrate(generator, options.paragraphs, options.calibration)
-        asyncio.run(_both(generator, options.schemas, options.tokens))
+        asyncio.run(_both(generator, options))
     finally:
         generator.close()
 
@@ -172,21 +172,21 @@ def calibrate(generator: Generator, paragraphs: int, kept: Path | None) -> None:
     generator.install(solved, SECRET)
 
 
-async def _both(generator: Generator, count: int, tokens: int) -> None:
+async def _both(generator: Generator, options: argparse.Namespace) -> None:
     engine = Engine(generator)
     began = time.perf_counter()
-    own, refused = await answered(generator, count)
+    own, refused = await answered(generator, options.schemas)
     took = time.perf_counter() - began
     print(f"{len(own)} schemas to follow, found in {took:.0f} s; {refused} others were refused by name", flush=True)
     clock, watch = Clock(), Watch()
-    await validity(engine, own, tokens)
+    await validity(engine, own, options.tokens, options.minutes)
     generator.healthy()
     print(clock.told())
     for line in watch.told():
         print(line)
     for level, (steps, agreed) in generator.audit().items():
         print(f"level {level}: {agreed / steps:.3f} of {steps} steps agree with the clean model, before the grammar")
-    await cost(engine, tokens)
+    await cost(engine, options.tokens)
 
 
 if __name__ == "__main__":

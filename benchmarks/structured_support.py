@@ -82,6 +82,7 @@ class Engine(Script):
     ) -> AsyncGenerator[TextDelta]:
         terms = Modulation(utility=tier.utility, disclosure=tier.disclosure(tier.utility))
         share = Share(flow=tier.name)
+        params = {name: value for name, value in params.items() if name != "whole"}  # how a replica paces messages
         async with aclosing(answer(self._generator, prompts, params, terms, share, param=field)) as deltas:
             async for delta in deltas:
                 yield delta
