@@ -96,7 +96,6 @@ async def test_a_completions_logprobs_is_a_number(client: openai.AsyncOpenAI) ->
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": ["a"] * 65, "n": 2}, "n"),
         ({"prompt": "a", "logprobs": 6}, "logprobs"),
-        ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
     ],
