@@ -76,6 +76,7 @@ async def validity(engine: Engine, own: list[Schema], tokens: int, minutes: floa
     """
     free, began = asyncio.Semaphore(TOGETHER), time.monotonic()
     clients = {level: client_of(engine, level) for level in LEVELS}
+    cut = list[str]()
     came = {(level, streamed): Counter[str]() for level in LEVELS for streamed in (False, True)}
 
     async def one(at: int, schema: Schema, level: float, streamed: bool) -> None:
@@ -85,7 +86,10 @@ async def validity(engine: Engine, own: list[Schema], tokens: int, minutes: floa
             if time.monotonic() - began > 60 * minutes:
                 return
             try:
-                what = judged(schema, *await said(clients[level], engine.model.id, streamed, **drawn))
+                text, reason = await said(clients[level], engine.model.id, streamed, **drawn)
+                what = judged(schema, text, reason)
+                if what == CUT:
+                    cut.append(text)
             except openai.APIError as error:
                 what = f"not followed: {error}"
         came[level, streamed][what] += 1
@@ -99,6 +103,8 @@ async def validity(engine: Engine, own: list[Schema], tokens: int, minutes: floa
         for (level, streamed), each in came.items():
             kinds = ", ".join(f"{n} {what}" for what, n in each.most_common())
             print(f"  level {level}, {'streamed' if streamed else 'whole'}: {kinds}", flush=True)
+    blank = sum(text.count(" ") + text.count("\n") for text in cut) / max(1, sum(map(len, cut)))
+    print(f"cut are, for instance, {', '.join(map(repr, cut[:8]))}; {blank:.2f} of all cut text is blank")
     for client in clients.values():
         await client.close()
 

