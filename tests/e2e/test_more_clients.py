@@ -141,8 +141,8 @@ def test_instructor_forms(app: Application, mode: str) -> None:
 def test_llm_on_the_command_line(app: Application, tmp_path: Path) -> None:
     if not importlib.util.find_spec("llm"):
         pytest.skip(f"llm {MISSING}")
-    model = f"- model_id: own\n  model_name: {TEXT}\n  api_base: {app.base_url}/v1\n  supports_schema: true\n"
-    (tmp_path / "extra-openai-models.yaml").write_text(model)
+    told = f"  model_name: {TEXT}\n  api_base: {app.base_url}/v1\n  api_key_name: own\n  supports_schema: true\n"
+    (tmp_path / "extra-openai-models.yaml").write_text("- model_id: own\n" + told)
     # The served model's package is a plugin of it, which without llama-cpp-python fails: none is loaded.
     env = os.environ | {"LLM_USER_PATH": str(tmp_path), "LLM_LOAD_PLUGINS": "", "OPENAI_API_KEY": app.key("gold")}
 
