@@ -59,7 +59,9 @@ class NamedTool(StrictModel):
 
 def _choice_shape(choice: Any) -> Any:
     # A union's own errors would name its branches, not what to send.
-    if isinstance(choice, dict) or choice in ("none", "auto", "required"):
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        return NamedTool.model_validate(choice)
+    if choice in ("none", "auto", "required"):
         return choice
     raise ValueError("send none, auto, required, or {'type': 'function', 'function': {'name': ...}}")
 
