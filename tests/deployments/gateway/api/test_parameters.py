@@ -210,7 +210,27 @@ async def test_the_clients_own_answer_is_taken_as_a_turn(client: openai.AsyncOpe
     assert script.encoded[-1][0]["content"] == "ab" and told.headers[IGNORED] == "messages[].content[].cache_control"
 
 
-# What other programs were seen to send, among them guidellm, `vllm bench serve`, and editors for completion.
+OPEN_WEBUI_TOOLS: list[Any] = [
+    {"type": "function", "function": spec} for spec in (
+        {
+            "name": "search_web",
+            "description": "Search the public web for information.",
+            "parameters": {"type": "object", "required": ["query"], "properties": {
+                "query": {"description": "The search query to look up", "type": "string"},
+                "count": {"description": "Number of results to return", "type": "integer"},
+            }},
+        },
+        {"name": "get_current_timestamp", "description": "Now.", "parameters": {"properties": {}, "type": "object"}},
+        {"name": "calculate_timestamp", "description": "", "parameters": {"type": "object", "properties": {
+            "days_ago": {"default": 0, "description": "Number of days", "type": "integer"},
+        }}},
+        # As versions before `clean_openai_tool_schema` have it.
+        {"name": "older", "description": "", "parameters": {"type": "object", "properties": {
+            "count": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None, "description": "Number"},
+        }}},
+    )
+]  # fmt: skip
+# What other programs were seen to send, or send by their source: guidellm, `vllm bench serve`, editors for completion.
 BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "guidellm": ("chat", {
         "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True},
@@ -224,19 +244,27 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
         "max_tokens": 4096, "suffix": "", "echo": False, "best_of": 1, "stop": [f"</{i}>" for i in range(10)],
         "temperature": 0.2, "top_p": 0,
     }),
+    # Open WebUI by its source (routers/openai.py, utils/middleware.py, utils/tools.py, tools/builtin.py): `metadata` is
+    # taken out and the newer name of max_tokens renamed before the request; function calling is native by default, with
+    # a tool for each of its own functions, by langchain's conversion of their signatures, and no tool_choice; the next
+    # request repeats the tools with the calls and their answers.
     "Open WebUI": ("chat", {
-        "stream": True, "tools": [], "tool_choice": "none", "metadata": {"chat_id": "c"}, "store": False,
-        "reasoning_effort": "medium", "service_tier": "auto", "stream_options": {"include_obfuscation": False},
+        "stream": True, "stream_options": {"include_usage": True}, "temperature": 0.7, "max_tokens": 512,
+        "reasoning_effort": "medium", "seed": 0, "stop": ["###"],
     }),
     "Open WebUI's native function calling": ("chat", {
-        "stream": True, "stream_options": {"include_usage": True}, "metadata": {"chat_id": "c", "session_id": "s"},
-        "tools": [{"type": "function", "function": {
-            "name": "search_web", "description": "Search the public web.",
-            "parameters": {"type": "object", "required": ["query"], "properties": {
-                "query": {"type": "string", "description": "What to look for."},
-                "count": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": 5},
-            }},
-        }}],
+        "stream": True, "stream_options": {"include_usage": True}, "tools": OPEN_WEBUI_TOOLS,
+    }),
+    "Open WebUI after a call": ("chat", {
+        "stream": True, "tools": OPEN_WEBUI_TOOLS, "messages": [
+            *QUESTION,
+            {"role": "assistant", "content": "", "reasoning_content": "Look.", "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "search_web", "arguments": '{"query": "a"}'}},
+                {"id": "c2", "type": "function", "function": {"name": "get_current_timestamp", "arguments": "{}"}},
+            ]},
+            {"role": "tool", "tool_call_id": "c1", "content": "[]"},
+            {"role": "tool", "tool_call_id": "c2", "content": ""},
+        ],
     }),
     "an agent": ("chat", {
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "tool_choice": "none",
