@@ -81,6 +81,7 @@ class LocalModels:
         if method != "generate":
             return
         prompts, param, params, modulation, share, _ = args
+        params = {name: value for name, value in params.items() if name != "whole"}  # how a replica paces messages
         async with aclosing(answer(self._text, prompts, params, modulation, share, param=param)) as deltas:
             async for delta in deltas:
                 yield delta

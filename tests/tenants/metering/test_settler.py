@@ -335,5 +335,5 @@ async def test_rejections_of_a_dead_node_are_kept_and_the_others_are_counted_onc
     for name in ("dead", "well", "dead"):
         rejections.add(name, ("",), MODEL)
     for now in (1.0, 2.0, 3.0):
-        await rejections.send(now)
+        await rejections.send(now, 400)
     assert len(sent) == 2 and dict(rejections._counted) == {("dead", "", MODEL): 2}

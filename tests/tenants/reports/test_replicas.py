@@ -43,8 +43,8 @@ async def test_of_two_that_calibrate_at_once_the_second_is_told_who_and_when(
     await finished(ann)
     execute, asked = other.execute, []
 
-    async def late(*command: Any) -> Any:
-        answer = await execute(*command)
+    async def late(*command: Any, **kind: Any) -> Any:
+        answer = await execute(*command, **kind)
         if command == ("GET", "calibrate:m") and not asked:
             asked.append(await ann.ask("m", "live", who="Ann"))
         return answer

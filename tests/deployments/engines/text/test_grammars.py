@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import os
@@ -252,3 +253,27 @@ async def test_a_grammar_whose_masks_hold_up_the_steps_of_others_ends_and_is_ref
         await grammars.matcher(slow, OWN)
     assert refused.value.param == "guided_regex"
     assert (await grammars.matcher(quick, OWN)).fault is None
+
+
+@pytest.mark.parametrize(("kinds", "depth", "followed"), [(100, 3, True), (300, 1, False), (300, 3, False)])
+def test_a_grammar_of_more_ways_on_at_once_than_a_step_may_follow_ends_its_own_answer_alone(
+    grammars: Grammars, kinds: int, depth: int, followed: bool
+) -> None:
+    def nested(value: int) -> Schema:
+        return functools.reduce(lambda inner, _: {"type": "array", "items": inner}, range(depth), {"const": value})
+
+    # Each kind of array is a way of its own that the first bracket leaves open, and costs every step of it.
+    wide = built(grammars, schema({"anyOf": [nested(value) for value in range(kinds)]}))
+    beside = built(grammars, schema({"type": "array", "items": {"const": 1}, "minItems": 1}))
+    masks, scores = Masks(VOCABULARY, torch.device("cpu")), torch.zeros(2, VOCABULARY)
+    bracket = chat_tokenizer().backend_tokenizer.get_vocab()["["]
+    assert bool(masks.applied(scores, [wide, beside])[:, bracket].isfinite().all())
+    masks.chose(torch.tensor([bracket, bracket]))
+    masks.advance()
+    allowed = masks.applied(scores, [wide, beside]).isfinite()
+    assert beside.fault is None and not allowed[1, END]
+    if followed:
+        assert wide.fault is None and not allowed[0, END]
+    else:
+        assert "Too many items (limit 1500" in str(wide.fault)
+        assert allowed[0].nonzero().flatten().tolist() == [END]

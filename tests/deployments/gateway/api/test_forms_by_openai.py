@@ -60,8 +60,9 @@ class Served(Script):
     async def stream(
         self, method: str, prompts: list[list[int]], field: str, params: dict[str, Any]
     ) -> AsyncGenerator[TextDelta]:
+        given = {name: value for name, value in params.items() if name != "whole"}  # the replica's, for its messages
         async with aclosing(
-            answer(self.generator, prompts, params, Modulation(), Share(flow="own"), param=field)
+            answer(self.generator, prompts, given, Modulation(), Share(flow="own"), param=field)
         ) as deltas:
             async for delta in deltas:
                 yield delta
