@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from tenants.live.entitlements import Entitlements
 from tenants.records.schema import LimitFields
@@ -85,8 +86,7 @@ class Limit:
         return self.period in (NOW, MINUTE)
 
 
-@dataclass(frozen=True, slots=True)
-class Meter:
+class Meter(NamedTuple):
     """So much of a counter; where that is not left, as much as is, down to `least`."""
 
     counter: Counter

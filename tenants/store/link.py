@@ -85,12 +85,17 @@ class ServerLink:
     async def _run(self, *command: Any) -> Any:
         """As the client's `execute_command`, for answers that need no callback: its own path costs as much again."""
         pool = self._client.connection_pool
-        connection = await pool.get_connection()
+        connection = pool.get_available_connection()
         try:
+            await pool.ensure_connection(connection)
             await connection.send_packed_command(pack_command(command))
             return await connection.read_response()
         finally:
-            await pool.release(connection)
+            if connection.should_reconnect() or not connection.is_connected:
+                await pool.release(connection)
+            else:
+                pool._in_use_connections.discard(connection)
+                pool._available_connections.append(connection)
 
     def cold(self, node: str) -> bool:
         """Whether the next command must first set a connection up."""
