@@ -13,7 +13,7 @@ from typing import Any
 from deployments.contracts.tools import TOOLS_ROLE, CallForm
 from deployments.prompts.alternatives import any_of
 from deployments.prompts.library import Library
-from deployments.prompts.tool_turns import OPEN, form_of_calls, told
+from deployments.prompts.tool_turns import OPEN, Manner, in_words, manner_of, one_by_one, told
 from policies.errors import InvalidRequest, first_line
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -63,7 +63,7 @@ class Chat:
         try:
             if tools is not None and tools["form"] == CallForm.TOLD:
                 turns, offered = told(turns, offered), []
-            rendered = self._render(turns, offered or None)
+            rendered = self._filled(turns, offered or None)
         except Exception as error:  # whatever a template does
             raise _invalid(
                 f"The chat template of {self._model_id} refuses this conversation: {first_line(error)}", "invalid_value"
@@ -76,7 +76,7 @@ class Chat:
             return None
         if OPEN in [token.content for token in self._library.added.values() if token.special]:
             return None  # what a special token spells is left out of answers
-        return form_of_calls(self._render)
+        return self._manner.form if self._manner else None
 
     def turn_end(self) -> frozenset[int]:
         """The special token that the template sets behind an assistant's answer, if it does."""
@@ -105,6 +105,10 @@ class Chat:
             raise _invalid(f"{self._model_id} has no chat template; use /v1/completions.", "no_chat_template")
 
     @cached_property
+    def _manner(self) -> Manner | None:
+        return manner_of(self._render)
+
+    @cached_property
     def _special(self) -> dict[int, str]:
         """Tokens that control, and their texts."""
         added = self._library.added.items()
@@ -127,6 +131,19 @@ class Chat:
                 if _SYSTEM in rendered and _USER in rendered:
                     return in_parts, folded
         return False, False
+
+    def _filled(self, turns: list[dict[str, Any]], tools: Any) -> str:
+        """The filled template, with the calls of its turns as it takes them."""
+        if not any(turn.get("tool_calls") for turn in turns):
+            return self._render(turns, tools)
+        if self._manner is not None and not self._manner.written:
+            turns = in_words(turns)
+        try:
+            return self._render(turns, tools)
+        except Exception:
+            if (apart := one_by_one(turns)) == turns:
+                raise
+            return self._render(apart, tools)
 
     def _render(self, messages: Sequence[Message], tools: Any, prompt: bool = True) -> str:
         turns = [dict(message) for message in messages]

@@ -19,6 +19,7 @@ class Form:
         tokenizer: as the `tokenizers` library writes it, JSON.
         vocabulary: ids are below it.
         template: the chat template, in Jinja; None: there is none.
+        tool_template: the one for conversations with tools, where that is another.
         variables: further names that the template may use.
         ends: tokens that end an answer.
         splits: whether special tokens that a plain text spells are text.
@@ -30,6 +31,7 @@ class Form:
     variables: Mapping[str, str] = field(default_factory=dict)
     ends: frozenset[int] = frozenset()
     splits: bool = False
+    tool_template: str | None = None
 
     def pack(self) -> bytes:
         """As bytes, compressed: a tenth of some megabytes."""

@@ -45,6 +45,8 @@ class Portable:
     def __init__(self, form: Form) -> None:
         self._tokenizer = _plain(Tokenizer.from_str(form.tokenizer), form.splits)
         self._template = None if form.template is None else Template(form.template, form.variables)
+        with_tools = form.tool_template
+        self._with_tools = self._template if with_tools is None else Template(with_tools, form.variables)
         self.added: Mapping[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
         self._spelling = self._without_special(form.ends)
 
@@ -55,9 +57,10 @@ class Portable:
 
     def render(self, turns: Sequence[Turn], tools: Any = None, *, prompt: bool) -> str:
         """The filled chat template; `tools` as OpenAI has them. Raises whatever the template does."""
-        if self._template is None:
+        template = self._template if tools is None else self._with_tools
+        if template is None:
             raise ValueError("there is no chat template")
-        return self._template.render(turns, tools, prompt=prompt)
+        return template.render(turns, tools, prompt=prompt)
 
     def ids(self, text: str, *, whole: bool) -> list[int]:
         """A text's tokens; `whole`: with those that the model wants at its begin and end."""

@@ -46,8 +46,14 @@ class Template:
             tools=tools,
             documents=None,
             add_generation_prompt=prompt,
+            **other_names(tools),
             **self._variables,
         )
+
+
+def other_names(tools: Any) -> dict[str, Any]:
+    """Tools by what a family's template calls them beside `tools`: SmolLM3's."""
+    return {"xml_tools": tools} if tools else {}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from tenants.metering.last_known import LastKnown
 from tenants.metering.lease import Lease
 from tenants.metering.limits import Judgement
 from tenants.metering.local import LocalLimits
-from tenants.metering.meters import Limit
+from tenants.metering.meters import HeldTo
 from tenants.metering.questions import Questions
 from tenants.metering.refusals import Refusals
 from tenants.metering.settlement import Sold
@@ -103,8 +103,8 @@ class Admission:
                 tier=own.tier.name,
                 level=top,
                 focused=focused,
-                parts=tuple(meters.parts(held_to)),
-                periods=tuple(meters.periods(held_to)),
+                parts=held_to.parts,
+                periods=held_to.periods,
             )
             return kind(self, own, held_to, sold, wanted, lease_s)
 
@@ -170,7 +170,7 @@ class Admission:
         await self.settler.aclose(timeout_s)
 
     async def ask(
-        self, own: Entitlements, held_to: Sequence[Limit], request_id: str, wanted: Wanted, lease_s: float
+        self, own: Entitlements, held_to: HeldTo, request_id: str, wanted: Wanted, lease_s: float
     ) -> Judgement:
         """What the store says of a request, which it counts if it may run; raises Unavailable while it is away."""
         return self._heard(own, await self.questions.ask(own.tenant, held_to, request_id, wanted, lease_s), wanted)
@@ -183,7 +183,7 @@ class Admission:
         self.last_known.tell(own, answer)
         return answer
 
-    def ask_locally(self, tenant: str, held_to: Sequence[Limit], wanted: Wanted, error: Unavailable) -> Judgement:
+    def ask_locally(self, tenant: str, held_to: HeldTo, wanted: Wanted, error: Unavailable) -> Judgement:
         """The answer of this process's own counts, within the grace; raises `error` after it."""
         now, servers, key = time.monotonic(), self._store.servers, keyspace.request(tenant)
         if (home := servers.home(key)) not in self._away_since:

@@ -42,4 +42,4 @@ def _key(entitlements: Entitlements) -> tuple[str, str, str]:
 
 def _aged(reading: Reading, age_ms: int) -> Reading:
     left_ms = reading.reset_ms - age_ms
-    return replace(reading, used=reading.used if left_ms > 0 else 0, reset_ms=max(0, left_ms))
+    return reading._replace(used=reading.used if left_ms > 0 else 0, reset_ms=max(0, left_ms))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from policies.errors import Unavailable
 from tenants.live.entitlements import Entitlements
 from tenants.metering import limits
 from tenants.metering.limits import Judgement, Reading
-from tenants.metering.meters import Counter, Limit
+from tenants.metering.meters import Counter, HeldTo
 from tenants.metering.outcome import Outcome, outcome_of
 from tenants.metering.settlement import Settlement, Sold, State
 from tenants.metering.wanted import Wanted
@@ -58,7 +57,7 @@ class Lease:
         self,
         admission: Admission,
         entitlements: Entitlements,
-        held_to: Sequence[Limit],
+        held_to: HeldTo,
         sold: Sold,
         wanted: Wanted,
         lease_s: float,
@@ -178,7 +177,8 @@ class Lease:
             self.reason = "budget" if judgement.stepped_by.counter is Counter.COST else "quota"
         elif level < self.sold.level:
             self.reason = "busy"
-        self.sold = replace(self.sold, level=level)
+        if level != self.sold.level:
+            self.sold = replace(self.sold, level=level)
 
     async def _ask(self) -> None:
         """Ask the store, or this process's own counts where it is away."""

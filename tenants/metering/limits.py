@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from policies.errors import LimitExceeded, Unavailable
 from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit
@@ -14,8 +15,7 @@ from tenants.records.prices import spoken
 NO_WAIT_HELPS = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What is used of a limit; `reset_ms` is the time until nothing is, or until its period ends."""
 
     limit: Limit
@@ -60,9 +60,9 @@ def read_answer(limits: Sequence[Limit], answer: bytes) -> Judgement:
     verdict, wait_ms, at, tokens, cost, rung, stepped, *numbers = map(int, answer.split())
     if verdict < 0:
         raise Unavailable("The tenant store was too slow; try again.")
-    readings = tuple(
-        Reading(limit, *pair) for limit, pair in zip(limits, zip(numbers[::2], numbers[1::2], strict=True), strict=True)
-    )
+    readings = tuple(map(Reading, limits, numbers[::2], numbers[1::2]))
+    if len(limits) * 2 != len(numbers):
+        raise ValueError(f"{len(numbers)} numbers of {len(limits)} limits")
     forbidding, stepping = (limits[number - 1] if number else None for number in (verdict, stepped))
     return Judgement(forbidding, wait_ms, readings, at, tokens, cost, rung - 1, stepping)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tenants.metering.limits import Judgement, Reading
-from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, Limit, Meter, owners
+from tenants.metering.meters import MINUTE, MINUTE_S, NOW, Counter, HeldTo, Limit, Meter
 from tenants.metering.wanted import Wanted
 
 MAX_COUNTS = 20_000
@@ -39,9 +39,9 @@ class LocalLimits:
     def __init__(self) -> None:
         self._all: OrderedDict[tuple[str, str], _Counts] = OrderedDict()
 
-    def start(self, tenant: str, limits: Sequence[Limit], amounts: Amounts, *, here: bool) -> None:
+    def start(self, tenant: str, limits: HeldTo, amounts: Amounts, *, here: bool) -> None:
         """Count an admitted request; `here`: by this process's own judgement, of which the store knows nothing yet."""
-        for owner in owners(limits):
+        for owner in limits.owners:
             counts = self._counts(tenant, owner.part)
             bucket = counts.buckets.setdefault(int(time.monotonic()), {})
             for counter, amount in amounts.items():
@@ -50,9 +50,9 @@ class LocalLimits:
                 counts.add(amounts, 1)
             counts.running += 1
 
-    def end(self, tenant: str, limits: Sequence[Limit], unused: Amounts, *, here: bool) -> None:
+    def end(self, tenant: str, limits: HeldTo, unused: Amounts, *, here: bool) -> None:
         """Count an admitted request's end; `unused` is given back to the periods' quotas, not to the minute."""
-        for owner in owners(limits):
+        for owner in limits.owners:
             counts = self._counts(tenant, owner.part)
             if here:
                 counts.add(unused, -1)
@@ -60,10 +60,12 @@ class LocalLimits:
 
     def learn(self, tenant: str, judgement: Judgement) -> None:
         """Remember what the store says is used of periods: a quota that is used up stays so while the store is away."""
-        now = time.monotonic()
+        now, part, known = time.monotonic(), None, {}
         for reading in judgement.readings:
-            if reading.limit.period not in (NOW, MINUTE):
-                known = self._counts(tenant, reading.limit.owner.part).periods
+            if not reading.limit.is_rate:
+                if reading.limit.owner.part != part:
+                    part = reading.limit.owner.part
+                    known = self._counts(tenant, part).periods
                 known[reading.limit.counter, reading.limit.period] = (reading.used, now + reading.reset_ms / 1000)
 
     def judge(self, tenant: str, limits: Sequence[Limit], wanted: Wanted, *, surely: bool = False) -> Judgement:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from tenants.live.entitlements import Entitlements
 from tenants.records.schema import LimitFields
@@ -84,8 +86,7 @@ class Limit:
         return self.period in (NOW, MINUTE)
 
 
-@dataclass(frozen=True, slots=True)
-class Meter:
+class Meter(NamedTuple):
     """So much of a counter; where that is not left, as much as is, down to `least`."""
 
     counter: Counter
@@ -93,9 +94,54 @@ class Meter:
     least: int
 
 
-def limits_of(entitlements: Entitlements, model: str = "") -> tuple[Limit, ...]:
+class HeldTo(tuple[Limit, ...]):
+    """All limits that a request must keep, with what follows from them, which is worked out once."""
+
+    @cached_property
+    def owners(self) -> tuple[Owner, ...]:
+        """The tenant, and everyone else who has a limit."""
+        return tuple(dict.fromkeys([TENANT, *(limit.owner for limit in self)]))
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The owners that have usage of their own, by their parts of its names."""
+        return tuple(owner.part for owner in self.owners if not owner.suffix)
+
+    @cached_property
+    def periods(self) -> tuple[str, ...]:
+        """The periods in which what a request uses is to be booked."""
+        return tuple(dict.fromkeys([*ALWAYS, *(limit.period for limit in self if not limit.is_rate)]))
+
+    @cached_property
+    def running(self) -> bool:
+        """Whether one of them is of requests at a time."""
+        return any(limit.counter is Counter.RUNNING for limit in self)
+
+    @cached_property
+    def argument(self) -> str:
+        """Owners and limits as a part of `admit.lua`'s argument."""
+        of_limits = [(self.owners.index(own.owner) + 1, own.counter, own.period, own.most) for own in self]
+        of_owners = [(owner.part, owner.suffix) for owner in self.owners]
+        return f'"owners":{json.dumps(of_owners)},"limits":{json.dumps(of_limits)}'
+
+
+MOST_KNOWN = 4096
+_known: dict[tuple[int, str], tuple[Entitlements, HeldTo]] = {}
+
+
+def limits_of(entitlements: Entitlements, model: str = "") -> HeldTo:
     """All limits that a request of a model must keep: its tenant's, its key's own, and those of the model."""
-    own = entitlements
+    # By identity, which an entry's own reference keeps: to hash all fields of one costs more than to ask the store.
+    key = (id(entitlements), model if entitlements.model_limits else "")
+    known = _known.get(key)
+    if known is None:
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        known = _known[key] = (entitlements, _limits_of(entitlements, model))
+    return known[1]
+
+
+def _limits_of(own: Entitlements, model: str) -> HeldTo:
     if own.key_limits is None and not own.model_limits:
         return _limits(TENANT, own.limits, own.limits.billing_day)
     groups: list[tuple[Owner, LimitFields]] = [(TENANT, own.limits)]
@@ -103,11 +149,11 @@ def limits_of(entitlements: Entitlements, model: str = "") -> tuple[Limit, ...]:
         groups.append((Owner("key", own.key_id), own.key_limits))
     if model in own.model_limits:
         groups.append((Owner("model", model), own.model_limits[model]))
-    return tuple(limit for owner, fields in groups for limit in _limits(owner, fields, own.limits.billing_day))
+    return HeldTo(limit for owner, fields in groups for limit in _limits(owner, fields, own.limits.billing_day))
 
 
 @lru_cache(maxsize=4096)
-def _limits(owner: Owner, fields: LimitFields, billing_day: int) -> tuple[Limit, ...]:
+def _limits(owner: Owner, fields: LimitFields, billing_day: int) -> HeldTo:
     found = []
     for field, (counter, period) in FIELDS.items():
         most = getattr(fields, field)
@@ -115,19 +161,4 @@ def _limits(owner: Owner, fields: LimitFields, billing_day: int) -> tuple[Limit,
             if period == MONTH and billing_day != 1:
                 period = f"{MONTH}@{billing_day}"
             found.append(Limit(owner, counter, period, most, field))
-    return tuple(found)
-
-
-def owners(limits: Iterable[Limit]) -> list[Owner]:
-    """The tenant, and everyone else who has a limit."""
-    return list(dict.fromkeys([TENANT, *(limit.owner for limit in limits)]))
-
-
-def parts(limits: Iterable[Limit]) -> list[str]:
-    """The owners that have usage of their own, by their parts of its names."""
-    return [owner.part for owner in owners(limits) if not owner.suffix]
-
-
-def periods(limits: Iterable[Limit]) -> list[str]:
-    """The periods in which what a request uses is to be booked."""
-    return list(dict.fromkeys([*ALWAYS, *(limit.period for limit in limits if limit.period not in (NOW, MINUTE))]))
+    return HeldTo(found)

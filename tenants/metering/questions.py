@@ -10,15 +10,15 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from policies.errors import Unavailable
-from tenants.metering import limits, meters
+from tenants.metering import limits
 from tenants.metering.limits import Judgement
-from tenants.metering.meters import Counter, Limit
+from tenants.metering.meters import HeldTo
 from tenants.metering.settlement import STEMS
 from tenants.metering.wanted import Wanted
 from tenants.records import keyspace
@@ -37,7 +37,7 @@ _ADMIT = scripts.load("metering/meters", "metering/admit")
 @dataclass(frozen=True, slots=True, eq=False)
 class _Question:
     tenant: str
-    held_to: Sequence[Limit]
+    held_to: HeldTo
     request: list[Any]
     answer: asyncio.Future[Judgement]
 
@@ -53,24 +53,40 @@ class Questions:
         self._store = store
         self._ended = ended
         self._waiting: dict[str, list[_Question]] = {}
-        self._under_way: dict[str, set[asyncio.Task[None]]] = {}
+        self._under_way: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(
-        self, tenant: str, held_to: Sequence[Limit], request_id: str, wanted: Wanted, lease_s: float
-    ) -> Judgement:
+    async def ask(self, tenant: str, held_to: HeldTo, request_id: str, wanted: Wanted, lease_s: float) -> Judgement:
         """What the store says of a request, which it counts if it may run. Raises Unavailable while it is away."""
-        loop = asyncio.get_running_loop()
         request = _request(held_to, request_id, wanted, lease_s)
-        question = _Question(tenant, held_to, request, loop.create_future())
+        question = _Question(tenant, held_to, request, asyncio.get_running_loop().create_future())
         home = self._store.servers.home(keyspace.request(tenant))
         waiting = self._waiting.setdefault(home, [])
         waiting.append(question)
         if len(waiting) == 1:
-            # The others of this turn of the loop go with it.
-            loop.call_soon(self._send, home)
+            try:
+                await asyncio.sleep(0)  # the others of this turn of the loop go with it
+            except BaseException:
+                question.answer.cancel()
+                self._send(home)
+                raise
+            if self._waiting[home] == [question] and self._under_way.get(home, 0) < UNDER_WAY:
+                self._waiting[home] = []
+                return await self._ask_alone(home, question)
+            self._send(home)
         return await question.answer
 
-    async def look(self, tenant: str, held_to: Sequence[Limit], wanted: Wanted) -> Judgement:
+    async def _ask_alone(self, home: str, question: _Question) -> Judgement:
+        """Ask in the caller's own task: nobody shares the answer, and a caller that leaves undoes its admission."""
+        argument = self._argument(question.tenant, question.held_to, [question.request])
+        self._begin(home)
+        try:
+            (answer,) = await self._store.run(_ADMIT, _keys(question.tenant), (argument,))
+        finally:
+            self._end(home)
+        return limits.read_answer(question.held_to, answer)
+
+    async def look(self, tenant: str, held_to: HeldTo, wanted: Wanted) -> Judgement:
         """What is used of limits. Raises Unavailable while the store is away."""
         argument = self._argument(tenant, held_to, [_request(held_to, "-", wanted, 0.0)], look=True)
         (answer,) = await self._store.run(_ADMIT, _keys(tenant), (argument,))
@@ -78,32 +94,37 @@ class Questions:
 
     async def aclose(self) -> None:
         """End what is under way; who waits for it is told that the store is away."""
-        for task in [task for running in self._under_way.values() for task in running]:
+        for task in [*self._tasks]:
             await tasks.end(task)
 
     def _send(self, home: str) -> None:
-        running, waiting = self._under_way.setdefault(home, set()), self._waiting.get(home)
-        if not waiting or len(running) >= UNDER_WAY:
-            return
-        batch, self._waiting[home] = waiting[:MOST_AT_ONCE], waiting[MOST_AT_ONCE:]
-        task = asyncio.create_task(self._exchange(batch), name="tenants-admission")
-        running.add(task)
+        """Send what waits for a node, as much as may be under way."""
+        while (waiting := self._waiting.get(home)) and self._under_way.get(home, 0) < UNDER_WAY:
+            batch, self._waiting[home] = waiting[:MOST_AT_ONCE], waiting[MOST_AT_ONCE:]
+            self._begin(home)
+            task = asyncio.create_task(self._exchange(batch), name="tenants-admission")
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._sent, home))
 
-        def sent(done: asyncio.Task[None]) -> None:
-            running.discard(done)
-            self._send(home)
+    def _sent(self, home: str, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._end(home)
 
-        task.add_done_callback(sent)
+    def _begin(self, home: str) -> None:
+        self._under_way[home] = self._under_way.get(home, 0) + 1
+
+    def _end(self, home: str) -> None:
+        self._under_way[home] -= 1
         self._send(home)
 
     async def _exchange(self, batch: list[_Question]) -> None:
         """Send questions and hand out the answers. One that nobody waits for any more is not sent."""
-        groups = _together(question for question in batch if not question.answer.done())
-        calls = [
-            (_keys(own[0].tenant), (self._argument(own[0].tenant, own[0].held_to, [q.request for q in own]),))
-            for own in groups
-        ]
         try:
+            groups = _together(question for question in batch if not question.answer.done())
+            calls = [
+                (_keys(own[0].tenant), (self._argument(own[0].tenant, own[0].held_to, [q.request for q in own]),))
+                for own in groups
+            ]
             answers = await self._store.run_many(_ADMIT, calls, partial=True) if calls else []
             for own, answer in zip(groups, answers, strict=True):
                 self._hand_out(own, answer)
@@ -128,34 +149,24 @@ class Questions:
             except Unavailable as error:
                 question.answer.set_exception(error)
 
-    def _argument(self, tenant: str, held_to: Sequence[Limit], requests: Sequence[Any], *, look: bool = False) -> str:
+    def _argument(self, tenant: str, held_to: HeldTo, requests: Sequence[Any], *, look: bool = False) -> str:
         # Only a concurrency limit minds requests that have ended but are not settled yet.
-        limited = any(limit.counter is Counter.RUNNING for limit in held_to)
-        ended = json.dumps(self._ended(tenant)) if limited else "[]"
-        common = _common(tuple(held_to))
-        return f'{{"look":{"true" if look else "false"},{common},"ended":{ended},"requests":{json.dumps(requests)}}}'
+        ended = json.dumps(self._ended(tenant)) if held_to.running else "[]"
+        head = f'{{"look":{"true" if look else "false"},{held_to.argument},"ended":{ended},"requests":'
+        return f"{head}{json.dumps(requests)}}}"
 
 
 def _keys(tenant: str) -> list[str]:
     return [stem(tenant) for stem in STEMS[:-1]]
 
 
-def _request(held_to: Sequence[Limit], request_id: str, wanted: Wanted, lease_s: float) -> list[Any]:
+def _request(held_to: HeldTo, request_id: str, wanted: Wanted, lease_s: float) -> list[Any]:
     tokens, costs = wanted.tokens, [(cost.amount, cost.least) for cost in wanted.costs()]
     amounts = [wanted.requests, wanted.images, tokens.most, tokens.least]
     request = [request_id, round(lease_s * 1000), *amounts, costs]
     if any(rung.percent != 100 for rung in wanted.rungs):
         request.append([wanted.shares(limit) for limit in held_to])
     return request
-
-
-@lru_cache(maxsize=4096)
-def _common(held_to: tuple[Limit, ...]) -> str:
-    """What all questions under the same limits have in common, as a part of the argument."""
-    owners = meters.owners(held_to)
-    of_limits = [(owners.index(limit.owner) + 1, limit.counter, limit.period, limit.most) for limit in held_to]
-    of_owners = [(owner.part, owner.suffix) for owner in owners]
-    return f'"owners":{json.dumps(of_owners)},"limits":{json.dumps(of_limits)}'
 
 
 def _together(questions: Iterable[_Question]) -> list[list[_Question]]:

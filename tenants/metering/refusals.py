@@ -107,6 +107,6 @@ def _believed_s(limit: Limit, judgement: Judgement) -> float:
 
 
 def _aged(judgement: Judgement, age_ms: int) -> Judgement:
-    readings = tuple(replace(r, reset_ms=max(0, r.reset_ms - age_ms)) for r in judgement.readings)
+    readings = tuple(r._replace(reset_ms=max(0, r.reset_ms - age_ms)) for r in judgement.readings)
     wait_ms = judgement.wait_ms if judgement.wait_ms == NO_WAIT_HELPS else max(1, judgement.wait_ms - age_ms)
     return replace(judgement, wait_ms=wait_ms, readings=readings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tenants.live.entitlements import Entitlements
 from tenants.metering.meters import Counter, Limit, Meter
@@ -25,8 +26,7 @@ class Tokens:
     prompt: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rung:
+class Rung(NamedTuple):
     """A level at which a request can be answered, and what it costs there.
 
     Attributes:

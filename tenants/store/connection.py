@@ -21,7 +21,9 @@ _Cluster: Any = RedisCluster
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
-def make_client(url: str, *, protocol: int, timeout_s: float = SOCKET_TIMEOUT_S) -> tuple[Any, Any]:
+def make_client(
+    url: str, *, protocol: int, timeout_s: float = SOCKET_TIMEOUT_S, guarded: bool = False
+) -> tuple[Any, Any]:
     """A client (`redis.asyncio.Redis`) of `url`, speaking RESP `protocol`, and the Sentinel group to close with it.
 
     It connects at first use. Both are Any, since redis-py's annotations describe the blocking client as well.
@@ -31,6 +33,10 @@ def make_client(url: str, *, protocol: int, timeout_s: float = SOCKET_TIMEOUT_S)
     Cluster's is `redis+cluster://[user:pass@]host1:port,host2:port`; a few of its nodes are enough. With `rediss`,
     `?ssl_ca_certs=`, `ssl_certfile=` and `ssl_keyfile=` name files.
 
+    Args:
+        timeout_s: bound of each answer, and of each new connection.
+        guarded: the caller bounds each answer itself; the client's own bound would cost a task for each command.
+
     Raises:
         ValueError: the URL is malformed; the message never repeats it, since it may hold a password.
     """
@@ -39,7 +45,7 @@ def make_client(url: str, *, protocol: int, timeout_s: float = SOCKET_TIMEOUT_S)
         raise ValueError(f"The store's URL must begin with one of {', '.join(f'{s}://' for s in SCHEMES)}.")
     # A repeated admission would be booked twice, so a failed command is for the caller to judge.
     options: dict[str, Any] = {
-        "socket_timeout": timeout_s,
+        "socket_timeout": None if guarded else timeout_s,
         "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),
     }

@@ -93,6 +93,9 @@ class Servers:
 
     async def note_refusals(self, keys: Sequence[str], answers: Sequence[Any]) -> None:
         """Remember which nodes refuse to count, by what they answered for each key."""
+        refused = any(isinstance(answer, ResponseError) for answer in answers)
+        if not refused and not any(node.refusing for node in self._nodes.values()):
+            return  # as nearly always
         said: dict[str, str] = {}
         for key, answer in zip(keys, answers, strict=True):
             if not isinstance(answer, Unavailable):
@@ -162,17 +165,19 @@ class Servers:
         Args:
             partial: so does Unavailable where a node is away, which otherwise fails them all.
         """
-        await self._learn()
-        groups: dict[str, list[int]] = {}
-        for number, home in enumerate(homes or self._link.homes(commands)):
-            groups.setdefault(home, []).append(number)
-        if len(groups) == 1:
+        if not self._link.mapped:
+            await self._learn()
+        homes = homes or self._link.homes(commands)
+        if len(set(homes)) == 1:
             try:
-                return await self._on(next(iter(groups)), commands)
+                return await self._on(homes[0], commands)
             except Unavailable as error:
                 if not partial:
                     raise
                 return [error] * len(commands)
+        groups: dict[str, list[int]] = {}
+        for number, home in enumerate(homes):
+            groups.setdefault(home, []).append(number)
         answers: list[Any] = [None] * len(commands)
         shares = [self._on(home, [commands[number] for number in numbers]) for home, numbers in groups.items()]
         outcomes = await asyncio.gather(*shares, return_exceptions=True)

@@ -160,6 +160,8 @@ def dump(app: Application) -> str:
     }
     texts = []
     for key in app.redis("--scan").splitlines():
-        command, *rest = commands[app.redis("TYPE", key)]
-        texts.append(f"{key} {app.redis(command, key, *rest)}")
+        kind = app.redis("TYPE", key)
+        if kind != "none":  # it has expired meanwhile
+            command, *rest = commands[kind]
+            texts.append(f"{key} {app.redis(command, key, *rest)}")
     return "\n".join(texts)

@@ -55,9 +55,9 @@ class CalledFunction(StrictModel):
     name: str = Field(description="Its name.")
     arguments: str | dict[str, Any] = Field(description="Its arguments: an object, in JSON.")
 
-    @field_validator("arguments")
+    @field_validator("arguments", mode="before")
     @classmethod
-    def read(cls, arguments: str | dict[str, Any]) -> dict[str, Any]:
+    def read(cls, arguments: Any) -> dict[str, Any]:
         """Arguments as an object. Raises ValueError where they are none."""
         try:
             read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from deployments.contracts.grammar import ANY_OBJECT, MOST_CHARACTERS, Grammar, GrammarKind
 from deployments.gateway.api.schemas import StrictModel, short
@@ -14,14 +14,22 @@ from policies.errors import InvalidRequest
 
 MOST_CHOICES = 1024
 
-Schema = str | dict[str, Any]
+
+def _schema_shape(schema: Any) -> Any:
+    # A union's own errors would name its branches, not what to send.
+    if isinstance(schema, str | dict):
+        return schema
+    raise ValueError("send a JSON Schema: an object, or its text")
+
+
+Schema = Annotated[str | dict[str, Any], BeforeValidator(_schema_shape)]
 Choices = Annotated[list[Annotated[str, Field(min_length=1)]], short(MOST_CHOICES), Field(min_length=1)]
 
 
 class JsonSchema(StrictModel):
     """A schema, and its name."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Its name.")
+    name: str = Field(default="schema", pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Its name; OpenAI needs it.")
     description: str | None = Field(default=None, description="Accepted and ignored.")
     schema_: dict[str, Any] = Field(alias="schema", description="JSON Schema of the answer.")
     strict: bool | None = Field(default=None, description="Every schema is followed strictly.")
@@ -32,6 +40,9 @@ class ResponseFormat(StrictModel):
 
     type: Literal["text", "json_object", "json_schema"] = Field(description="text is anything.")
     json_schema: JsonSchema | None = Field(default=None, description="Of type json_schema.")
+    schema_: dict[str, Any] | None = Field(
+        default=None, alias="schema", description="Of type json_object: JSON Schema of the answer. Not OpenAI's."
+    )
 
 
 class StructuredOutputs(StrictModel):
@@ -71,8 +82,11 @@ class Constrained(StrictModel):
 
     def _asked(self) -> Iterator[Grammar]:
         match self.response_format:
-            case ResponseFormat(type="json_object", json_schema=None):
-                yield Grammar(GrammarKind.SCHEMA, ANY_OBJECT, "response_format")
+            case ResponseFormat(schema_=dict(), type=kind) if kind != "json_object":
+                raise _invalid("response_format.schema", f"schema goes with type json_object, not {kind}.")
+            case ResponseFormat(type="json_object", json_schema=None, schema_=schema):
+                asked = ANY_OBJECT if schema is None else _text(schema)
+                yield Grammar(GrammarKind.SCHEMA, asked, "response_format")
             case ResponseFormat(type="json_schema", json_schema=JsonSchema(schema_=schema)):
                 yield Grammar(GrammarKind.SCHEMA, _text(schema), "response_format")
             case ResponseFormat(type="json_schema"):

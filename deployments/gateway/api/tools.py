@@ -22,6 +22,7 @@ MOST_TOOLS = 128
 """OpenAI's own limit."""
 MOST_CALLS = 16
 """Calls of one answer, where a grammar has to end."""
+_NO_ARGUMENTS = {"type": "object", "properties": {}}
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
@@ -58,7 +59,9 @@ class NamedTool(StrictModel):
 
 def _choice_shape(choice: Any) -> Any:
     # A union's own errors would name its branches, not what to send.
-    if isinstance(choice, dict) or choice in ("none", "auto", "required"):
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        return NamedTool.model_validate(choice)
+    if choice in ("none", "auto", "required"):
         return choice
     raise ValueError("send none, auto, required, or {'type': 'function', 'function': {'name': ...}}")
 
@@ -107,7 +110,7 @@ class Offer:
 
     def turn(self, form: CallForm) -> dict[str, str]:
         """The turn that tells a model's template of them."""
-        told = [tool.model_dump(exclude_none=True) for tool in self._tools] if self.offered else []
+        told = [_whole(tool) for tool in self._tools] if self.offered else []
         return {"role": TOOLS_ROLE, "form": form, "content": json.dumps(told, ensure_ascii=False)}
 
     def grammar(self, form: CallForm) -> Grammar | None:
@@ -170,6 +173,12 @@ def form_of(info: ModelInfo) -> CallForm:
     return info.tools
 
 
+def _whole(tool: Tool) -> dict[str, Any]:
+    """As templates read it: some, such as Hermes's, refuse a function without description or parameters."""
+    whole: dict[str, Any] = tool.model_dump(exclude_none=True)
+    return whole | {"function": {"description": "", "parameters": _NO_ARGUMENTS} | whole["function"]}
+
+
 def _opening(form: CallForm, name: str) -> str:
     if form is CallForm.LLAMA:
         return f'{{"name": "{name}", "parameters": '
@@ -177,7 +186,7 @@ def _opening(form: CallForm, name: str) -> str:
 
 
 def _arguments(param: str, function: Function) -> str:
-    schema = function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+    schema = function.parameters or _NO_ARGUMENTS | {"additionalProperties": False}
     text = json.dumps({"type": "object"} | schema)
     try:
         check_schema(text)

@@ -53,7 +53,7 @@ class Day(BaseModel):
 class UsageView(BaseModel):
     """Answer of GET /v1/usage."""
 
-    object: Literal["usage"] = "usage"
+    object: Literal["usage"] = Field(default="usage", description="Always `usage`.")
     tenant: str = Field(description="Tenant id: always the key's own.")
     total: Counts = Field(description="Of all the days below.")
     data: list[Day] = Field(description="The days, the newest first; those without any use too.")

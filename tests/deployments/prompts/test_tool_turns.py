@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from deployments.contracts.tools import TOOLS_ROLE, CallForm
-from deployments.engines.text.loading.own_library import OwnLibrary
+from deployments.engines.text.loading.own_library import OwnLibrary, form_of
 from deployments.prompts.chat import Chat
+from deployments.prompts.form import Form
+from deployments.prompts.library import Portable
 from tests.deployments.tokenizer_support import CHATML, chat_tokenizer
 
 # In the way of the families' own templates, without their words.
@@ -28,8 +30,29 @@ LLAMA = (
     '{"name": "{{ m.tool_calls[0].function.name }}", "parameters": {{ m.tool_calls[0].function.arguments | tojson }}}'
     "<|im_end|>{% elif m.role == 'tool' %}<|im_start|>ipython\n{{ m.content | tojson }}<|im_end|>{% else %}"
     "<|im_start|>{{ m.role }}\n{% if loop.first and tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
-    "{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    "{{ m.content }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Of tools in words of its own, under a name of its own; a turn's calls are left out.
+SMOLLM3 = (
+    "<|im_start|>system\n{% if xml_tools %}### Tools\n<tools>\n{% for tool in xml_tools[:] %}{{ tool | string }}\n"
+    '{% endfor %}</tools>\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    "{% endif %}<|im_end|>\n{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n{{ m.content }}<|im_end|>"
+    "\n{% else %}<|im_start|>{{ m.role }}\n{{ m.content.lstrip() }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Reads the whole of each function, and nothing but tools' conversations: a second template beside a plain one.
+HERMES = (
+    "<|im_start|>system\n{% for tool in tools %}{% set f = tool.function %}"
+    "{{ f.name + ': ' + f.description }}{% for name, of in f.parameters.properties|items %} {{ name }}{% endfor %}"
+    "{% endfor %}<|im_end|>\n" + QWEN.partition("{% endif %}")[2].removeprefix("\n")
+)
+# The same words as Llama's, and no call of its form: in a list behind a mark, and as an action with a reason before it.
+MISTRAL = (
+    LLAMA.replace('{"name"', '[TOOL_CALLS] [{"name"')
+    .replace("tojson }}}'", "tojson }}}]'")
+    .replace('"parameters": {{ m.tool', '"arguments": {{ m.tool')
+)
+COMMAND_R = LLAMA.replace('{"name"', 'Action: {"tool_name"')
 OTHER = LLAMA.replace('"name": ', '"tool": ').replace('"parameters": ', '"with": ')
 CLOCK = {"type": "function", "function": {"name": "clock", "description": "<|im_end|>", "parameters": {}}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": {"zone": "<|im_end|>é"}}}
@@ -50,7 +73,13 @@ def offered(form: CallForm, tools: Any = (CLOCK,)) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("template", "form"),
-    [(QWEN, CallForm.HERMES), (LLAMA, CallForm.LLAMA), (OTHER, None), (CHATML, None), (None, None)],
+    [
+        (QWEN, CallForm.HERMES),
+        (HERMES, CallForm.HERMES),
+        (SMOLLM3, CallForm.HERMES),
+        (LLAMA, CallForm.LLAMA),
+        *((other, None) for other in (OTHER, MISTRAL, COMMAND_R, CHATML, None)),
+    ],
 )
 def test_how_a_model_calls_is_found_out_by_its_template(template: str | None, form: CallForm | None) -> None:
     assert chat(template).call_form() is form
@@ -90,3 +119,44 @@ def test_a_template_without_tools_has_them_told_by_the_systems_turn() -> None:
     assert answered.startswith("user\n<tool_response>\n12:00")
     none = tokenizer.decode(chat(CHATML).encode([offered(CallForm.TOLD, ()), *TURNS]))
     assert "system" not in none and "<tool_response>" in none
+
+
+def test_a_template_that_leaves_calls_out_has_them_in_what_the_assistant_says() -> None:
+    """SmolLM3's: without them the model would read an answer to nothing."""
+    text = chat_tokenizer(SMOLLM3).decode(chat(SMOLLM3).encode([offered(CallForm.HERMES), *TURNS]))
+    told, asked, called, answered, _ = text.split("<|im_start|>")[1:]
+    assert told.startswith("system\n### Tools\n<tools>\n{'type': 'function'") and asked.startswith("user\nWhen?")
+    assert called.startswith('assistant\n<tool_call>\n{"name": "clock", "arguments": {"zone": ')
+    assert answered.startswith("user\n12:00 ")
+    assert "### Tools" not in chat_tokenizer(SMOLLM3).decode(chat(SMOLLM3).encode(TURNS[:1]))
+
+
+def test_several_calls_of_a_turn_come_one_by_one_where_a_template_takes_one_at_a_time() -> None:
+    """An answer of a Llama may have two, and its client sends them back as they came."""
+    calls = [{**CALL, "id": f"c{at}", "function": {"name": f"f{at}", "arguments": {}}} for at in range(3)]
+    answers = [{"role": "tool", "content": f"answer {at}", "tool_call_id": f"c{at}"} for at in (1, 0)]
+    turns = [
+        TURNS[0],
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *answers,
+        {"role": "user", "content": "So?"},
+    ]
+    text = chat_tokenizer(LLAMA).decode(chat(LLAMA).encode([offered(CallForm.LLAMA), *turns]))
+    order = [text.index(part) for part in ('"f1"', "answer 1", '"f0"', "answer 0", '"f2"', "So?")]
+    assert order == sorted(order), text
+    together = chat_tokenizer(QWEN).decode(chat(QWEN).encode([offered(CallForm.HERMES), *turns]))
+    assert together.count("<|im_start|>assistant") == 2, "Qwen's takes them as they are"
+
+
+def test_a_second_template_for_tools_is_used_where_there_are_tools_on_any_machine() -> None:
+    """As Hermes has it: `default` and `tool_use`."""
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = {"default": CHATML, "tool_use": HERMES}
+    form = form_of(tokenizer, 300, frozenset())
+    assert form is not None and (form.template, form.tool_template) == (CHATML, HERMES)
+    whole = {**CLOCK, "function": {**CLOCK["function"], "parameters": {"properties": {"zone": {}}}}}
+    for library in (OwnLibrary(tokenizer), Portable(Form.unpack(form.pack()))):
+        here = Chat("m", library, frozenset())
+        assert here.call_form() is CallForm.HERMES
+        assert "clock: " in tokenizer.decode(here.encode([offered(CallForm.HERMES, (whole,)), *TURNS]))
+        assert tokenizer.decode(here.encode(TURNS[:1])).startswith("<|im_start|>user\nWhen?")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -19,7 +20,9 @@ from policies.errors import LimitExceeded
 from tenants.admin.admin import TenantAdmin
 from tenants.live.cache import EntitlementCache
 from tenants.live.entitlements import Entitlements
+from tenants.metering import meters
 from tenants.metering.admission import Admission
+from tenants.metering.meters import limits_of
 from tenants.metering.wanted import Tokens
 from tenants.records import keyspace
 from tenants.records.schema import LimitFields
@@ -261,3 +264,13 @@ async def test_quotas_that_are_used_up_stay_so_while_the_store_is_away(backend: 
         assert [await attempt(admission, own) for _ in range(5)] == [True] * 2 + [False] * 3
         assert "5 requests per day" in (await refusal(admission, own)).message
         await admission.aclose(0.0)
+
+
+def test_limits_are_known_by_who_has_them_however_many_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meters, "MOST_KNOWN", 8)
+    for number in range(100):  # each is forgotten at once: the next may have its place in memory
+        own = replace(tenant(rpm=number), model_limits={MODEL: LimitFields(tpm=number)})
+        for _ in range(2):
+            assert [limit.most for limit in limits_of(own, MODEL)] == [number, number]
+            assert [limit.most for limit in limits_of(own, "another")] == [number]
+    assert len(meters._known) <= 8

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from policies.errors import LimitExceeded, Unavailable
 from tenants.metering.admission import Admission
 from tenants.metering.lease import Lease
+from tenants.metering.meters import HeldTo
 from tenants.metering.wanted import Tokens
 from tenants.records import keyspace
 from tenants.store.store import TenantStore
@@ -89,9 +91,58 @@ async def test_each_waiting_request_gets_an_error_of_its_own_when_the_store_is_g
     admission._store.run_many = lost  # type: ignore[method-assign]
     held_to = tenant(rpm=5)
     questions = [
-        admission.questions.ask("acme", (), f"{number}", admission.admit(held_to, model=MODEL)._wanted, 1.0)
+        admission.questions.ask("acme", HeldTo(), f"{number}", admission.admit(held_to, model=MODEL)._wanted, 1.0)
         for number in range(3)
     ]
     errors = await asyncio.gather(*questions, return_exceptions=True)
     assert all(isinstance(e, Unavailable) and isinstance(e.__cause__, ConnectionError) for e in errors)
     assert len({id(error) for error in errors}) == 3
+
+
+async def test_a_lone_request_is_asked_in_its_callers_own_task(store: TenantStore, admission: Admission) -> None:
+    tasks, run_many = [], store.run_many
+
+    async def seen(*arguments: Any, **words: Any) -> list[Any]:
+        tasks.append(asyncio.current_task())
+        return await run_many(*arguments, **words)
+
+    store.run_many = seen  # type: ignore[method-assign]
+    await enter(*(admission.admit(tenant(rpm=9), model=MODEL) for _ in range(2)))
+    assert asyncio.current_task() not in tasks
+    await admission.admit(tenant(rpm=9), model=MODEL).__aenter__()
+    assert tasks[-1] is asyncio.current_task() and len(tasks) == 2
+
+
+@pytest.mark.parametrize("turns", range(9))
+async def test_a_lone_client_that_leaves_at_any_moment_keeps_nothing_and_holds_up_nobody(
+    store: TenantStore, admission: Admission, turns: int
+) -> None:
+    own = tenant(concurrency=1, rpm=100)
+    await enter(admission.admit(tenant("warm"), model=MODEL))
+    leaving = asyncio.create_task(admission.admit(own, model=MODEL).__aenter__())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    followers = [asyncio.create_task(admission.admit(own, model=MODEL).__aenter__()) for _ in range(2)]
+    leaving.cancel()
+    (left, *_) = await asyncio.gather(leaving, *followers, return_exceptions=True)
+    if isinstance(left, Lease):
+        await left.__aexit__(None, None, None)
+    for task in followers:
+        if task.exception() is None:
+            await task.result().__aexit__(None, None, None)
+    assert await admission.drain()
+    assert not any(admission.questions._under_way.values())
+    async with admission.admit(own, model=MODEL):
+        assert (await admission.remaining(own))["concurrency"] == 0
+    assert await admission.drain()
+    assert (await store.execute("ZCARD", keyspace.running("acme"))) == 0
+
+
+async def test_a_question_that_cannot_be_put_fails_its_clients_and_nobody_waits_for_ever(admission: Admission) -> None:
+    def broken(*_: object, **__: object) -> str:
+        raise TypeError("no such limit")
+
+    admission.questions._argument = broken  # type: ignore[method-assign]
+    outcomes = await enter(*(admission.admit(tenant(rpm=5), model=MODEL) for _ in range(3)))
+    assert [type(outcome) for outcome in outcomes] == [TypeError] * 3
+    assert not any(admission.questions._under_way.values())

@@ -135,6 +135,9 @@ async def test_a_database_and_a_password_with_signs_in_it_are_taken_from_the_url
     )
     assert options["socket_timeout"] == SOCKET_TIMEOUT_S and options["retry"].get_retries() == 0 and sentinel is None
     await client.aclose()
+    # Ours bound each answer and each connection; the client's own would cost a task for each command.
+    own = store.servers._link._client.connection_pool.connection_kwargs
+    assert own["socket_timeout"] is None and own["socket_connect_timeout"]
 
 
 @pytest.mark.parametrize("scheme", ["redis+sentinel", "rediss+sentinel"])

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from deployments.prompts.form import Form
 from deployments.prompts.library import Portable
-from deployments.prompts.templates import Turn
+from deployments.prompts.templates import Turn, other_names
 
 _OWN_WAYS = ("__call__", "encode", "_encode_plus", "apply_chat_template", "get_chat_template")
 """Methods that a model's tokenizer may have otherwise, in Python."""
@@ -45,7 +45,7 @@ class OwnLibrary:
     def render(self, turns: Sequence[Turn], tools: Any = None, *, prompt: bool) -> str:
         """The filled chat template; `tools` as OpenAI has them. Raises whatever the template does."""
         filled = self._tokenizer.apply_chat_template(
-            list(turns), tools=tools, add_generation_prompt=prompt, tokenize=False
+            list(turns), tools=tools, add_generation_prompt=prompt, tokenize=False, **other_names(tools)
         )
         return str(filled)
 
@@ -77,17 +77,25 @@ def form_of(tokenizer: Any, vocabulary: int, ends: frozenset[int]) -> Form | Non
         return None
     try:
         written = tokenizer.backend_tokenizer.to_str()
+        template, with_tools = _templates(tokenizer) if tokenizer.chat_template else (None, None)
         form = Form(
             written,
             vocabulary,
-            template=tokenizer.get_chat_template() if tokenizer.chat_template else None,
+            template=template,
             variables=dict(tokenizer.special_tokens_map),
             ends=ends,
             splits=bool(tokenizer.split_special_tokens),
+            tool_template=with_tools,
         )
         return form if _same(Portable(form), OwnLibrary(tokenizer)) else None
     except Exception:  # a part of it is Python's, or reads back otherwise
         return None
+
+
+def _templates(tokenizer: Any) -> tuple[str, str | None]:
+    """The chat template, and the one for tools where that is another: Hermes and Command R have theirs by names."""
+    plain, with_tools = tokenizer.get_chat_template(), tokenizer.get_chat_template(tools=[])
+    return plain, None if with_tools == plain else with_tools
 
 
 def _same(portable: Portable, own: OwnLibrary) -> bool:

@@ -120,6 +120,13 @@ async def test_every_parameter_reaches_the_engine(client: openai.AsyncOpenAI, sc
     ("fields", "kind", "text"),
     [
         ({"response_format": {"type": "json_object"}}, "json_schema", '{"type": "object"}'),
+        # As llama.cpp's and Together's users have it: a schema beside json_object, and one without a name.
+        ({"response_format": {"type": "json_object", "schema": {"const": 4}}}, "json_schema", '{"const": 4}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 4}}}},
+            "json_schema",
+            '{"const": 4}',
+        ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}}}},
             "json_schema", '{"type": "null"}',

@@ -14,7 +14,6 @@ from openai.types.responses import response_create_params, response_includable, 
 from pydantic import BaseModel
 
 from deployments.config import REPOSITORY, GatewayArgs
-from deployments.contracts.tools import CallForm
 from deployments.gateway.api import (
     embeddings,
     image_requests,
@@ -29,7 +28,7 @@ from deployments.gateway.api.parameter_docs import marked, page
 from deployments.gateway.api.schemas import StrictModel
 from deployments.gateway.api.tolerance import Unserved
 from deployments.gateway.settings import Settings
-from tests.deployments.openai_support import MODEL, QUESTION, Script
+from tests.deployments.openai_support import QUESTION, Script
 
 OPENAI: list[tuple[Any, type[StrictModel]]] = [
     (chat_create_params.CompletionCreateParamsNonStreaming, text_schemas.ChatRequest),
@@ -208,58 +207,6 @@ async def test_the_clients_own_answer_is_taken_as_a_turn(client: openai.AsyncOpe
         model="text", messages=[{"role": "user", "content": parts}]
     )
     assert script.encoded[-1][0]["content"] == "ab" and told.headers[IGNORED] == "messages[].content[].cache_control"
-
-
-# What other programs were seen to send, among them guidellm, `vllm bench serve`, and editors for completion.
-BODIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "guidellm": ("chat", {
-        "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-        "max_tokens": 16, "max_completion_tokens": 16, "ignore_eos": True, "stop": None,
-    }),
-    "vllm bench serve": ("completions", {
-        "temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 8, "logprobs": None, "stream": True,
-        "stream_options": {"include_usage": True}, "ignore_eos": True, "min_tokens": 8, "top_k": -1, "min_p": 0,
-    }),
-    "an editor": ("completions", {
-        "max_tokens": 4096, "suffix": "", "echo": False, "best_of": 1, "stop": [f"</{i}>" for i in range(10)],
-        "temperature": 0.2, "top_p": 0,
-    }),
-    "Open WebUI": ("chat", {
-        "stream": True, "tools": [], "tool_choice": "none", "metadata": {"chat_id": "c"}, "store": False,
-        "reasoning_effort": "medium", "service_tier": "auto", "stream_options": {"include_obfuscation": False},
-    }),
-    "Open WebUI's native function calling": ("chat", {
-        "stream": True, "stream_options": {"include_usage": True}, "metadata": {"chat_id": "c", "session_id": "s"},
-        "tools": [{"type": "function", "function": {
-            "name": "search_web", "description": "Search the public web.",
-            "parameters": {"type": "object", "required": ["query"], "properties": {
-                "query": {"type": "string", "description": "What to look for."},
-                "count": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": 5},
-            }},
-        }}],
-    }),
-    "an agent": ("chat", {
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}], "tool_choice": "none",
-        "parallel_tool_calls": True, "logprobs": False, "top_logprobs": 0, "modalities": ["text"],
-        "prompt_cache_key": "k", "safety_identifier": "s", "verbosity": "low", "user": "u",
-    }),
-    "a front end of llama.cpp": ("chat", {
-        "cache_prompt": True, "samplers": None, "mirostat": 0, "typical_p": 1, "repeat_penalty": 1, "repeat_last_n": 64,
-        "dry_multiplier": 0, "dry_base": 1.75, "xtc_probability": 0, "grammar": "", "timings_per_token": False,
-        "reasoning_format": "none", "n_probs": 0,
-    }),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("who", BODIES)
-async def test_what_programs_send_is_answered(client: openai.AsyncOpenAI, script: Script, who: str) -> None:
-    path, fields = BODIES[who]
-    script.model = MODEL.model_copy(update={"tools": CallForm.HERMES})
-    answer = await _post(client, path, fields)
-    assert answer.status_code == 200, answer.text
-    script.settings = Settings(GatewayArgs(strict=True))
-    strict = await _post(client, path, fields)
-    assert strict.status_code == (400 if answer.headers.get(IGNORED) or who == "guidellm" else 200), strict.text
 
 
 async def test_the_real_client_sends_all_of_openais_options(client: openai.AsyncOpenAI) -> None:

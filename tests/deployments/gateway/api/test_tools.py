@@ -23,6 +23,11 @@ WEATHER: Any = {
     },
 }
 CLOCK: Any = {"type": "function", "function": {"name": "clock"}}
+# What templates are told of it: Hermes's refuses a function without these.
+WHOLE: Any = {
+    "type": "function",
+    "function": {"name": "clock", "description": "", "parameters": {"type": "object", "properties": {}}},
+}
 ONE = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 TWO = ONE + '\n<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 CALLED = [("weather", {"city": "Köln"}), ("clock", {})]
@@ -107,7 +112,7 @@ async def test_the_template_is_told_of_tools_calls_and_answers(client: openai.As
     ]
     await client.chat.completions.create(model="text", messages=turns, tools=[CLOCK])
     tools, question, called, answered = script.encoded[0]
-    assert (tools["role"], tools["form"], json.loads(tools["content"])) == (TOOLS_ROLE, "hermes", [CLOCK])
+    assert (tools["role"], tools["form"], json.loads(tools["content"])) == (TOOLS_ROLE, "hermes", [WHOLE])
     assert question == {"role": "user", "content": "Hi"}
     assert called["tool_calls"][0]["function"] == {"name": "clock", "arguments": {"zone": "CET"}}
     assert answered == {"role": "tool", "tool_call_id": "c1", "content": "12:00"}
