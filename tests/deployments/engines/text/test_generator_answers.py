@@ -75,17 +75,17 @@ async def test_leaving_takes_every_answer_out_of_the_engine(generator: Generator
 
 
 async def test_who_leaves_before_the_first_token_has_been_told_what_was_read(generator: Generator) -> None:
-    """The engine of the tests reads 128 tokens of a prompt in a step."""
+    """The engine of the tests reads 128 tokens of a prompt in a step, 64 where another flow was there a moment ago."""
     prompt = generator.encode("An account of rivers: " + " ".join(f"river {number}" for number in range(90)))
     assert 300 < len(prompt) < 480
     answer = generator.generate(prompt, SamplingParams(8, 0.0), Modulation(), Share(flow="leaver"))
     first = await anext(answer)
-    assert (first.text, first.tokens, first.finish_reason, first.prompt_tokens) == ("", 0, None, 128)
+    assert (first.text, first.tokens, first.finish_reason) == ("", 0, None) and first.prompt_tokens in (64, 128)
     await answer.aclose()
     await settled(generator)
     told = await deltas(generator, prompt, SamplingParams(8, 0.0), flow="reader")
     reading = [delta.prompt_tokens for delta in told if not delta.tokens]
-    assert reading == [*range(128, len(prompt), 128), len(prompt)]
+    assert reading == [*range(64, len(prompt), 64), len(prompt)]
     assert all(delta.prompt_tokens == len(prompt) for delta in told if delta.tokens)
 
 
