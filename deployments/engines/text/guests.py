@@ -35,7 +35,7 @@ class Guests:
     A step that only decodes is short, and each token of a prompt in it makes it longer for all that are in it. So
     beside a flow that decodes, or that is the first to read, the prompts of others are guests: read in small parts, and
     only as long as they take no more than their share of the time. Who has been served a step's worth less than all
-    hosts is no guest.
+    hosts is no guest, nor is who comes anew, for a step's worth of its prompt: a short question waits behind nobody.
 
     Args:
         sizes: of steps.
@@ -47,6 +47,7 @@ class Guests:
         self._hosts_s = self._guests_s = self._usual_s = 0.0
         self._step: tuple[float, bool] | None = None
         self._seen: dict[str, float] = {}
+        self._welcomed: dict[str, int] = {}
 
     def budget(self, chosen: Sequence[tuple[str, bool, int]], shares: TokenShares, tokens: int) -> int:
         """Tokens of the next step, at most `tokens`.
@@ -59,6 +60,7 @@ class Guests:
         self._account(now)
         self._seen |= {flow: now for flow, _, _ in chosen}
         self._seen = {flow: at for flow, at in self._seen.items() if now - at < COMPANY_S}
+        self._welcomed = {flow: tokens for flow, tokens in self._welcomed.items() if flow in self._seen}
         size = self._sizes.company if len(self._seen) > 1 else self._sizes.alone
         tokens = min(tokens, max(size, 2 * len(chosen)))
         hosted = self._hosted(chosen, shares)
@@ -76,7 +78,10 @@ class Guests:
             if decodes:
                 continue
             if hosts - {flow} and not shares.behind(flow, hosts - {flow}, self._sizes.company):
-                return taken
+                welcome = self._sizes.company - self._welcomed.get(flow, 0)
+                self._welcomed[flow] = self._sizes.company - max(0, welcome - tokens)
+                if tokens > welcome:
+                    return taken + welcome
             hosts.add(flow)
             taken += tokens
         return None

@@ -49,8 +49,22 @@ def test_a_flood_of_prompts_takes_its_share_of_another_flows_time_and_no_more() 
     engine = Engine(decoding=("quiet",), reading=("flood",))
     steps = [engine.step() for _ in range(400)]
     assert sum(steps) / len(steps) == pytest.approx(BASE_S * (1 + SHARE), rel=0.05)
-    assert max(steps) <= BASE_S + TOKEN_S * SIZES.guests + 1e-9
+    assert max(steps[2:]) <= BASE_S + TOKEN_S * SIZES.guests + 1e-9
     assert engine.read["flood"] > 0, "it goes on"
+
+
+def test_who_comes_anew_reads_a_steps_worth_at_once_and_not_again_while_it_stays() -> None:
+    engine = Engine(decoding=("busy",), reading=("new",))
+    engine.step()
+    assert engine.read["new"] == SIZES.company - 1
+    engine.step()
+    assert engine.read["new"] <= SIZES.company + SIZES.guests
+    engine.reading, before = (), engine.read["new"]
+    engine.now += 11.0
+    engine.step()
+    engine.reading = ("new",)
+    engine.step()
+    assert engine.read["new"] - before == SIZES.company - 1
 
 
 def test_who_has_been_served_much_less_is_no_guest() -> None:
