@@ -83,7 +83,7 @@ async def test_another_replica_takes_over_from_one_that_was_killed(
 ) -> None:
     monkeypatch.setattr("tenants.reports.replicas.JOB_TTL_S", 2)
     code = (
-        "import asyncio, sys, tenants.served\n"
+        "import asyncio, sys, tenants.reports.replicas\n"
         "from deployments.engines.images.classifier import ImageClassifier\n"
         "from tests.deployments.upkeep_support import SPEC, keep\n"
         "tenants.reports.replicas.JOB_TTL_S = 2\n"
@@ -97,6 +97,7 @@ async def test_another_replica_takes_over_from_one_that_was_killed(
     started = support.count_processes(monkeypatch)
     try:
         while (job := await served.job(key_of(engine))) is None or job.state != "running":
+            assert holder.poll() is None
             await asyncio.sleep(0.02)
         assert job.replica == "gone"
         keepers.append(await keep(engine, store.url, "next"))
