@@ -77,7 +77,7 @@ async def test_a_device_that_fails_on_everything_makes_its_replica_unhealthy(rep
 async def test_an_answer_that_cannot_be_read_back_counts_as_a_failure(
     replica: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica.engine, "answer", _fail)
+    monkeypatch.setattr(replica.engine, "readout", _fail)
     monkeypatch.setattr(replica._vitals, "_trial", _fail)
     for _ in range(3):
         await replica.ask()
