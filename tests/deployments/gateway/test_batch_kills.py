@@ -89,6 +89,7 @@ async def test_two_thousand_lines_and_two_kills(tmp_path: Path) -> None:
                 found = await now()
                 text = (await client.files.content(found.output_file_id)).text
                 await asyncio.sleep(1.0)  # what is settled goes in rounds
+                await client.close()
             used = (await read_days(store, "acme", 1))[0].total
     out = [json.loads(line) for line in text.splitlines()]
     assert [line["custom_id"] for line in out] == [f"line-{at}" for at in range(LINES)]
