@@ -135,6 +135,7 @@ ROOMS = [
     ("policies/field", "policies/calibration", "policies/head", "policies/library"),
     ("policies/field", "policies/calibration", "policies/provenance"),
     (
+        "deployments/gateway_settings.py",
         "deployments/config.py",
         "deployments/contracts",
         "deployments/queues",

@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deployments.config import GatewayArgs, GatewaySettings
+from deployments.config import GatewayArgs
 from deployments.contracts.console import FAILED, announce
+from deployments.gateway_settings import GatewaySettings
 
 logger = logging.getLogger("deployments.gateway.settings")
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.config import AppArgs, OidcArgs
+from deployments.config import AppArgs
 from deployments.environment import Access
 from deployments.gateway.api.admin.app import build_admin
 from deployments.gateway.api.api import build_api
@@ -19,6 +19,7 @@ from deployments.gateway.batches.runner import BatchRunner
 from deployments.gateway.receipts import Receipts
 from deployments.gateway.service import Gateway
 from deployments.gateway.settings import Settings
+from deployments.gateway_settings import OidcArgs
 from deployments.serving.fleet import Fleet, applications, in_replica
 from tenants.admin.operators import Role
 from tenants.live.cache import EntitlementCache

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from deployments.config import GatewaySettings, Task
+from deployments.config import Task
 from deployments.contracts.catalog import ModelInfo, TextDelta
 from deployments.contracts.grammar import Grammar
 from deployments.contracts.text_rules import beyond_context, check_context, check_text_disclosure, probes_of
@@ -21,6 +21,7 @@ from deployments.gateway.api.streams import COMMENT_EVERY_S, LeasedStream, Waite
 from deployments.gateway.api.tasks import check_task
 from deployments.gateway.api.text_answers import Tally
 from deployments.gateway.ticket import Cost, Ticket
+from deployments.gateway_settings import GatewaySettings
 from deployments.prompts.encoder import characters_of
 from policies.errors import InvalidRequest
 from policies.terms import Disclosure, round_level

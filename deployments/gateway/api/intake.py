@@ -16,8 +16,8 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
-from deployments.config import GatewaySettings
 from deployments.gateway.settings import Settings
+from deployments.gateway_settings import GatewaySettings
 from policies.errors import DeadlineExceeded, InvalidRequest, LimitExceeded, ServiceError, Unavailable
 
 MOST_ELEMENTS, MOST_CONTAINERS = 2**17, 2**15
